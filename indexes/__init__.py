@@ -1,0 +1,1 @@
+"""Where image vectors are kept and searched."""

@@ -1,0 +1,114 @@
+"""What an index folder says about itself: `manifest.json`, written last, so its presence means complete."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from indexes.replace_file import replace_file
+
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+VECTORS_FILE = "vectors.faiss"
+IDS_FILE = "ids.json"
+REBUILD = "build the index with: python embed_image_as_faiss.py"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The contents of `manifest.json`.
+
+    Attributes:
+        format_version: Of the folder's layout.
+        dataset: Name of the dataset.
+        image_folder: Where the images lay when the index was built.
+        model_name: Of the model that made the vectors, for people.
+        model_fingerprint: Of the same model, for comparing.
+        dimension: Width of a vector.
+        count: Number of vectors and of ids.
+        sha256: Checksum of each other file of the index, by file name.
+    """
+
+    format_version: int
+    dataset: str
+    image_folder: str
+    model_name: str
+    model_fingerprint: str
+    dimension: int
+    count: int
+    sha256: dict[str, str]
+
+    def write(self, folder: Path) -> None:
+        """Writes `manifest.json` into the folder, atomically."""
+        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+        replace_file(folder / MANIFEST_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Reads `manifest.json`.
+
+        Raises:
+            FileNotFoundError: If the folder or the file is missing.
+            ValueError: If the file is not a manifest, or one of another version.
+        """
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such index folder; {REBUILD}")
+        path = folder / MANIFEST_FILE
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{folder}: incomplete index: {MANIFEST_FILE}, which is written last, is missing; {REBUILD}"
+            )
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: not JSON ({error}); {REBUILD}") from error
+        version = values.get("format_version") if isinstance(values, dict) else None
+        if version != FORMAT_VERSION:
+            raise ValueError(f"{path}: got format version {version!r}, expected {FORMAT_VERSION}; {REBUILD}")
+        _check_fields(path, values)
+        return cls(**values)
+
+    def verify_files(self, folder: Path) -> None:
+        """Compares the folder's files with their checksums.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If a file's content differs from the one written.
+        """
+        for name, expected in self.sha256.items():
+            path = folder / name
+            if not path.is_file():
+                raise FileNotFoundError(f"{path}: missing, though {MANIFEST_FILE} lists it; {REBUILD}")
+            got = file_sha256(path)
+            if got != expected:
+                raise ValueError(
+                    f"{path}: damaged: got sha256 {got[:12]}..., expected {expected[:12]}...; {REBUILD}"
+                )
+
+
+def file_sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _check_fields(path: Path, values: dict[str, object]) -> None:
+    kinds = {"int": int, "str": str, "dict[str, str]": dict}
+    expected = {field.name: kinds[str(field.type)] for field in dataclasses.fields(Manifest)}
+    if set(values) != set(expected):
+        differing = ", ".join(sorted(set(values) ^ set(expected)))
+        raise ValueError(f"{path}: missing or unknown fields: {differing}; {REBUILD}")
+    for name, kind in expected.items():
+        if not isinstance(values[name], kind):
+            raise ValueError(f"{path}: {name}: got {values[name]!r}, expected {kind.__name__}; {REBUILD}")
+    listed = values["sha256"]
+    if not isinstance(listed, dict) or set(listed) != {VECTORS_FILE, IDS_FILE}:
+        raise ValueError(
+            f"{path}: sha256: got {listed!r}, expected one of {VECTORS_FILE} and {IDS_FILE}; {REBUILD}"
+        )

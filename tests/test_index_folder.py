@@ -1,0 +1,220 @@
+"""The index on disk: round trip, damage, other models, a kill at every step."""
+
+import json
+import shutil
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+
+from indexes import faiss_index
+from indexes.faiss_index import FaissIndex
+from indexes.manifest import file_sha256
+
+NEXT = "python embed_image_as_faiss.py"
+
+
+def vectors_of(seed, count=5, dimension=8):
+    rows = np.random.default_rng(seed).standard_normal((count, dimension)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def save(folder, seed=0, count=5, fingerprint="f00d"):
+    index = FaissIndex.build([f"bilder/ä {number}.jpg" for number in range(count)], vectors_of(seed, count))
+    index.save(
+        folder,
+        model_name="small",
+        model_fingerprint=fingerprint,
+        dataset="toy",
+        image_folder=Path("toy/images"),
+    )
+    return index
+
+
+def edit_manifest(folder, **changes):
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def refusal(folder, error=ValueError, **expected):
+    with pytest.raises(error) as caught:
+        FaissIndex.open(folder, **expected)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert NEXT in message
+    return message
+
+
+def test_round_trip(tmp_path):
+    saved = save(tmp_path / "new" / "index")
+    opened = FaissIndex.open(tmp_path / "new" / "index", expect_fingerprint="f00d", expect_dimension=8)
+    assert opened.ids == saved.ids
+    assert (opened.vectors_of(opened.ids) == saved.vectors_of(saved.ids)).all()
+    assert opened.search(vectors_of(1), 5) == saved.search(vectors_of(1), 5)
+    assert opened.manifest == saved.manifest
+    assert opened.manifest is not None
+    assert (opened.manifest.dataset, opened.manifest.image_folder) == ("toy", "toy/images")
+    assert (opened.manifest.count, opened.manifest.dimension) == (5, 8)
+
+
+def test_the_folder_holds_what_is_documented_and_other_tools_read_it(tmp_path):
+    saved = save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ids.json", "manifest.json", "vectors.faiss"]
+    assert json.loads((tmp_path / "ids.json").read_text(encoding="utf-8")) == list(saved.ids)
+    flat = faiss.read_index(str(tmp_path / "vectors.faiss"))
+    assert (flat.ntotal, flat.d, flat.metric_type) == (5, 8, faiss.METRIC_INNER_PRODUCT)
+
+
+def test_an_opened_index_grows_and_is_saved_again(tmp_path):
+    save(tmp_path)
+    index = FaissIndex.open(tmp_path)
+    index.add(["more.jpg"], vectors_of(9, 1))
+    index.save(tmp_path, model_name="small", model_fingerprint="f00d", dataset="toy", image_folder=Path("i"))
+    assert FaissIndex.open(tmp_path).ids[-1] == "more.jpg"
+
+
+def test_a_missing_or_unfinished_index_is_named(tmp_path):
+    assert "no such index folder" in refusal(tmp_path / "none", FileNotFoundError)
+    save(tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    assert "incomplete index: manifest.json" in refusal(tmp_path, FileNotFoundError)
+
+
+@pytest.mark.parametrize("name", ["vectors.faiss", "ids.json"])
+def test_a_damaged_file_is_named(tmp_path, name):
+    save(tmp_path)
+    whole = (tmp_path / name).read_bytes()
+    for place in (0, len(whole) // 2, len(whole) - 1):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1
+        (tmp_path / name).write_bytes(flipped)
+        assert f"{name}: damaged: got sha256" in refusal(tmp_path)
+    (tmp_path / name).write_bytes(whole[:-7])
+    assert f"{name}: damaged" in refusal(tmp_path)
+    (tmp_path / name).unlink()
+    assert f"{name}: missing" in refusal(tmp_path, FileNotFoundError)
+
+
+def test_files_of_two_indexes_do_not_mix(tmp_path):
+    save(tmp_path / "a", seed=1)
+    save(tmp_path / "b", seed=2)
+    shutil.copy(tmp_path / "b" / "vectors.faiss", tmp_path / "a" / "vectors.faiss")
+    assert "damaged" in refusal(tmp_path / "a")
+
+
+def test_another_model_or_dimension_is_refused(tmp_path):
+    save(tmp_path)
+    assert "got f00d (small), expected beef" in refusal(tmp_path, expect_fingerprint="beef")
+    assert "got dimension 8, expected 256" in refusal(tmp_path, expect_dimension=256)
+
+
+def test_counts_and_dimension_must_fit_even_where_checksums_do(tmp_path):
+    save(tmp_path)
+    (tmp_path / "ids.json").write_text('["a", "b"]')
+    sums = json.loads((tmp_path / "manifest.json").read_text())["sha256"]
+    edit_manifest(tmp_path, sha256=sums | {"ids.json": file_sha256(tmp_path / "ids.json")})
+    assert "ids.json: got 2 entries, expected 5" in refusal(tmp_path)
+    edit_manifest(tmp_path, count=2)
+    assert "vectors.faiss: got 5 entries, expected 2" in refusal(tmp_path)
+    edit_manifest(save_again(tmp_path), dimension=9)
+    assert "got dimension 8, expected 9" in refusal(tmp_path)
+
+
+def save_again(folder):
+    save(folder)
+    return folder
+
+
+def test_another_kind_of_faiss_index_is_refused(tmp_path):
+    save(tmp_path)
+    other = faiss.IndexFlatL2(8)
+    other.add(vectors_of(0))
+    faiss.write_index(other, str(tmp_path / "vectors.faiss"))
+    sums = json.loads((tmp_path / "manifest.json").read_text())["sha256"]
+    edit_manifest(tmp_path, sha256=sums | {"vectors.faiss": file_sha256(tmp_path / "vectors.faiss")})
+    assert "got a IndexFlatL2, expected an IndexFlatIP" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not JSON"),
+        ("[1, 2]", "got format version None, expected 1"),
+        ('{"format_version": 2}', "got format version 2, expected 1"),
+        ('{"format_version": 1}', "missing or unknown fields: count, dataset"),
+    ],
+)
+def test_a_manifest_that_is_none_is_refused(tmp_path, text, message):
+    save(tmp_path)
+    (tmp_path / "manifest.json").write_text(text)
+    assert message in refusal(tmp_path)
+
+
+def test_manifest_fields_of_a_wrong_kind_are_refused(tmp_path):
+    save(tmp_path)
+    edit_manifest(tmp_path, count="5")
+    assert "count: got '5', expected int" in refusal(tmp_path)
+    edit_manifest(save_again(tmp_path), sha256={})
+    assert "sha256: got {}" in refusal(tmp_path)
+
+
+def test_an_empty_index_is_not_saved(tmp_path):
+    with pytest.raises(ValueError, match="got an empty index to save"):
+        FaissIndex(3).save(
+            tmp_path / "x", model_name="m", model_fingerprint="f", dataset="d", image_folder=Path("i")
+        )
+    assert not (tmp_path / "x").exists()
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the code under test may catch it."""
+
+
+def test_a_kill_at_any_step_leaves_the_old_index_or_one_that_is_refused(tmp_path, monkeypatch):
+    """Every rename, removal and write of `save` is counted; the run is killed before each in turn."""
+    outcomes = []
+    real = {name: getattr(Path, name) for name in ("replace", "unlink", "write_text")}
+    real_write = faiss.write_index
+    for step in range(30):
+        folder = tmp_path / str(step)
+        old = save(folder, seed=1)
+        left = [step]
+
+        def die_in_time(left=left):
+            if left[0] == 0:
+                raise Killed
+            left[0] -= 1
+
+        def counted(function, die_in_time=die_in_time):
+            def call(*arguments, **options):
+                die_in_time()
+                return function(*arguments, **options)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name, function in real.items():
+                patch.setattr(Path, name, counted(function))
+            patch.setattr(faiss_index.faiss, "write_index", counted(real_write))
+            try:
+                save(folder, seed=2, count=7)
+                finished = True
+            except Killed:
+                finished = False
+        if finished:
+            assert len(FaissIndex.open(folder)) == 7
+            break
+        try:
+            survivor = FaissIndex.open(folder)
+        except FileNotFoundError as error:
+            assert "incomplete index" in str(error)
+            outcomes.append("refused")
+        else:
+            assert survivor.ids == old.ids
+            assert (survivor.vectors_of(old.ids) == old.vectors_of(old.ids)).all()
+            outcomes.append("old")
+        save(folder, seed=3, count=4)  # what a kill left behind is in nobody's way
+        assert len(FaissIndex.open(folder)) == 4
+        assert len(list(folder.iterdir())) == 3
+    assert outcomes == ["old"] * 5 + ["refused"] * 4

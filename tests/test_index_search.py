@@ -1,0 +1,215 @@
+"""The index against arithmetic in whole numbers: search, ranks, exclusions, ties."""
+
+from fractions import Fraction
+
+import faiss
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from indexes import exact_scores
+from indexes.exact_scores import unit_rows
+from indexes.faiss_index import FaissIndex, Ranking
+
+
+def random_rows(seed, count, dimension, distinct=None):
+    """Unit rows; with `distinct`, only so many different ones, so that most scores tie."""
+    generator = np.random.default_rng(seed)
+    rows = generator.standard_normal((distinct or count, dimension)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows[generator.integers(len(rows), size=count)] if distinct else rows
+
+
+def names(count):
+    return [f"folder/{number:05}.jpg" for number in range(count)]
+
+
+def by_fractions(vectors, query, left_out=()):
+    """Every row but those left out, in order, with exact scores: no floating point and no numpy."""
+    stored = unit_rows(vectors, vectors.shape[1], "rows").tolist()
+    asked = [Fraction(value) for value in unit_rows(query[None], len(query), "query")[0].tolist()]
+    scores = [sum(Fraction(a) * b for a, b in zip(row, asked, strict=True)) for row in stored]
+    order = sorted(
+        (row for row in range(len(stored)) if row not in left_out), key=lambda row: (-scores[row], row)
+    )
+    return order, scores
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    count=st.integers(1, 30),
+    dimension=st.integers(1, 9),
+    distinct=st.none() | st.integers(1, 4),
+    queries=st.integers(1, 4),
+    k=st.integers(1, 35),
+    block=st.integers(1, 31),
+    data=st.data(),
+)
+def test_search_and_rank_match_brute_force(seed, count, dimension, distinct, queries, k, block, data):
+    vectors = random_rows(seed, count, dimension, distinct)
+    asked = random_rows(seed + 1, queries, dimension)
+    asked[0] = vectors[0]
+    rows_left_out = [data.draw(st.sets(st.integers(0, count - 1), max_size=count)) for _ in range(queries)]
+    ids = names(count)
+    index = FaissIndex.build(ids, vectors)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exact_scores, "ROWS_AT_ONCE", block)
+        found = index.search(asked, k, exclude=[{ids[row] for row in rows} for rows in rows_left_out])
+        same = index.search(asked, k, exclude=[np.array(sorted(rows), dtype=int) for rows in rows_left_out])
+        assert found == same
+        for query in range(queries):
+            order, scores = by_fractions(vectors, asked[query], rows_left_out[query])
+            assert found[query].ids == tuple(ids[row] for row in order[:k])
+            assert [Fraction(score) for score in found[query].scores] == [scores[row] for row in order[:k]]
+            exclude = [rows_left_out[query]] * len(order)
+            ranks = index.rank_of(
+                np.repeat(asked[query : query + 1], len(order), axis=0),
+                [ids[row] for row in order],
+                exclude=[{ids[row] for row in rows} for rows in exclude],
+            )
+            assert ranks.tolist() == list(range(1, len(order) + 1))
+
+
+def test_rank_is_the_place_in_the_full_list_for_every_image_of_a_larger_collection():
+    vectors = random_rows(3, 3000, 64)
+    vectors[1500:] = vectors[:1500]  # each vector twice
+    ids = names(3000)
+    index = FaissIndex.build(ids, vectors)
+    query = random_rows(4, 1, 64)
+    left_out = set(ids[10:3000:7])
+    for exclude in (None, left_out):
+        (listed,) = index.search(query, 5000, exclude=[exclude])
+        assert len(listed.ids) == 3000 - len(exclude or ())
+        ranks = index.rank_of(
+            np.repeat(query, len(listed.ids), axis=0), listed.ids, exclude=[exclude] * len(listed.ids)
+        )
+        assert ranks.tolist() == list(range(1, len(listed.ids) + 1))
+
+
+def test_scores_do_not_depend_on_the_batch():
+    index = FaissIndex.build(names(500), random_rows(5, 500, 256))
+    queries = random_rows(6, 33, 256)
+    together = index.search(queries, 500)
+    assert together == [index.search(query[None], 500)[0] for query in queries]
+
+
+def test_scores_are_those_of_faiss():
+    vectors, queries = random_rows(7, 400, 128), random_rows(8, 5, 128)
+    flat = faiss.IndexFlatIP(128)
+    flat.add(vectors)
+    scores, rows = flat.search(queries, 10)
+    for number, ranking in enumerate(FaissIndex.build(names(400), vectors).search(queries, 10)):
+        assert ranking.ids == tuple(names(400)[row] for row in rows[number])
+        assert np.allclose(ranking.scores, scores[number], atol=2e-6)
+
+
+def test_rounding_to_the_grid_moves_nothing_that_matters_and_is_stable():
+    vectors = random_rows(9, 50, 256)
+    rounded = unit_rows(vectors, 256, "rows")
+    assert np.abs(rounded - vectors).max() <= 2.0**-27
+    assert (unit_rows(rounded, 256, "rows") == rounded).all()
+    assert ((rounded.astype(np.float64) * 2**26) % 1 == 0).all()
+
+
+def test_equal_vectors_are_listed_in_the_order_they_were_added():
+    vector = random_rows(10, 1, 8)
+    index = FaissIndex.build(["b", "c"], np.repeat(vector, 2, axis=0))
+    index.add(["a"], vector)
+    (ranking,) = index.search(vector, 2)
+    assert ranking.ids == ("b", "c")
+    assert len(set(ranking.scores)) == 1
+    assert index.rank_of(np.repeat(vector, 3, axis=0), ["a", "b", "c"]).tolist() == [3, 1, 2]
+
+
+def test_fewer_come_when_fewer_are_left():
+    vectors = random_rows(11, 3, 4)
+    index = FaissIndex.build(["a", "b", "c"], vectors)
+    assert len(index.search(vectors[:1], 99)[0].ids) == 3
+    assert index.search(vectors[:1], 9, exclude=[["a", "b", "c"]]) == [Ranking((), ())]
+    assert index.search(vectors[:1], 9, exclude=[{"a", "c"}])[0].ids == ("b",)
+    assert index.search(np.empty((0, 4), dtype=np.float32), 5) == []
+    assert index.rank_of(np.empty((0, 4), dtype=np.float32), []).shape == (0,)
+
+
+def test_an_empty_index_finds_nothing():
+    index = FaissIndex(4)
+    assert (len(index), index.ids, index.dimension) == (0, (), 4)
+    assert index.search(random_rows(12, 2, 4), 5) == [Ranking((), ()), Ranking((), ())]
+    with pytest.raises(ValueError, match="got image id 'a', expected one of the index's 0 images"):
+        index.rank_of(random_rows(12, 1, 4), ["a"])
+
+
+def test_vectors_come_back_by_id_as_copies():
+    vectors = random_rows(13, 4, 16)
+    index = FaissIndex.build(names(4), vectors)
+    got = index.vectors_of([names(4)[2], names(4)[0], names(4)[2]])
+    assert got.dtype == np.float32
+    assert np.allclose(got, vectors[[2, 0, 2]], atol=2.0**-26)
+    got[:] = 0
+    assert np.allclose(index.vectors_of(names(4)), vectors, atol=2.0**-26)
+    assert index.vectors_of([]).shape == (0, 16)
+
+
+GOOD = random_rows(14, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("ids", "vectors", "message"),
+    [
+        (["a"], GOOD, "got 1 ids for 2 vectors"),
+        (["a", "a"], GOOD, "'a' occurs twice"),
+        (["a", ""], GOOD, "expected a non-empty string"),
+        (["a", "old"], GOOD, "'old' occurs twice"),
+        (["a", "b"], GOOD[:, :3], r"got shape \(2, 3\), expected \(n, 4\)"),
+        (["a", "b"], GOOD * 2, "row 0 has length 2, expected 1"),
+        (["a", "b"], GOOD * [[1], [0]], "row 1 has length 0, expected 1"),
+        (["a", "b"], GOOD * [[1], [np.nan]], "row 1 holds NaN"),
+        (["a", "b"], (GOOD * 100).astype(int), "got dtype int64, expected float32"),
+    ],
+)
+def test_add_refuses_what_does_not_fit_and_adds_nothing(ids, vectors, message):
+    index = FaissIndex.build(["old"], random_rows(15, 1, 4))
+    with pytest.raises(ValueError, match=message):
+        index.add(ids, vectors)
+    assert index.ids == ("old",)
+    assert len(index.search(GOOD, 9)[0].ids) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((GOOD, 0), "got k=0, expected at least 1"),
+        ((GOOD, -3), "got k=-3"),
+        ((GOOD[0], 1), "got shape"),
+        ((GOOD[:, :2], 1), "got shape"),
+        ((GOOD * 3, 1), "query vectors: row 0 has length 3"),
+        ((GOOD * np.inf, 1), "NaN or infinity"),
+        ((GOOD, 1, [None]), "exclude: got 1 entries for 2 queries"),
+        ((GOOD, 1, [{"a"}, {"x"}]), "got image id 'x'"),
+        ((GOOD, 1, ["a", "b"]), "expected a set of image ids"),
+        ((GOOD, 1, [None, np.array([2])]), "expected integers from 0 to 1"),
+        ((GOOD, 1, [None, np.array([0.5])]), "array of float64"),
+    ],
+)
+def test_search_refuses_what_does_not_fit(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        FaissIndex.build(["a", "b"], GOOD).search(*arguments)
+
+
+def test_rank_refuses_an_unknown_or_excluded_target():
+    index = FaissIndex.build(["a", "b"], GOOD)
+    with pytest.raises(ValueError, match="got 1 targets for 2 queries"):
+        index.rank_of(GOOD, ["a"])
+    with pytest.raises(ValueError, match="got image id 'z'"):
+        index.rank_of(GOOD, ["a", "z"])
+    with pytest.raises(ValueError, match="query 1: target 'b' is excluded"):
+        index.rank_of(GOOD, ["a", "b"], exclude=[None, {"b"}])
+
+
+def test_build_refuses_a_flat_array():
+    with pytest.raises(ValueError, match=r"expected \(n, d\)"):
+        FaissIndex.build(["a"], GOOD[0])
+    with pytest.raises(ValueError, match="expected at least 1"):
+        FaissIndex(0)
