@@ -1,0 +1,14 @@
+"""BLIP: checkpoints of any origin opened on transformers' BLIP, for retrieval and for captions.
+
+| file | content |
+|---|---|
+| `model.py` | `BlipEncoder` (images and texts to unit rows, matching) and `BlipCaptioner` |
+| `checkpoints.py` | a checkpoint file or folder to a filled transformers model |
+| `weight_files.py` | reads and fingerprints a weights file; never runs code from one |
+| `names.py` | Salesforce tensor names to Hugging Face names, and back |
+| `sizes.py` | widths and depths from shapes, head counts from a JSON |
+| `tokenizer.py`, `images.py` | what the model reads |
+| `beam_search.py` | the reference's beam search, which transformers 5 no longer has |
+| `verify.py`, `recorded.py` | `python -m BLIP.verify FOLDER`: agreement with recorded outputs |
+| `configs/` | text and vision settings of the released sizes |
+"""
