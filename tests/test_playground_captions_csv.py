@@ -1,0 +1,125 @@
+"""Captions files as they are found in the wild."""
+
+import logging
+
+import pytest
+
+from playground.captions_csv import read_captions
+from records import Image
+
+HEADER = "image_name,comment_number,comment\n"
+
+
+@pytest.fixture
+def read(tmp_path):
+    def read(content, names=("a.jpg", "b.jpg", "sub/c.png")):
+        path = tmp_path / "images_captions.csv"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return read_captions(path, [Image(name, tmp_path / name) for name in names], "run: python -m x")
+
+    return read
+
+
+def test_one_query_a_caption(read):
+    got = read(HEADER + "a.jpg,0,A red car.\nsub/c.png,0,A dog\na.jpg,1,A car at night\n")
+    assert [query.id for query in got.queries] == ["a.jpg#0", "sub/c.png#0", "a.jpg#1"]
+    assert got.queries[2].text == "A car at night"
+    assert got.queries[1].target == "sub/c.png"
+    assert got.queries[1].relevant == {"sub/c.png"}
+    assert [image.captions for image in got.images] == [("A red car.", "A car at night"), (), ("A dog",)]
+    assert got.skipped == ()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        HEADER + 'a.jpg,0,"A cat, a ""big"" one"\nb.jpg,0,Two dogs',
+        "\ufeff" + HEADER + 'a.jpg,0,"A cat, a ""big"" one"\nb.jpg,0,Two dogs\n',
+        (HEADER + 'a.jpg,0,"A cat, a ""big"" one"\n\nb.jpg,0,Two dogs\n  \n').replace("\n", "\r\n"),
+        'image_name, comment_number, comment\na.jpg, 0, "A cat, a ""big"" one"\n ./b.jpg , 0 , Two dogs \n',
+        "\n\n"
+        + '"image_name", "comment_number", "comment"\na.jpg,0,"A cat, a ""big"" one"\nb.jpg,0,Two dogs\n',
+        'image_name| comment_number| comment\na.jpg| 0| A cat, a "big" one\nb.jpg| 0| Two dogs\n',
+        'comment,image_name,x,comment_number\n"A cat, a ""big"" one",a.jpg,,0\nTwo dogs,b.jpg,1,0\n',
+    ],
+    ids=["plain", "mark", "crlf-and-blank-lines", "spaces", "late-quoted-header", "pipes", "other-columns"],
+)
+def test_the_same_captions_in_many_dresses(read, content):
+    got = read(content)
+    assert [(query.id, query.text) for query in got.queries] == [
+        ("a.jpg#0", 'A cat, a "big" one'),
+        ("b.jpg#0", "Two dogs"),
+    ]
+    assert got.skipped == ()
+
+
+def test_a_quote_that_opens_a_piped_comment_is_a_quote(read):
+    got = read('image_name| comment_number| comment\na.jpg| 0| " Stop " says the sign .\nb.jpg| 0| Dogs\n')
+    assert [query.text for query in got.queries] == ['" Stop " says the sign .', "Dogs"]
+
+
+def test_unusable_lines_are_left_out_with_number_and_reason(read, caplog):
+    lines = [
+        "a.jpg,0,good",
+        "none.jpg,0,no such image",
+        '"b.jpg",0,"  "',
+        "a.jpg,0,again",
+        "/etc/passwd,0,x",
+        "C:\\a.jpg,0,x",
+        "../a.jpg,0,x",
+        "sub/../../a.jpg,0,x",
+        "sub\\..\\..\\a.jpg,0,x",
+        'b.jpg,0,"over',
+        'two lines"',
+        "b.jpg,1",
+        "b.jpg,1,too,many",
+        ",1,no name",
+        ",,",
+        "b.jpg,,no number",
+        "b.jpg,2,good",
+    ]
+    with caplog.at_level(logging.WARNING):
+        got = read(HEADER + "\n".join(lines))
+    assert [query.id for query in got.queries] == ["a.jpg#0", "b.jpg#0", "b.jpg#2"]
+    assert [(skip.what.split(": ")[0].split()[-1], skip.why) for skip in got.skipped] == [
+        ("3", "no such image in the folder"),
+        ("4", "the comment is empty"),
+        ("5", "the image has a comment of this number already"),
+        ("6", "the image name is an absolute path"),
+        ("7", "the image name is an absolute path"),
+        ("8", "the image name leaves the folder"),
+        ("9", "the image name leaves the folder"),
+        ("10", "the image name leaves the folder"),
+        ("13", "not as many fields as the header"),
+        ("14", "not as many fields as the header"),
+        ("15", "no image name"),
+        ("16", "no image name"),
+        ("17", "no comment number"),
+    ]
+    assert got.skipped[0].what == "images_captions.csv line 3: none.jpg"
+    assert "left out 13 of 16 lines: 3 x the image name leaves the folder" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "got an empty first line, expected the columns image_name, comment_number, comment"),
+        ("\n \n", "got an empty first line"),
+        ("a.jpg,0,A cat\n", "got a.jpg, 0, A cat, expected the columns"),
+        ("image_name,comment\na.jpg,A cat\n", "got image_name, comment, expected the columns"),
+        (HEADER, "no usable caption for the 3 images, expected at least one .no lines below the header"),
+        (HEADER + "x.jpg,0,x\ny.jpg,0,y\n", r"\(2 x no such image in the folder\); run: python -m x"),
+        (HEADER + 'a.jpg,0,good\na.jpg,1,"never closed\nb.jpg,0,good\n', "line 3: got malformed CSV"),
+        (HEADER + 'a.jpg,0,"A "red" car"\n', "line 2: got malformed CSV"),
+        (HEADER.encode() + b"a.jpg,0,caf\xe9\n", "not UTF-8"),
+    ],
+)
+def test_a_file_of_no_use_is_refused_in_one_line(read, content, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        read(content)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"captions\.csv: no such captions file; run: python -m x"):
+        read_captions(tmp_path / "captions.csv", [], "run: python -m x")
