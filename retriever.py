@@ -1,0 +1,220 @@
+"""Text and pictures to rankings: one encoder and the index that it made.
+
+A query travels through the rounds as a `SearchQuery`, words or a vector or both; here it becomes one unit
+row, is searched and is ranked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from embedding.encoder import Encoder, checked_rows
+from indexes.exclusions import Exclusions
+from indexes.faiss_index import FaissIndex, Ranking
+
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True, eq=False)
+class SearchQuery:
+    """What to search for.
+
+    Attributes:
+        text: The words; encoded when there is no vector.
+        vector: (d,) floats of any length above zero, such as a weighted sum of embeddings; only its direction
+            counts. It wins over the text, which then is kept for the record alone.
+
+    Raises:
+        ValueError: If both are missing, the text is blank, or the vector is not a finite direction.
+    """
+
+    text: str | None = None
+    vector: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.vector is None:
+            if self.text is None or not self.text.strip():
+                raise ValueError(f"search query: got text {self.text!r}, expected words, or a vector instead")
+            return
+        vector = np.asarray(self.vector)
+        if vector.ndim != 1 or vector.dtype.kind != "f":
+            raise ValueError(
+                f"search query: got a vector of shape {vector.shape} and dtype {vector.dtype}, "
+                "expected one dimension of floats"
+            )
+        if not np.isfinite(vector).all() or not vector.any():
+            raise ValueError(
+                "search query: got a vector of zeros, or with NaN or infinity, expected a direction"
+            )
+
+
+class Retriever:
+    """An encoder and an index of its vectors.
+
+    Attributes:
+        encoder: Encodes texts and pictures.
+        index: Holds the collection's vectors.
+    """
+
+    def __init__(self, encoder: Encoder, index: FaissIndex, batch_size: int = BATCH_SIZE) -> None:
+        """Joins the two.
+
+        Args:
+            encoder: Must be the model that the index was built with.
+            index: Saved, opened, or built in memory; of the last only the dimension can be checked.
+            batch_size: Texts or pictures to one call of the encoder.
+
+        Raises:
+            ValueError: If the index is another model's.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch size: got {batch_size}, expected at least 1")
+        made_by = index.manifest.model_fingerprint if index.manifest else encoder.fingerprint
+        if (made_by, index.dimension) != (encoder.fingerprint, encoder.dimension):
+            raise ValueError(
+                f"the index belongs to another model: got {made_by} with dimension {index.dimension}, "
+                f"expected {encoder.fingerprint} with {encoder.dimension}; "
+                "choose that model, or build the index with: python embed_image_as_faiss.py"
+            )
+        self.encoder = encoder
+        self.index = index
+        self._batch_size = batch_size
+
+    @classmethod
+    def open(cls, encoder: Encoder, index_folder: Path, batch_size: int = BATCH_SIZE) -> Retriever:
+        """Opens a saved index for this encoder.
+
+        Raises:
+            FileNotFoundError: If there is no whole index in the folder.
+            ValueError: If the index is damaged, or another model's.
+        """
+        return cls(encoder, FaissIndex.open(index_folder, encoder.fingerprint, encoder.dimension), batch_size)
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Encodes n texts, batch by batch.
+
+        Returns:
+            (n, d) float32, rows of unit length.
+
+        Raises:
+            ValueError: If a text is blank, or the encoder's output does not fit.
+        """
+        for number, text in enumerate(texts):
+            if not text.strip():
+                raise ValueError(f"text {number}: got {text!r}, expected words")
+        parts = [
+            checked_rows(self.encoder.encode_texts(list(batch)), len(batch), self.encoder, "text vectors")
+            for batch in self._batches(texts)
+        ]
+        return np.concatenate([self._no_rows(), *parts])
+
+    def encode_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Encodes n RGB pictures (see `embedding.decode.open_image`), batch by batch.
+
+        Returns:
+            (n, d) float32, rows of unit length.
+
+        Raises:
+            ValueError: If the encoder's output does not fit.
+        """
+        parts = [
+            checked_rows(self.encoder.encode_images(list(batch)), len(batch), self.encoder, "image vectors")
+            for batch in self._batches(images)
+        ]
+        return np.concatenate([self._no_rows(), *parts])
+
+    def query_vectors(self, queries: Sequence[SearchQuery | str] | np.ndarray) -> np.ndarray:
+        """Makes one unit row of each query; all texts among them are encoded together.
+
+        Args:
+            queries: q queries, q texts, or their vectors (q, d) of any length above zero.
+
+        Returns:
+            (q, d) float32, rows of unit length.
+
+        Raises:
+            ValueError: If a query is empty, or a vector does not fit the index.
+        """
+        asked = [_search_query(query) for query in queries]
+        rows = np.empty((len(asked), self.index.dimension), dtype=np.float32)
+        words = [(row, query.text) for row, query in enumerate(asked) if query.vector is None and query.text]
+        rows[[row for row, _ in words]] = self.encode_texts([text for _, text in words])
+        for row, query in enumerate(asked):
+            if query.vector is not None:
+                if len(query.vector) != self.index.dimension:
+                    raise ValueError(
+                        f"query {row}: got a vector of dimension {len(query.vector)}, "
+                        f"expected {self.index.dimension} as in the index"
+                    )
+                rows[row] = _unit(query.vector)
+        return rows
+
+    def search(
+        self,
+        queries: Sequence[SearchQuery | str] | np.ndarray,
+        k: int,
+        exclude: Exclusions | None = None,
+    ) -> list[Ranking]:
+        """Lists the k best images of each query; fewer when fewer are left.
+
+        Args:
+            queries: As `query_vectors`.
+            k: At least 1.
+            exclude: For each query the image ids that may not be listed, or None.
+
+        Returns:
+            q rankings; of equal scores the image added earlier comes first.
+
+        Raises:
+            ValueError: If the arguments do not fit the index.
+        """
+        return self.index.search(self.query_vectors(queries), k, exclude)
+
+    def rank(
+        self,
+        queries: Sequence[SearchQuery | str] | np.ndarray,
+        target_ids: Sequence[str],
+        exclude: Exclusions | None = None,
+    ) -> np.ndarray:
+        """Counts the place of one target a query in the whole collection, as `search` would list it.
+
+        To search and rank the same texts, encode them once with `query_vectors`.
+
+        Returns:
+            (q,) int64, from 1.
+
+        Raises:
+            ValueError: If the arguments do not fit the index, or a target is excluded.
+        """
+        return self.index.rank_of(self.query_vectors(queries), target_ids, exclude)
+
+    def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
+        """Looks up the vectors of indexed images, (n, d) float32, without encoding them again.
+
+        Raises:
+            ValueError: If an id is not in the index.
+        """
+        return self.index.vectors_of(ids)
+
+    def _batches(self, items: Sequence) -> list[Sequence]:
+        return [items[first : first + self._batch_size] for first in range(0, len(items), self._batch_size)]
+
+    def _no_rows(self) -> np.ndarray:
+        return np.empty((0, self.index.dimension), dtype=np.float32)
+
+
+def _search_query(query: SearchQuery | str | np.ndarray) -> SearchQuery:
+    if isinstance(query, SearchQuery):
+        return query
+    return SearchQuery(text=query) if isinstance(query, str) else SearchQuery(vector=query)
+
+
+def _unit(vector: np.ndarray) -> np.ndarray:
+    """Scales to length 1; by the largest entry first, so that no square overflows or vanishes."""
+    scaled = vector.astype(np.float64) / np.abs(vector).max()
+    return (scaled / np.linalg.norm(scaled)).astype(np.float32)
