@@ -1,0 +1,54 @@
+"""The table of a run: one row per round, readable in a terminal and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+COLUMNS = ("Recall@1", "Recall@5", "Recall@10", "F1@10", "Mean rank")
+COLUMNS_WITHOUT_TARGET = ("P@10", "R@10", "F1@10", "Session recall", "Session F1")
+# Ranks, and logarithms of ranks, are not shares of one; they are not shown in percent.
+NOT_SHARES = ("Mean rank", "Median rank", "BRI")
+
+
+def format_table(summary: Mapping[str, Sequence[float]], columns: Sequence[str] | None = None) -> str:
+    """Lays out the means of a run.
+
+    Args:
+        summary: Means per round, as `evaluation.measures.Measures.summary` gives them.
+        columns: Measures to show, in order. None: the usual ones of those at hand.
+
+    Returns:
+        Lines joined by newlines, none at the end; shares in percent.
+
+    Raises:
+        ValueError: If a column is not in ``summary``, or there is none.
+
+    Example:
+        ::
+
+            | Round | Recall@10 | Mean rank |
+            | ----: | --------: | --------: |
+            |     0 |      50.0 |      12.0 |
+    """
+    if columns is None:
+        usual = COLUMNS if "Mean rank" in summary else COLUMNS_WITHOUT_TARGET
+        columns = [name for name in usual if name in summary]
+    absent = [name for name in columns if name not in summary]
+    if absent or not columns:
+        raise ValueError(f"no such measures: {', '.join(absent) or '(none)'}; at hand: {', '.join(summary)}")
+    rows = [["Round", *columns]]
+    for number in range(len(summary[columns[0]])):
+        rows.append([str(number), *(format_value(name, summary[name][number]) for name in columns)])
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    rows.insert(1, ["-" * (width - 1) + ":" for width in widths])
+    return "\n".join(
+        "| " + " | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    )
+
+
+def format_value(name: str, value: float) -> str:
+    """Returns a mean as the table shows it: a share in percent, a rank to a tenth, BRI to a thousandth."""
+    if name in NOT_SHARES:
+        return f"{value:.3f}" if name == "BRI" else f"{value:.1f}"
+    return f"{100 * value:.1f}"

@@ -1,0 +1,149 @@
+import re
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from evaluation.measures import evaluate
+from evaluation.plots import plot_recall_f1
+from evaluation.report import choose_cases, mark_changes, write_report
+from evaluation.runs import append_rounds, write_json
+from evaluation.sessions import build_sessions
+from evaluation.tables import format_table
+from tests.test_evaluation_measures import make_round
+
+HOSTILE = '<script>alert("x")</script>'
+IMAGES = [f"{number} é.png" for number in range(12)]
+
+
+def make_run(folder, rounds, round_count, settings=None):
+    append_rounds(folder / "rounds.jsonl", rounds)
+    measures = evaluate(rounds, round_count)
+    write_json(folder / "measures.json", measures.to_json())
+    write_json(folder / "settings.json", settings or {"rounds": round_count})
+    plot_recall_f1({"run": measures.summary()}, folder / "recall_f1.png")
+
+
+@pytest.fixture
+def run(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for place, name in enumerate(IMAGES[:-1]):
+        Image.new("RGBA", (300, 200), (place * 20, 90, 40, 200)).save(images / name)
+    first = make_round(HOSTILE, 0, IMAGES, IMAGES[4], [IMAGES[4]])
+    second = replace(first, number=1, text=f"words {HOSTILE}", liked=(IMAGES[0],), captions=(HOSTILE,))
+    second = replace(second, fallback=HOSTILE, stop=HOSTILE)
+    gone = make_round("gone", 0, IMAGES[::-1], IMAGES[-1], [IMAGES[-1]], stop="found")
+    make_run(tmp_path, [first, second, gone], 2, {"prompt": HOSTILE, "model": {HOSTILE: 1}})
+    return tmp_path
+
+
+def test_report_escapes_what_others_wrote(run):
+    html = write_report(run, run / "images").read_text()
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;") >= 6
+
+
+def test_report_needs_nothing_outside_itself(run):
+    html = write_report(run, run / "images").read_text()
+    assert not re.search(r"https?:|file:|//[a-z]|<link|<iframe|@import", re.sub(r"base64,[\w+/=]+", "", html))
+    sources = re.findall(r"(?:src=\"|href=\"|url\()([^\")]*)", html)
+    assert sources
+    assert all(source.startswith("data:image/") for source in sources)
+    assert html.count("data:image/jpeg") == len(IMAGES) - 1, "each thumbnail once"
+
+
+def test_missing_picture_is_a_placeholder_and_counted(run):
+    html = write_report(run, run / "images").read_text()
+    assert "1 picture could not be read" in html
+    assert ">not found<" in html
+    assert re.search(r'class="thumb  target" role="img" aria-label="The target: 11 é.png"', html)
+
+
+def test_report_marks_the_picked_and_the_target_and_names_every_picture(run):
+    html = write_report(run, run / "images").read_text()
+    assert 'aria-label="Place 1 (picked): 0 é.png"' in html
+    assert 'aria-label="Place 5 (target): 4 é.png"' in html
+    assert html.count('role="img"') == html.count("aria-label=")
+    assert "alt=" in html
+    assert "Rank 5 → 5" in html
+
+
+def test_report_names_a_missing_file(run):
+    (run / "recall_f1.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"recall_f1\.png is missing"):
+        write_report(run, run / "images")
+
+
+def test_report_without_targets_shows_relevant_images(tmp_path):
+    make_run(tmp_path, [make_round("q", 0, IMAGES, None, IMAGES[:2])], 1)
+    html = write_report(tmp_path, tmp_path).read_text()
+    assert "A relevant image: 0 é.png" in html
+    assert "Session recall" in html
+
+
+def test_cases_are_the_largest_gain_and_loss():
+    rounds = []
+    for name, before, after in [("same", 3, 3), ("gain", 100, 10), ("small", 12, 10), ("loss", 2, 30)]:
+        for number, rank in enumerate((before, after)):
+            rounds.append(make_round(name, number, [], "t", ["t"], rank=rank))
+    best, worst = choose_cases(build_sessions(rounds, 2), 1)
+    assert [session.query_id for session in (*best, *worst)] == ["gain", "loss"]
+    best, worst = choose_cases(build_sessions(rounds[::-1], 2), 9)
+    assert [session.query_id for session in best] == ["gain", "small"]
+    assert [session.query_id for session in worst] == ["loss", "same"]
+
+
+def test_changes_are_marked_by_word():
+    marked = mark_changes("a red dog", "a brown dog runs")
+    assert marked == [
+        ("same", "a"),
+        ("removed", "red"),
+        ("added", "brown"),
+        ("same", "dog"),
+        ("added", "runs"),
+    ]
+    assert mark_changes("", "") == []
+
+
+WORDS = st.lists(st.sampled_from("abcd")).map(" ".join)
+
+
+@given(WORDS, WORDS)
+def test_changes_hold_both_texts(before, after):
+    marked = mark_changes(before, after)
+    assert " ".join(words for kind, words in marked if kind != "removed") == after
+    assert " ".join(words for kind, words in marked if kind != "added") == before
+
+
+def test_table_is_aligned_markdown():
+    table = format_table(
+        {"Recall@10": [0.5, 1.0], "Mean rank": [12.0, 1.0], "BRI": [2.0, 1.23456]}, ["Mean rank", "BRI"]
+    )
+    assert table.splitlines() == [
+        "| Round | Mean rank |   BRI |",
+        "| ----: | --------: | ----: |",
+        "|     0 |      12.0 | 2.000 |",
+        "|     1 |       1.0 | 1.235 |",
+    ]
+    assert "|      50.0 |" in format_table({"Recall@10": [0.5], "Mean rank": [12.0]})
+    with pytest.raises(ValueError, match="no such measures: P@3; at hand: BRI"):
+        format_table({"BRI": [1.0]}, ["P@3"])
+    with pytest.raises(ValueError, match="no such measures"):
+        format_table({})
+
+
+def test_plot_is_a_picture_for_one_round_and_many_runs(tmp_path):
+    summary = {"Recall@10": [0.0, 0.5, 1.0], "F1@10": [0.0, 0.1, 2 / 11]}
+    one = {"Recall@10": [0.0], "F1@10": [0.0]}
+    plot_recall_f1({f"run {number}": summary for number in range(9)} | {"_one": one}, tmp_path / "x.png")
+    with Image.open(tmp_path / "x.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.info["dpi"] == pytest.approx((150, 150), abs=0.1)
+        assert picture.width > 1000
+    with pytest.raises(ValueError, match="curves is empty"):
+        plot_recall_f1({}, tmp_path / "y.png")
+    with pytest.raises(ValueError, match="run 'x' has no F1@10"):
+        plot_recall_f1({"x": {"Recall@10": [1.0]}}, tmp_path / "y.png")
