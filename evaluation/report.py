@@ -84,8 +84,8 @@ def write_report(
     best, worst = choose_cases(sessions, cases)
     thumbnails = Thumbnails(image_folder)
     sections = [
-        {"title": title, "cases": [_describe_case(session, thumbnails) for session in chosen]}
-        for title, chosen in (("Most improved", best), ("Least improved, or made worse", worst))
+        {"title": heading, "cases": [_describe_case(session, thumbnails) for session in chosen]}
+        for heading, chosen in (("Most gained", best), ("Least gained, or lost", worst))
     ]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
