@@ -30,10 +30,10 @@ def beam_search(
 
     A finished sentence of n tokens (prompt counted, end token not) scores
     ``sum(log p) / n ** length_penalty``. Each step looks at the ``2 * num_beams`` best continuations of a
-    row; one that ends the sentence counts only among the first ``num_beams`` of them. A row is done when it has
-    ``num_beams`` finished sentences and the worst scores at least ``best running sum / n ** length_penalty``.
-    Rows not done at ``max_length`` let their open sentences join. Example: with sums -2.055 over 5 tokens and
-    -6.969 over 13, the short one wins (-0.411 against -0.536).
+    row; one that ends the sentence counts only among the first ``num_beams`` of them. A row is done when it
+    has ``num_beams`` finished sentences and the worst scores at least
+    ``best running sum / n ** length_penalty``. Rows not done at ``max_length`` let their open sentences join.
+    Example: with sums -2.055 over 5 tokens and -6.969 over 13, the short one wins (-0.411 against -0.536).
 
     Args:
         next_logits: Called with the tokens so far, (rows * num_beams, t) int64, and the rows of the previous

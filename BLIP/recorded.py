@@ -2,8 +2,8 @@
 
 A folder holds weights (``itm.*``, ``retrieval_full.pth``, ``captioner.*``), what the reference computed with
 them (``itm_outputs.safetensors``, ``captioner_outputs.safetensors``, ``preprocess.safetensors``), the texts
-and settings used (``itm.json``, ``captioner.json``), ``tiny_med_config.json`` and ``vocab.txt``. All sizes come
-from the files.
+and settings used (``itm.json``, ``captioner.json``), ``tiny_med_config.json`` and ``vocab.txt``. All sizes
+come from the files.
 """
 
 from __future__ import annotations

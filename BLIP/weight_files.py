@@ -124,9 +124,7 @@ def _read_torch(file: Path, mapped: bool) -> Any:
             f"{file} is refused: it is damaged, or pickles objects other than tensors ({detail[:160]}), and"
             " loading those can run code. Save its state_dict as .safetensors where you trust the file"
         ) from error
-    except OSError:
-        raise
-    except Exception as error:  # a damaged file fails anywhere inside torch, with any exception
+    except Exception as error:  # a damaged file fails anywhere inside torch, OSError included
         first_line = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise UnreadableFileError(
             f"{file} is damaged, truncated or no torch checkpoint ({first_line}): copy or download it again"

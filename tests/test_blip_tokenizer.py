@@ -1,0 +1,61 @@
+"""The vocabulary as the model was trained with it."""
+
+from pathlib import Path
+
+import pytest
+from transformers import BertTokenizer
+
+from BLIP.tokenizer import Tokenizer, open_tokenizer
+
+FIXTURES = Path(__file__).parent / "fixtures" / "blip"
+
+
+def test_two_ids_are_appended():
+    tokenizer = Tokenizer.open(FIXTURES)
+    assert (len(tokenizer), tokenizer.dec_id, tokenizer.enc_id) == (211, 209, 210)
+    assert (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id) == (0, 2, 3)
+
+
+def test_ids_in_the_vocabulary_are_kept(tmp_path):
+    lines = ["a", "[DEC]", "dog", "[ENC]", "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    (tmp_path / "vocab.txt").write_text("\r\n".join(lines) + "\r\n")
+    tokenizer = Tokenizer.open(tmp_path / "model.pth")
+    assert (len(tokenizer), tokenizer.dec_id, tokenizer.enc_id, tokenizer.pad_id) == (9, 1, 3, 4)
+    tokens = tokenizer.encode(["A dog", "zebra a dog dog"], limit=5, length=6, first=tokenizer.enc_id)
+    assert tokens.ids.tolist() == [[3, 0, 2, 7, 4, 4], [3, 5, 0, 2, 7, 4]]
+    assert tokens.mask.tolist() == [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0]]
+    assert tokens.truncated == 1
+    assert tokenizer.decode([1, 0, 2, 7, 4]) == "a dog"
+
+
+def test_transformers_reads_a_special_token_only_once():
+    tokenizer = open_tokenizer(FIXTURES)
+    assert tokenizer.convert_tokens_to_ids(["[DEC]", "[ENC]"]) == [209, 210]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n", r"lacks \[MASK\]"),
+        (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\na\n", "'a' more than once"),
+        (b"\xff\xfe\x00", "no UTF-8"),
+    ],
+)
+def test_damaged_vocabularies(tmp_path, content, words):
+    (tmp_path / "vocab.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        Tokenizer.open(tmp_path)
+
+
+def test_no_vocabulary_and_no_network(tmp_path, monkeypatch):
+    def unreachable(*_):
+        raise OSError("no connection")
+
+    monkeypatch.setattr(BertTokenizer, "from_pretrained", unreachable)
+    with pytest.raises(FileNotFoundError, match=r"put its vocab\.txt beside the checkpoint"):
+        Tokenizer.open(tmp_path / "chatir_weights.ckpt")
+
+
+def test_one_string_is_refused():
+    with pytest.raises(ValueError, match="put it in a list"):
+        Tokenizer.open(FIXTURES).encode("a dog", limit=10)
