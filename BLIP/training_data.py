@@ -1,0 +1,166 @@
+"""What training reads: pictures as one array on disk, captions, a tokenizer, deterministic batches."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image as PILImage
+from tokenizers import BertWordPieceTokenizer
+from tqdm import tqdm
+
+from embedding.decode import open_image
+from records import Image, Skip
+
+log = logging.getLogger(__name__)
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_FILLERS = (
+    "the image shows", "a photo of", "i want to see", "show me", "there is also", "a scene with",
+    "in the picture", "looking for", "the picture with", "please find",
+)  # fmt: skip
+
+
+def cache_pixels(images: Sequence[Image], side: int, path: Path) -> tuple[np.ndarray, list[Skip]]:
+    """Decodes and resizes all pictures once, into one memory-mapped array.
+
+    Args:
+        images: The pictures.
+        side: Side in pixels after the resize (bicubic, straight to a square, as BLIP does).
+        path: Where the array lies; reused when it has the right shape.
+
+    Returns:
+        Array (n, side, side, 3) uint8, read-only, and the pictures that could not be read (their rows are
+        grey; the caller leaves them out).
+    """
+    shape = (len(images), side, side, 3)
+    failed: list[Skip] = []
+    if path.is_file():
+        pixels = np.load(path, mmap_mode="r")
+        if pixels.shape == shape:
+            log.info("reusing the decoded pictures in %s", path)
+            return pixels, failed
+    unfinished = path.with_suffix(".unfinished.npy")
+    pixels = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=shape)
+
+    def decode(row: int) -> Skip | None:
+        try:
+            picture = open_image(images[row].path)
+        except (ValueError, OSError) as error:
+            pixels[row] = 128
+            return Skip(images[row].id, str(error))
+        pixels[row] = np.asarray(picture.resize((side, side), PILImage.Resampling.BICUBIC))
+        return None
+
+    with ThreadPoolExecutor(4) as pool:
+        results = tqdm(
+            pool.map(decode, range(len(images))), total=len(images), desc="decoding pictures", unit="image"
+        )
+        failed = [skip for skip in results if skip]
+    pixels.flush()
+    unfinished.rename(path)
+    return np.load(path, mmap_mode="r"), failed
+
+
+def train_vocabulary(captions: Iterable[str], extra_words: Sequence[str], size: int) -> list[str]:
+    """Learns a WordPiece vocabulary.
+
+    Args:
+        captions: The training captions.
+        extra_words: Common words that captions may lack but people's queries will not.
+        size: Number of entries at most.
+
+    Returns:
+        The entries; `SPECIAL_TOKENS` come first.
+    """
+    tokenizer = BertWordPieceTokenizer(lowercase=True)
+    lines = [" ".join(extra_words[start : start + 20]) for start in range(0, len(extra_words), 20)] * 20
+    tokenizer.train_from_iterator(
+        [*captions, *lines],
+        vocab_size=size,
+        min_frequency=2,
+        special_tokens=list(SPECIAL_TOKENS),
+        show_progress=False,
+    )
+    return sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
+
+
+class WordTargets:
+    """Which words an image's captions use, as a distribution: the target of the auxiliary loss.
+
+    A word weighs (captions of the image that use it) x log(images / images that use it), so that "the" and
+    "picture" weigh nothing. Words used by fewer than ``minimum`` images are left out.
+    """
+
+    def __init__(self, captions: Sequence[Sequence[str]], minimum: int = 20) -> None:
+        counts = [Counter(word for text in texts for word in set(_words(text))) for texts in captions]
+        frequency = Counter(word for count in counts for word in count)
+        self.words = sorted(word for word, images in frequency.items() if images >= minimum)
+        rank = {word: number for number, word in enumerate(self.words)}
+        self._rows = [
+            [
+                (rank[word], n * np.log(len(counts) / frequency[word]))
+                for word, n in count.items()
+                if word in rank
+            ]
+            for count in counts
+        ]
+
+    def rows(self, indices: Sequence[int]) -> torch.Tensor:
+        """Returns the distributions of some images: (len(indices), len(self.words)) float32, rows sum to 1."""
+        target = torch.zeros(len(indices), len(self.words))
+        for row, index in enumerate(indices):
+            for word, weight in self._rows[index]:
+                target[row, word] = weight
+        return target / target.sum(dim=1, keepdim=True).clamp(min=1e-6)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch: image rows, a caption of each for matching, and one for the captioner."""
+
+    rows: list[int]
+    queries: list[str]
+    captions: list[str]
+
+
+def make_batch(
+    captions: Sequence[Sequence[str]], extra_words: Sequence[str], size: int, seed: int, step: int
+) -> Batch:
+    """Draws the batch of a step; the same for the same seed and step, so that a resumed run goes on exactly.
+
+    Images come in a fresh random order each epoch. The matching text is one of the image's captions or, as the
+    queries of later rounds are, several joined; sometimes with foreign words or a filler put in, as rewritten
+    queries have. The captioner learns the longest caption.
+    """
+    per_epoch = len(captions) // size
+    epoch, place = divmod(step, per_epoch)
+    order = np.random.default_rng((seed, epoch)).permutation(len(captions))
+    rows = sorted(int(row) for row in order[place * size : (place + 1) * size])
+    rng = random.Random(f"{seed} {step}")
+    queries = [_query(captions[row], extra_words, rng) for row in rows]
+    return Batch(rows, queries, [max(captions[row], key=len) for row in rows])
+
+
+def _query(captions: Sequence[str], extra_words: Sequence[str], rng: random.Random) -> str:
+    if len(captions) > 1 and rng.random() < 0.25:
+        text = ", ".join(rng.sample(captions, rng.randint(2, min(4, len(captions)))))
+    else:
+        text = rng.choice(captions)
+    if extra_words and rng.random() < 0.25:
+        words = text.split(" ")
+        for _ in range(rng.randint(1, 3)):
+            words.insert(rng.randint(0, len(words)), rng.choice(extra_words))
+        text = " ".join(words)
+    return f"{rng.choice(_FILLERS)} {text}" if rng.random() < 0.15 else text
+
+
+def _words(text: str) -> list[str]:
+    return "".join(letter if letter.isalnum() else " " for letter in text.lower()).split()

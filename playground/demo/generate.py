@@ -1,0 +1,126 @@
+"""Writes the demo scenes to disk, in Flickr30k's layout plus the relevant images of every caption.
+
+``playground/data/demo/SPLIT/`` then holds ``images/``, ``images_captions.csv`` (comment numbers 0 to 4,
+from precise to vague), ``relevant.csv`` (``image_name,comment_number,relevant_image``: one row for each
+image that answers a caption), ``ATTRIBUTION.txt`` and, written last, ``manifest.json``.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import random
+import shutil
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import repeat
+from pathlib import Path
+
+from tqdm import tqdm
+
+from playground.demo.drawing import ATTRIBUTION, render
+from playground.demo.scenes import Scene, make_scene
+from playground.demo.wording import LEVELS, Description, describe, matches, word
+
+log = logging.getLogger(__name__)
+
+VERSION = 1  # raise it when scenes, drawings or captions change: old files are then made again
+
+# split: first seed, number of scenes, side in pixels. Train is only ever seen by models, at 112 px.
+SPLITS = {"train": (0, 40_000, 224), "dev": (1_000_000, 1_000, 448), "test": (2_000_000, 1_000, 448)}
+
+
+def captions_of(scene: Scene) -> list[tuple[Description, str]]:
+    """Returns what is said of a scene, one description and sentence for each of `LEVELS`."""
+    said = []
+    for level in LEVELS:
+        rng = random.Random(f"{scene.seed} {level}")
+        description = describe(scene, level, rng)
+        said.append((description, word(description, rng)))
+    return said
+
+
+def ensure_split(root: Path, split: str) -> Path:
+    """Generates a split unless it is there already, whole and of this version.
+
+    Args:
+        root: Folder of the demo dataset, ``playground/data/demo``.
+        split: "train", "dev" or "test".
+
+    Returns:
+        The split's folder.
+
+    Raises:
+        ValueError: If the split is not known.
+        ModuleNotFoundError: If the demo packages are missing.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r} of the demo scenes; expected one of {', '.join(SPLITS)}")
+    first_seed, count, size = SPLITS[split]
+    folder = root / split
+    manifest = {"version": VERSION, "first_seed": first_seed, "count": count, "size": size}
+    manifest_path = folder / "manifest.json"
+    if manifest_path.is_file() and json.loads(manifest_path.read_text(encoding="utf-8")) == manifest:
+        return folder
+    log.info("drawing %d demo scenes into %s", count, folder)
+    unfinished = folder.with_name(f"{split}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    (unfinished / "images").mkdir(parents=True)
+    scenes = [make_scene(seed) for seed in range(first_seed, first_seed + count)]
+    _write_pictures(scenes, unfinished / "images", size)
+    _write_texts(scenes, unfinished, with_relevant=split != "train")
+    (unfinished / "ATTRIBUTION.txt").write_text(ATTRIBUTION + "\n", encoding="utf-8")
+    (unfinished / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)
+    return folder
+
+
+def image_name(scene: Scene) -> str:
+    """Returns the file name of a scene's picture."""
+    return f"{scene.seed:07d}.jpg"
+
+
+def _write_pictures(scenes: list[Scene], folder: Path, size: int) -> None:
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        done = pool.map(partial(_write_picture, size=size), scenes, repeat(folder), chunksize=50)
+        for _ in tqdm(done, total=len(scenes), desc="drawing scenes", unit="image"):
+            pass
+
+
+def _write_picture(scene: Scene, folder: Path, size: int) -> None:
+    render(scene, size).save(folder / image_name(scene), quality=95, subsampling=0)
+
+
+def _write_texts(scenes: list[Scene], folder: Path, with_relevant: bool) -> None:
+    said = [captions_of(scene) for scene in scenes]
+    captions = (
+        (image_name(scene), number, text)
+        for scene, all_said in zip(scenes, said, strict=True)
+        for number, (_, text) in enumerate(all_said)
+    )
+    _write_csv(folder / "images_captions.csv", ("image_name", "comment_number", "comment"), captions)
+    if with_relevant:
+        header = ("image_name", "comment_number", "relevant_image")
+        _write_csv(folder / "relevant.csv", header, _relevant_rows(scenes, said))
+
+
+def _relevant_rows(
+    scenes: list[Scene], said: list[list[tuple[Description, str]]]
+) -> Iterator[tuple[str, int, str]]:
+    bar = tqdm(zip(scenes, said, strict=True), total=len(scenes), desc="relevant images", unit="scene")
+    for scene, all_said in bar:
+        for number, (description, _) in enumerate(all_said):
+            for other in scenes:
+                if matches(other, description):
+                    yield image_name(scene), number, image_name(other)
+
+
+def _write_csv(path: Path, header: tuple[str, ...], rows: Iterable[tuple]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
