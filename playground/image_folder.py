@@ -12,7 +12,7 @@ from pathlib import Path
 from playground.captions_csv import read_captions
 from records import Dataset, Image, Skip
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 CAPTIONS_FILE = "images_captions.csv"
 _ADVICE = "put pictures there, or name another folder"
 

@@ -37,7 +37,7 @@ def edit_manifest(folder, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def refusal(folder, error=ValueError, **expected):
+def refusal(folder, error: type[Exception] = ValueError, **expected):
     with pytest.raises(error) as caught:
         FaissIndex.open(folder, **expected)
     message = str(caught.value)

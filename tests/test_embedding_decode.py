@@ -1,0 +1,156 @@
+"""Pictures as they are found on disks."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from embedding import decode
+from embedding.decode import BrokenImage, open_image
+
+RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
+
+
+def picture(mode="RGB", colour=RED, size=(20, 10)):
+    return Image.new(mode, size, colour)
+
+
+def near(got, expected, tolerance=4):
+    return max(abs(a - b) for a, b in zip(got, expected, strict=True)) <= tolerance
+
+
+@pytest.mark.parametrize(
+    ("name", "made", "options", "expected"),
+    [
+        ("a.jpg", picture(), {}, RED),
+        ("a.png", picture(), {}, RED),
+        ("a.webp", picture(), {}, RED),
+        ("a.bmp", picture(), {}, RED),
+        ("a.tiff", picture(), {}, RED),
+        ("a.gif", picture(), {}, RED),
+        ("cmyk.jpg", picture("CMYK", (0, 255, 255, 0)), {}, RED),
+        ("grey.png", picture("L", 77), {}, (77, 77, 77)),
+        ("bits.png", picture("1", 1), {}, WHITE),
+        ("palette.png", picture().convert("P"), {}, RED),
+        ("grey16.png", picture("I;16", 0x8080), {}, (128, 128, 128)),
+        ("grey16.tiff", picture("I;16", 65535), {}, WHITE),
+        ("clear.png", picture("RGBA", (0, 0, 0, 0)), {}, WHITE),
+        ("half.png", picture("RGBA", (0, 0, 255, 128)), {}, (127, 127, 255)),
+        ("clear_grey.png", picture("LA", (0, 0)), {}, WHITE),
+        ("clear_palette.png", picture("P", 0), {"transparency": 0}, WHITE),
+        ("clear_colour.png", picture("RGB", BLUE), {"transparency": BLUE}, WHITE),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_every_kind_becomes_rgb(tmp_path, name, made, options, expected):
+    made.save(tmp_path / name, **options)
+    got = open_image(tmp_path / name)
+    assert (got.mode, got.size) == ("RGB", (20, 10))
+    assert near(got.getpixel((5, 5)), expected)
+
+
+def test_floating_point_grey_is_stretched(tmp_path):
+    values = np.linspace(-3, 5, 200, dtype=np.float32).reshape(10, 20)
+    Image.fromarray(values).save(tmp_path / "float.tiff")
+    got = np.asarray(open_image(tmp_path / "float.tiff"))
+    assert (got.min(), got.max()) == (0, 255)
+    Image.fromarray(values * np.nan).save(tmp_path / "nan.tiff")
+    with pytest.raises(BrokenImage, match="NaN"):
+        open_image(tmp_path / "nan.tiff")
+
+
+def test_the_cameras_orientation_is_applied(tmp_path):
+    turned = picture()
+    turned.paste(BLUE, (0, 0, 10, 10))  # blue left, red right
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    turned.save(tmp_path / "turned.png", exif=exif)
+    got = open_image(tmp_path / "turned.png")
+    assert got.size == (10, 20)
+    assert (got.getpixel((5, 2)), got.getpixel((5, 17))) == (BLUE, RED)
+
+
+def test_the_first_frame_of_an_animation_is_taken(tmp_path):
+    for name in ("moving.gif", "moving.png", "moving.webp", "pair.mpo", "pages.tiff"):
+        picture().save(tmp_path / name, save_all=True, append_images=[picture(colour=BLUE)])
+        assert near(open_image(tmp_path / name).getpixel((5, 5)), RED)
+
+
+def test_the_content_decides_not_the_name(tmp_path):
+    picture().save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / "a.jpg")
+    assert open_image(tmp_path / "a.jpg").getpixel((0, 0)) == RED
+
+
+def test_very_large_pictures_are_reduced_and_usual_ones_are_not(tmp_path):
+    picture(size=(4200, 3100)).save(tmp_path / "large.png")
+    assert open_image(tmp_path / "large.png").size == (1400, 1034)
+    picture(size=(2047, 2047)).save(tmp_path / "usual.png")
+    assert open_image(tmp_path / "usual.png").size == (2047, 2047)
+
+
+def png_header(width, height):
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+
+
+@pytest.fixture
+def jpeg(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "whole.jpg")
+    return (tmp_path / "whole.jpg").read_bytes()
+
+
+def test_broken_files_raise_one_kind_of_error_with_the_reason(tmp_path, jpeg):
+    cases = {
+        "empty.jpg": (b"", "the file is empty"),
+        "text.jpg": (b"<html>404</html>", "not a picture in one of the formats JPEG"),
+        "cut.jpg": (jpeg[: len(jpeg) // 2], "cannot be decoded: OSError: .*truncated"),
+        "head.jpg": (jpeg[:20], "not a picture|cannot be decoded"),
+        "bomb.png": (png_header(60_000, 60_000), "too large"),
+        "cut.png": (png_header(100, 100), "cannot be decoded"),
+        "script.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
+        "vector.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture"),
+    }
+    for name, (content, reason) in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(BrokenImage, match=reason) as caught:
+            open_image(tmp_path / name)
+        assert isinstance(caught.value, ValueError)
+        assert str(caught.value).startswith(str(tmp_path / name))
+        assert caught.value.reason in str(caught.value)
+    with pytest.raises(BrokenImage, match="no such file"):
+        open_image(tmp_path / "gone.jpg")
+    with pytest.raises(BrokenImage, match="IsADirectoryError"):
+        open_image(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_no_damage_raises_anything_else(tmp_path, jpeg):
+    """Flips bytes at random all over files of several formats: a picture, or a BrokenImage."""
+    generator = np.random.default_rng(1)
+    source = Image.fromarray(generator.integers(0, 255, (40, 30, 3), dtype=np.uint8))
+    for suffix in ("jpg", "png", "gif", "webp", "tiff", "bmp"):
+        source.save(tmp_path / f"whole.{suffix}")
+        whole = np.frombuffer((tmp_path / f"whole.{suffix}").read_bytes(), dtype=np.uint8)
+        for _ in range(40):
+            damaged = whole.copy()
+            places = generator.integers(0, min(len(whole), 400), 6)
+            damaged[places] = generator.integers(0, 256, 6)
+            (tmp_path / "damaged").write_bytes(damaged.tobytes())
+            try:
+                assert open_image(tmp_path / "damaged").mode == "RGB"
+            except BrokenImage as error:
+                assert error.reason
+
+
+def test_the_pixel_limit_is_ours_not_only_pillows(tmp_path, monkeypatch):
+    monkeypatch.setattr(decode, "MAXIMUM_PIXELS", 100)
+    picture().save(tmp_path / "a.png")
+    with pytest.raises(BrokenImage, match="got 20 x 10 pixels, expected at most 100"):
+        open_image(tmp_path / "a.png")

@@ -1,0 +1,151 @@
+"""Text, pictures and vectors to rankings with a small real encoder: which colour words a text holds."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from indexes.faiss_index import FaissIndex
+from retriever import Retriever, SearchQuery
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "grey": (90, 90, 90)}
+
+
+class WordEncoder:
+    """A text's mean colour, a picture's mean colour: both as unit rows of three dimensions."""
+
+    dimension = 3
+    fingerprint = "words-1"
+
+    def __init__(self):
+        self.batch_sizes = []
+
+    def encode_texts(self, texts):
+        self.batch_sizes.append(len(texts))
+        found = [[COLOURS[word] for word in text.split() if word in COLOURS] or [(1, 1, 1)] for text in texts]
+        return self._unit([np.mean(colours, axis=0) for colours in found])
+
+    def encode_images(self, images):
+        self.batch_sizes.append(len(images))
+        return self._unit([np.asarray(image).reshape(-1, 3).mean(axis=0) for image in images])
+
+    def _unit(self, rows):
+        rows = np.array(rows, dtype=np.float32)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def pictures():
+    return [Image.new("RGB", (4, 4), colour) for colour in COLOURS.values()]
+
+
+@pytest.fixture
+def retriever():
+    encoder = WordEncoder()
+    return Retriever(
+        encoder, FaissIndex.build(list(COLOURS), encoder.encode_images(pictures())), batch_size=3
+    )
+
+
+def test_a_text_finds_its_picture(retriever):
+    rankings = retriever.search(["a red car", "blue", "something green"], k=2)
+    assert [ranking.ids[0] for ranking in rankings] == ["red", "blue", "green"]
+    assert rankings[0].scores[0] == pytest.approx(1)
+    assert rankings[0].ids[1] == "grey"
+
+
+def test_rank_is_the_place_in_the_list(retriever):
+    texts = ["red", "green", "blue", "grey", "red blue"]
+    for exclude in (None, [{"blue"}] * 5):
+        listed = retriever.search(texts, k=4, exclude=exclude)
+        for place in range(len(listed[0].ids)):
+            ranks = retriever.rank(texts, [ranking.ids[place] for ranking in listed], exclude)
+            assert ranks.tolist() == [place + 1] * 5
+
+
+def test_a_vector_wins_over_the_text_and_only_its_direction_counts(retriever):
+    green = retriever.vectors_of(["green"])[0]
+    queries = [
+        SearchQuery("red"),
+        SearchQuery("red", green),
+        SearchQuery(vector=green * 1e-30),
+        SearchQuery(vector=green.astype(np.float64) * 1e200),
+    ]
+    assert [ranking.ids[0] for ranking in retriever.search(queries, 1)] == ["red", "green", "green", "green"]
+    scores = [ranking.scores for ranking in retriever.search(queries[1:], 3)]
+    assert scores[0] == scores[1] == scores[2]
+
+
+def test_an_array_of_vectors_is_searched_as_it_is(retriever):
+    texts = ["red", "grey blue", "green"]
+    vectors = retriever.query_vectors(texts)
+    assert vectors.shape == (3, 3)
+    assert vectors.dtype == np.float32
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1)
+    assert retriever.search(vectors, 4) == retriever.search(texts, 4)
+    assert retriever.search([], 4) == []
+    assert retriever.rank([], []).shape == (0,)
+
+
+def test_texts_and_pictures_are_encoded_in_batches(retriever):
+    retriever.encoder.batch_sizes.clear()
+    assert retriever.encode_texts(["red"] * 7).shape == (7, 3)
+    assert retriever.encode_images(pictures()).shape == (4, 3)
+    assert retriever.encode_texts([]).shape == (0, 3)
+    assert retriever.encoder.batch_sizes == [3, 3, 1, 3, 1]
+    retriever.search([SearchQuery("not encoded", np.ones(3)), SearchQuery("red")], 1)
+    assert retriever.encoder.batch_sizes == [3, 3, 1, 3, 1, 1]
+
+
+def test_a_saved_index_is_opened_for_its_own_encoder_only(retriever, tmp_path):
+    details = {"model_name": "words", "dataset": "toy", "image_folder": Path("toy")}
+    retriever.index.save(tmp_path, model_fingerprint="words-1", **details)
+    opened = Retriever.open(WordEncoder(), tmp_path)
+    assert opened.search(["red"], 4) == retriever.search(["red"], 4)
+
+    class Other(WordEncoder):
+        fingerprint = "words-2"
+
+    with pytest.raises(ValueError, match=r"got words-1 \(words\), expected words-2"):
+        Retriever.open(Other(), tmp_path)
+    with pytest.raises(ValueError, match="got words-1 with dimension 3, expected words-2 with 3"):
+        Retriever(Other(), opened.index)
+    with pytest.raises(ValueError, match="with dimension 5, expected words-1 with 3"):
+        Retriever(WordEncoder(), FaissIndex(5))
+    with pytest.raises(FileNotFoundError, match="no such index folder"):
+        Retriever.open(WordEncoder(), tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("text", "vector", "message"),
+    [
+        (None, None, "expected words, or a vector"),
+        ("  ", None, "got text '  '"),
+        ("red", np.zeros(3), "vector of zeros"),
+        (None, np.array([1, np.nan, 0]), "NaN"),
+        (None, np.ones((1, 3)), r"got a vector of shape \(1, 3\)"),
+        (None, np.ones(3, dtype=int), "expected one dimension of floats"),
+    ],
+)
+def test_a_query_that_asks_nothing_is_refused(text, vector, message):
+    with pytest.raises(ValueError, match=message):
+        SearchQuery(text, vector)
+
+
+def test_what_does_not_fit_the_index_is_refused(retriever):
+    with pytest.raises(ValueError, match="query 1: got a vector of dimension 4, expected 3"):
+        retriever.search([SearchQuery("red"), SearchQuery(vector=np.ones(4))], 1)
+    with pytest.raises(ValueError, match="text 1: got ' '"):
+        retriever.encode_texts(["red", " "])
+    with pytest.raises(ValueError, match="got image id 'pink'"):
+        retriever.vectors_of(["pink"])
+    with pytest.raises(ValueError, match="batch size: got 0"):
+        Retriever(retriever.encoder, retriever.index, batch_size=0)
+
+
+def test_an_encoder_that_forgets_to_normalise_is_caught(retriever, monkeypatch):
+    monkeypatch.setattr(WordEncoder, "_unit", lambda self, rows: np.array(rows, dtype=np.float32))
+    with pytest.raises(ValueError, match="text vectors: row 0 has length 255, expected 1"):
+        retriever.search(["red"], 1)
+    with pytest.raises(ValueError, match="image vectors: row 0"):
+        retriever.encode_images(pictures())
