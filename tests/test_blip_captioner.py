@@ -134,6 +134,14 @@ def test_beam_search_agrees_with_a_plain_one(seed):
     assert search(logits, prompts, **settings) == expected
 
 
+@pytest.mark.parametrize(("seed", "longest"), [(29, 10), (49, 10), (73, 9)])
+def test_a_sentence_is_done_by_its_length_before_the_step(seed, longest):
+    # Searches that would go on, and find another sentence, were the new token counted.
+    settings = {"num_beams": 2, "max_length": longest, "min_length": 0}
+    logits = toy(seed, vocabulary=5)
+    assert search(logits, [[1]], **settings) == [plain_search(logits, [1], **settings)]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_beams_enough_for_all_sentences_find_the_best(seed):
     vocabulary, longest, prompt = 3, 5, (1,)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -113,7 +114,7 @@ def test_tied_tensors_and_which_wins(tmp_path):
 
 def test_every_transformers_default_that_is_wrong_is_overridden():
     tokenizer = Tokenizer.open(FIXTURES)
-    config = load_captioner(FIXTURES / "captioner.pth", config=CONFIG, tokenizer=tokenizer).config
+    config: Any = load_captioner(FIXTURES / "captioner.pth", config=CONFIG, tokenizer=tokenizer).config
     text, vision = config.text_config, config.vision_config
     assert (text.num_attention_heads, text.layer_norm_eps, text.label_smoothing) == (2, 1e-12, 0.1)
     assert (text.bos_token_id, text.sep_token_id, text.pad_token_id, text.is_decoder) == (209, 3, 0, True)
@@ -125,7 +126,8 @@ def test_positions_are_interpolated_at_load(size):
     recorded = load_file(FIXTURES / "itm_outputs.safetensors")[f"pos_embed_{size}"]
     model = load_retrieval(FIXTURES / "itm.pth", image_size=size, config=CONFIG)
     torch.testing.assert_close(model.get_parameter(POSITIONS).data, recorded, atol=1e-6, rtol=0)
-    assert model.config.vision_config.image_size == size
+    config: Any = model.config
+    assert config.vision_config.image_size == size
 
 
 @pytest.mark.parametrize(

@@ -60,4 +60,4 @@ def test_palette_with_a_transparent_entry():
 
 def test_a_path_is_not_a_picture():
     with pytest.raises(ValueError, match="got a str, expected a PIL image"):
-        to_pixels(["dog.jpg"], 48)
+        to_pixels(["dog.jpg"], 48)  # pyright: ignore[reportArgumentType]

@@ -283,6 +283,17 @@ def test_a_weight_that_is_no_number_fails(other, copy):
     assert main([str(folder)]) == 1
 
 
+def test_another_token_fails(other, copy, capsys):
+    folder = copy(other)
+
+    def change(tensors):
+        tensors[f"input_ids_{SHORT}_enc"][0, 2] += 1
+
+    edit(folder / "itm_outputs.safetensors", change)
+    assert main([str(folder)]) == 1
+    assert re.search(rf"input_ids_{SHORT}_enc +ids that differ 1 +DIFFERS", capsys.readouterr().out)
+
+
 def test_a_changed_caption_fails(other, copy, capsys):
     folder = copy(other)
 
