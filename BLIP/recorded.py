@@ -88,28 +88,42 @@ def check_folder(folder: Path) -> Results:
         raise FileNotFoundError(
             f"no weights in {folder}: expected {RETRIEVAL_FILES[0]} or {CAPTIONER_FILES[0]}"
         )
+    for files, names, recorded in (
+        (retrieval, RETRIEVAL_FILES, "itm_outputs.safetensors"),
+        (captioner, CAPTIONER_FILES, "captioner_outputs.safetensors"),
+    ):
+        if not files and (folder / recorded).is_file():
+            raise FileNotFoundError(
+                f"missing {folder / names[0]}: the weights that {recorded} was recorded for"
+            )
     if retrieval:
         facts = _read_facts(folder / "itm.json")
+        options = _options(folder, facts)
         outputs = _Outputs(folder / "itm_outputs.safetensors", results)
-        tokenizer = Tokenizer.open(folder / facts.get("vocab_file", VOCABULARY))
+        tokenizer = Tokenizer.open(options["vocabulary"])
         _check_tokens(outputs, facts, tokenizer)
-        for file in retrieval:
-            _guarded(results, file, lambda file=file: _check_retrieval(outputs, file, _config(folder, facts)))
+        opened = [
+            _guarded(results, file, lambda file=file: _check_retrieval(outputs, file, options))
+            for file in retrieval
+        ]
         _check_same_weights(results, retrieval)
-        outputs.close()
+        outputs.close(any(opened))
     if captioner:
         facts = _read_facts(folder / "captioner.json")
-        outputs = _Outputs(folder / "captioner_outputs.safetensors", results)
-        tokenizer = Tokenizer.open(folder / facts.get("vocab_file", VOCABULARY))
-        _check_captions(outputs, facts, tokenizer)
-        for file in captioner:
-            _guarded(
-                results,
-                file,
-                lambda file=file: _check_captioner(outputs, file, _config(folder, facts), facts),
+        if not isinstance(facts.get("prompt"), str):
+            raise ValueError(
+                f"{folder / 'captioner.json'} lacks the prompt: expected a string (it may be empty)"
             )
+        options = _options(folder, facts)
+        outputs = _Outputs(folder / "captioner_outputs.safetensors", results)
+        tokenizer = Tokenizer.open(options["vocabulary"])
+        _check_captions(outputs, facts, tokenizer)
+        opened = [
+            _guarded(results, file, lambda file=file: _check_captioner(outputs, file, options, facts))
+            for file in captioner
+        ]
         _check_same_weights(results, captioner)
-        outputs.close()
+        outputs.close(any(opened))
     if (folder / "preprocess.safetensors").is_file():
         outputs = _Outputs(folder / "preprocess.safetensors", results)
         _check_preprocessing(outputs)
@@ -158,12 +172,13 @@ class _Outputs:
         passed = bool((difference <= ATOL + RTOL * recorded.double().abs()).all())
         self.results.checks.append(Check(source, name, difference.max().item(), passed))
 
-    def close(self) -> None:
-        """Lists what was only read, and what nobody asked for."""
+    def close(self, opened: bool = True) -> None:
+        """Lists what was only read, and what nobody asked for (all of it, where no model opened)."""
         name = self.file.name
         self.results.inputs += [f"{name}: {tensor}" for tensor in sorted(self._inputs - self._handled)]
+        why = "no known output" if opened else "no model opened"
         unknown = sorted(self.tensors.keys() - self._inputs - self._handled)
-        self.results.unchecked += [f"{name}: {tensor} (no known output)" for tensor in unknown]
+        self.results.unchecked += [f"{name}: {tensor} ({why})" for tensor in unknown]
 
 
 def _check_tokens(outputs: _Outputs, facts: dict[str, Any], tokenizer: Tokenizer) -> None:
@@ -185,9 +200,9 @@ def _check_tokens(outputs: _Outputs, facts: dict[str, Any], tokenizer: Tokenizer
             outputs.compare(source, f"{before}attention_mask{size}", tokens.mask)
 
 
-def _check_retrieval(outputs: _Outputs, file: Path, config: dict[str, Any]) -> None:
+def _check_retrieval(outputs: _Outputs, file: Path, options: dict[str, Any]) -> None:
     source, recorded = file.name, outputs.tensors
-    encoder = BlipEncoder.open(file, config=config, vocabulary=_vocabulary(file))
+    encoder = BlipEncoder.open(file, **options)
     text_features: dict[str, torch.Tensor] = {}
     for match in outputs.matching(r"(long_)?input_ids(_\d+)?"):
         before, size = match.group(1) or "", match.group(2) or ""
@@ -206,9 +221,7 @@ def _check_retrieval(outputs: _Outputs, file: Path, config: dict[str, Any]) -> N
         image_size = match.group(1) or ""
         pixels = outputs.read(match.group())
         if pixels.shape[-1] != encoder.image_size:
-            encoder = BlipEncoder.open(
-                file, image_size=pixels.shape[-1], config=config, vocabulary=_vocabulary(file)
-            )
+            encoder = BlipEncoder.open(file, image_size=pixels.shape[-1], **options)
         outputs.compare(source, f"pos_embed{image_size}", encoder.model.get_parameter(POSITIONS).detach())
         hidden = encoder.image_hidden(pixels)
         features = encoder.image_features(hidden)
@@ -248,16 +261,14 @@ def _check_captions(outputs: _Outputs, facts: dict[str, Any], tokenizer: Tokeniz
     outputs.compare(source, "labels", labels)
 
 
-def _check_captioner(outputs: _Outputs, file: Path, config: dict[str, Any], facts: dict[str, Any]) -> None:
+def _check_captioner(outputs: _Outputs, file: Path, options: dict[str, Any], facts: dict[str, Any]) -> None:
     source, recorded = file.name, outputs.tensors
-    captioner = BlipCaptioner.open(file, config=config, vocabulary=_vocabulary(file))
+    captioner = BlipCaptioner.open(file, **options)
     if "pixel_values" not in recorded:
         return
     pixels = outputs.read("pixel_values")
     if pixels.shape[-1] != captioner.image_size:
-        captioner = BlipCaptioner.open(
-            file, image_size=pixels.shape[-1], config=config, vocabulary=_vocabulary(file)
-        )
+        captioner = BlipCaptioner.open(file, image_size=pixels.shape[-1], **options)
     hidden = captioner.image_hidden(pixels)
     outputs.compare(source, "image_embeds", hidden)
     if {"input_ids", "attention_mask", "labels"} <= recorded.keys():
@@ -364,7 +375,7 @@ def _check_same_weights(results: Results, files: Sequence[Path]) -> None:
         results.checks.append(Check(other.file.name, name, count, not count, "tensors that differ", note))
 
 
-def _guarded(results: Results, file: Path, check: Callable[[], None]) -> None:
+def _guarded(results: Results, file: Path, check: Callable[[], None]) -> bool:
     """Makes a model that does not fit its weights a failed check, so that the others are still tested."""
     try:
         check()
@@ -372,17 +383,16 @@ def _guarded(results: Results, file: Path, check: Callable[[], None]) -> None:
         raise
     except ValueError as error:
         results.checks.append(Check(file.name, "opens", math.inf, False, note=str(error)))
+        return False
+    return True
 
 
-def _config(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """Head counts and depths: text from the text configuration, vision from the JSON."""
+def _options(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """How to open a model: head counts and depths (the text's from its own file), and the vocabulary."""
     file = folder / TEXT_CONFIG
     text = _read_facts(file) if file.is_file() else facts.get("text", {})
-    return {**text, "vision": facts.get("vision", {})}
-
-
-def _vocabulary(weights: Path) -> Path:
-    return weights.parent / VOCABULARY
+    config = {**text, "vision": facts.get("vision", {})}
+    return {"config": config, "vocabulary": folder / facts.get("vocab_file", VOCABULARY)}
 
 
 def _read_facts(file: Path) -> dict[str, Any]:

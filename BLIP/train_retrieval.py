@@ -76,7 +76,7 @@ class TrainingSettings:
     split: str = "train"
     dev_split: str | None = "dev"
     start: Path | None = None
-    steps: int = 4000
+    steps: int = 3600
     batch_size: int = 128
     learning_rate: float = 1.2e-3
     matching_from: float = 0.7

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import nn
 from transformers import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval
 
@@ -85,8 +85,7 @@ class TrainingModel(nn.Module):
         """
         hidden = self.retrieval.vision_model(pixel_values=pixels).last_hidden_state
         image = F.normalize(self.retrieval.vision_proj(hidden[:, 0]).float(), dim=-1)
-        text_hidden = self.retrieval.text_encoder(input_ids=queries.ids, attention_mask=queries.mask)
-        text = F.normalize(self.retrieval.text_proj(text_hidden.last_hidden_state[:, 0]).float(), dim=-1)
+        text = F.normalize(self.retrieval.text_proj(self._read(queries.ids, queries.mask)).float(), dim=-1)
         similarity = image @ text.t() * self.log_scale.exp().clamp(max=100)
         own = torch.arange(len(image), device=image.device)
         losses = {
@@ -103,6 +102,20 @@ class TrainingModel(nn.Module):
         if with_matching:
             losses["itm"] = self._matching_loss(hidden, queries, similarity.detach())
         return losses
+
+    def _read(self, ids: torch.Tensor, mask: torch.Tensor, hidden: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns the first token's state of each text, (n, width); texts of like length share a pass."""
+        order = mask.sum(dim=1).argsort(stable=True)
+        states = []
+        for rows in order.chunk(4):
+            longest = int(mask[rows].sum(dim=1).max())
+            output = self.retrieval.text_encoder(
+                input_ids=ids[rows, :longest],
+                attention_mask=mask[rows, :longest],
+                encoder_hidden_states=None if hidden is None else hidden[rows],
+            )
+            states.append(output.last_hidden_state[:, 0])
+        return torch.cat(states)[order.argsort()]
 
     def _language_loss(self, hidden: torch.Tensor, captions: TokenBatch) -> torch.Tensor:
         ids = captions.starting_with(self.decoder_start)
@@ -138,10 +151,7 @@ class TrainingModel(nn.Module):
         )  # three fused passes a row cost enough
         image_rows = torch.cat([own, own, hard_image[own]])
         text_rows = torch.cat([own, hard_text[own], own])
-        fused = self.retrieval.text_encoder(
-            input_ids=queries.starting_with(self.encoder_start)[text_rows],
-            attention_mask=queries.mask[text_rows],
-            encoder_hidden_states=hidden[image_rows],
-        ).last_hidden_state
-        logits = self.retrieval.itm_head(fused[:, 0]).float()
+        ids = queries.starting_with(self.encoder_start)[text_rows]
+        fused = self._read(ids, queries.mask[text_rows], hidden[image_rows])
+        logits = self.retrieval.itm_head(fused).float()
         return F.cross_entropy(logits, (torch.arange(len(logits), device=logits.device) < len(own)).long())
