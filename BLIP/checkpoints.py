@@ -335,10 +335,8 @@ def _problem(
         advice = f"open it with {_RETRIEVAL.opener}, or give a captioner's checkpoint"
     else:
         advice = f"give the complete checkpoint of a {kind.name}"
-    return (
-        f"{checkpoint.file} ({checkpoint.naming} names) looks like a {looks}, needed a {kind.name}:"
-        f" {'; '.join(parts)}. To go on, {advice}"
-    )
+    found = "does not fit" if looks == kind.name else f"looks like a {looks}, needed a {kind.name}"
+    return f"{checkpoint.file} ({checkpoint.naming} names) {found}: {'; '.join(parts)}. To go on, {advice}"
 
 
 def _first(items: list[str]) -> str:

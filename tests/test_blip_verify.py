@@ -339,7 +339,14 @@ def test_an_unknown_output_and_unknown_settings_are_reported(other, copy, capsys
 
 @pytest.mark.parametrize(
     "name",
-    ["itm_outputs.safetensors", "itm.json", "captioner_outputs.safetensors", "captioner.json", "vocab.txt"],
+    [
+        "captioner.pth",
+        "itm_outputs.safetensors",
+        "itm.json",
+        "captioner_outputs.safetensors",
+        "captioner.json",
+        "vocab.txt",
+    ],
 )
 def test_a_missing_file_is_named(other, copy, capsys, monkeypatch, name):
     monkeypatch.setattr(BertTokenizer, "from_pretrained", lambda *_: pytest.fail("asked the network"))
@@ -348,6 +355,24 @@ def test_a_missing_file_is_named(other, copy, capsys, monkeypatch, name):
     assert main([str(folder)]) == 2
     error = capsys.readouterr().err
     assert name in error and error.count("\n") == 1
+
+
+def test_a_json_without_the_prompt_is_told(other, copy, capsys):
+    folder = copy(other)
+    facts = json.loads((folder / "captioner.json").read_text())
+    del facts["prompt"]
+    (folder / "captioner.json").write_text(json.dumps(facts))
+    assert main([str(folder)]) == 2
+    assert "captioner.json lacks the prompt" in capsys.readouterr().err
+
+
+def test_a_vocabulary_of_another_name(other, copy):
+    folder = copy(other)
+    (folder / "vocab.txt").rename(folder / "words.txt")
+    for name in ("itm.json", "captioner.json"):
+        facts = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(facts | {"vocab_file": "words.txt"}))
+    assert main([str(folder)]) == 0
 
 
 def test_unreadable_weights_and_empty_folders(other, copy, capsys, tmp_path):
