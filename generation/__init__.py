@@ -1,0 +1,1 @@
+"""Text out of models: precision, loading, batches, prompts, parsing, the caption store."""

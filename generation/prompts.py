@@ -1,0 +1,46 @@
+"""Every prompt of the system, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CAPTION = "Describe the image within 1 sentence."
+
+# The paper's rewriting step, for chat models of some billion parameters (arXiv 2404.18746, section 3).
+REWRITE_CHAT = (
+    "You improve queries for an image search engine. The person's query and the caption of a picture that "
+    "comes close to what they look for are given. Write one new query: keep everything the query says, add "
+    "what the caption says about the same scene, leave out what contradicts the query or is only about the "
+    "look of the photograph. Write a main clause or a 'with' phrase, at most 60 words, no comment.\n"
+    "Query: {query}\nCaption: {caption}\nNew query:"
+)
+
+
+@dataclass(frozen=True)
+class FewShot:
+    """A prompt by examples, for small models: a prefix that all queries share, and the open line.
+
+    Attributes:
+        prefix: The examples.
+        open: The line to complete, with ``{query}`` and ``{caption}``.
+    """
+
+    prefix: str
+    open: str
+
+
+REWRITE_FEW_SHOT = FewShot(
+    prefix=(
+        "Combine the two descriptions into one short description.\n\n"
+        "1: an animal in a field\n"
+        "2: a brown horse next to a tree on the grass\n"
+        "Combined: a brown horse next to a tree in a field\n\n"
+        "1: some food and a man\n"
+        "2: a pizza left of two cups of coffee in a room\n"
+        "Combined: a man with a pizza and two cups of coffee in a room\n\n"
+        "1: a vehicle at night\n"
+        "2: a small red bus above three cats at night\n"
+        "Combined: a small red bus above three cats at night\n\n"
+    ),
+    open="1: {query}\n2: {caption}\nCombined:",
+)

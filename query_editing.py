@@ -1,0 +1,75 @@
+"""A query and a caption to a new query: `QueryEditing(model_id, quantization).rewrite(queries, captions)`.
+
+The model is a chat model of the hub, such as ``meta-llama/Llama-3.1-8B-Instruct``, or one that a package
+brings along (``smollm2-135m-instruct``). Chat models of some billion parameters get an instruction, the small
+one gets examples; all prompts are in `generation/prompts.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from generation.parsing import one_line, plain_text
+from generation.precision import Quantization, precision_of
+from generation.prompts import REWRITE_CHAT, REWRITE_FEW_SHOT
+from generation.text_model import PACKAGED, TextModel
+
+MOST_WORDS = 60
+MOST_TOKENS = 100
+MOST_WORDS_READ = 200  # of a query or caption that goes into the prompt
+
+
+class QueryEditing:
+    """Rewrites queries; the model is loaded on first use.
+
+    Attributes:
+        model_id: Hub id, folder, or a name of `generation.text_model.PACKAGED`.
+        name: What makes rewrites differ: model and precision.
+    """
+
+    def __init__(self, model_id: str, quantization: Quantization = "fp16", batch_size: int = 32) -> None:
+        self.model_id = model_id
+        self.name = f"{model_id} {precision_of(quantization)}"
+        self._model = TextModel(model_id, quantization, batch_size)
+
+    def rewrite(self, queries: Sequence[str], captions: Sequence[str]) -> list[str]:
+        """Rewrites each query with the caption beside it.
+
+        Args:
+            queries: What people asked for.
+            captions: As many captions of what they liked.
+
+        Returns:
+            As many lines, in order. A line is empty where the model said nothing usable: it is the caller who
+            knows what to fall back to.
+
+        Raises:
+            ValueError: If there are not as many captions as queries.
+        """
+        if len(queries) != len(captions):
+            raise ValueError(f"got {len(queries)} queries and {len(captions)} captions, expected as many")
+        pairs = list(dict.fromkeys(zip(queries, captions, strict=True)))  # no pair is rewritten twice
+        written = dict(zip(pairs, self._write(pairs), strict=True))
+        return [written[pair] for pair in zip(queries, captions, strict=True)]
+
+    def _write(self, pairs: list[tuple[str, str]]) -> list[str]:
+        special = self._model.special_tokens
+        filled = [tuple(_bounded(plain_text(text, special)) for text in pair) for pair in pairs]
+        if self.model_id in PACKAGED:
+            prompts = [
+                REWRITE_FEW_SHOT.open.format(query=query, caption=caption) for query, caption in filled
+            ]
+            answers = self._model.complete(
+                prompts, prefix=REWRITE_FEW_SHOT.prefix, most_tokens=MOST_TOKENS, stops_at_line_end=True
+            )
+        else:
+            prompts = [
+                self._model.chat_prompt(REWRITE_CHAT.format(query=query, caption=caption))
+                for query, caption in filled
+            ]
+            answers = self._model.complete(prompts, most_tokens=MOST_TOKENS)
+        return [one_line(answer, MOST_WORDS, special) for answer in answers]
+
+
+def _bounded(text: str) -> str:
+    return " ".join(text.split(" ")[:MOST_WORDS_READ])

@@ -1,0 +1,76 @@
+"""What a strategy may know of a session: the person's words and what they pointed at. Never the target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from records import Round
+from retriever import SearchQuery
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One round, as the system saw it.
+
+    Attributes:
+        text: What was searched.
+        liked: Ids of the picked images.
+        disliked: Ids of those turned down.
+        captions: Captions of ``liked``.
+    """
+
+    text: str
+    liked: tuple[str, ...]
+    disliked: tuple[str, ...]
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class History:
+    """The rounds of a session so far, oldest first; the first turn's text is the person's own."""
+
+    turns: tuple[Turn, ...]
+
+    @classmethod
+    def of(cls, rounds: Sequence[Round]) -> History:
+        """Takes from the records what a strategy may know."""
+        return cls(tuple(Turn(turn.text, turn.liked, turn.disliked, turn.captions) for turn in rounds))
+
+    @property
+    def words(self) -> str:
+        """The person's own words."""
+        return self.turns[0].text
+
+    @property
+    def last(self) -> Turn:
+        """The latest round."""
+        return self.turns[-1]
+
+
+@dataclass(frozen=True)
+class NextQuery:
+    """What to search in the next round.
+
+    Attributes:
+        search: Its text, and a vector if it is not the text's own.
+        fallback: Why the strategy did something else than meant; empty when it did not.
+    """
+
+    search: SearchQuery
+    fallback: str = ""
+
+
+class Strategy(Protocol):
+    """How a query moves from round to round.
+
+    Attributes:
+        needs_captions: Whether picked images must be captioned.
+    """
+
+    needs_captions: bool
+
+    def next(self, histories: Sequence[History]) -> list[NextQuery]:
+        """Returns the next query of each session, in order."""
+        ...

@@ -1,0 +1,38 @@
+"""How a session is played and when it is a success; the rules of an evaluation, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The rules of a session.
+
+    Attributes:
+        shown: Images shown a round.
+        hit_rank: The target counts as found at this rank or better.
+        removes_shown: Whether images shown in a round are no candidates in later rounds.
+        target_may_be_picked: Whether the user may point at the target itself while it is not found yet.
+        stops_when_worse: Whether a query ends when the target's rank got worse (this uses the ground truth).
+    """
+
+    shown: int
+    hit_rank: int
+    removes_shown: bool
+    target_may_be_picked: bool
+    stops_when_worse: bool
+
+
+PROTOCOLS = {
+    # Ten new images a round; seeing the target ends the search; nothing about the target steers the system.
+    "honest": Protocol(
+        shown=10, hit_rank=10, removes_shown=True, target_may_be_picked=False, stops_when_worse=False
+    ),
+    # The published code's loop, its slips mended: a target that is not found is never a hit, all images are
+    # ranked however many there are, texts and images are both normalised. It flatters: of 50 shown images the
+    # user may pick the target itself, and a query stops when the ground truth says that it got worse.
+    "reference": Protocol(
+        shown=50, hit_rank=10, removes_shown=False, target_may_be_picked=True, stops_when_worse=True
+    ),
+}

@@ -1,0 +1,83 @@
+"""Rewriting: a language model merges the caption of the picked image into the query.
+
+Source: Enhancing Interactive Image Retrieval With Query Rewriting Using LLMs and VLMs (arXiv 2404.18746).
+A model may drop what the person said, say nothing, or talk on; a guard looks at every rewrite, and what does
+not pass is replaced by plain appending, with the reason.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from refinement.history import History, NextQuery
+from refinement.strategies import Rewriter
+from refinement.strategies.append import appended
+from retriever import SearchQuery
+
+LEAST_KEPT = 0.5  # share of the person's content words that a rewrite must keep
+_FUNCTION_WORDS = frozenset(
+    ["a", "an", "the", "of", "in", "on", "at", "by", "to", "and", "or", "with", "is", "are", "there", "this", "that", "it", "some", "we", "see", "image", "picture", "photo", "i", "want", "show", "me", "looking", "for"]
+)
+
+
+class Rewrite:
+    """Rewrites the query with the caption of the picked image.
+
+    With ``keeps_original`` the person's own words stay in front, and the model rewrites them with all
+    captions so far; else, as in the paper, it rewrites the last query with the last caption, and a slip of
+    one round stays in all later ones.
+    """
+
+    needs_captions = True
+
+    def __init__(self, rewriter: Rewriter, keeps_original: bool) -> None:
+        self._rewriter = rewriter
+        self._keeps_original = keeps_original
+
+    def next(self, histories: Sequence[History]) -> list[NextQuery]:
+        """Rewrites all sessions' queries in one call."""
+        pairs = [self._pair(history) for history in histories]
+        asked = [pair for pair in pairs if pair[1]]
+        rewrites = iter(self._rewriter.rewrite([pair[0] for pair in asked], [pair[1] for pair in asked]))
+        return [
+            self._checked(history, next(rewrites))
+            if pair[1]
+            else NextQuery(SearchQuery(text=history.last.text))
+            for history, pair in zip(histories, pairs, strict=True)
+        ]
+
+    def _pair(self, history: History) -> tuple[str, str]:
+        if not self._keeps_original:
+            return history.last.text, ", ".join(history.last.captions)
+        captions = dict.fromkeys(caption for turn in history.turns for caption in turn.captions)
+        return history.words, ", ".join(captions)
+
+    def _checked(self, history: History, rewrite: str) -> NextQuery:
+        fault = fault_of(rewrite, history.words)
+        if fault:
+            return NextQuery(SearchQuery(text=appended(history)), fault)
+        if self._keeps_original and rewrite != history.words:
+            rewrite = f"{history.words}, {rewrite}"
+        return NextQuery(SearchQuery(text=rewrite))
+
+
+def fault_of(rewrite: str, words: str) -> str:
+    """Says why a rewrite cannot be used; empty when it can.
+
+    Args:
+        rewrite: What the model wrote.
+        words: The person's own words.
+    """
+    if not rewrite:
+        return "empty"
+    wanted = content_words(words)
+    kept = len(wanted & content_words(rewrite))
+    if wanted and kept < LEAST_KEPT * len(wanted):
+        return f"kept {kept} of the {len(wanted)} words asked for"
+    return ""
+
+
+def content_words(text: str) -> frozenset[str]:
+    """Returns the words of a text that carry meaning, in lower case."""
+    return frozenset(re.findall(r"\w+", text.lower())) - _FUNCTION_WORDS
