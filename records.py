@@ -130,4 +130,6 @@ class Round:
         if set(values) != names:
             differing = ", ".join(sorted(names ^ set(values)))
             raise ValueError(f"not a Round record: missing or unknown fields: {differing}")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        return cls(
+            **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        )

@@ -103,7 +103,9 @@ class TrainingModel(nn.Module):
             losses["itm"] = self._matching_loss(hidden, queries, similarity.detach())
         return losses
 
-    def _read(self, ids: torch.Tensor, mask: torch.Tensor, hidden: torch.Tensor | None = None) -> torch.Tensor:
+    def _read(
+        self, ids: torch.Tensor, mask: torch.Tensor, hidden: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Returns the first token's state of each text, (n, width); texts of like length share a pass."""
         order = mask.sum(dim=1).argsort(stable=True)
         states = []

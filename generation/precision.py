@@ -61,3 +61,12 @@ def device_options() -> dict[str, Any]:
     import torch
 
     return {"device_map": "auto"} if torch.cuda.is_available() else {}
+
+
+def fastest_precision() -> str:
+    """Returns "bf16" where the hardware computes in it (GPU, or a CPU with its instructions), else "fp32"."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"

@@ -1,0 +1,28 @@
+"""Embeds the images of a dataset with BLIP and saves them as a FAISS index.
+
+    python embed_image_as_faiss.py                     # the constants below
+    python embed_image_as_faiss.py --dataset demo      # any constant, overridden
+
+Run again, it reuses an index of the same images and model, or goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+from settings import IndexSettings, read_settings, run_script
+
+DATASET = "flickr30k"  # "demo", "flickr30k", "mscoco" or "image_folder"
+# All other constants: python embed_image_as_faiss.py --help; for example
+# BLIP = "BLIP/chatir_weights.ckpt"
+# IMAGE_SIZE = 224
+
+
+def main() -> None:
+    """Reads the constants and the command line, and embeds."""
+    settings = read_settings(IndexSettings, globals())
+    from refinement.experiment import embed_dataset
+
+    embed_dataset(settings)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_script(main))

@@ -1,0 +1,225 @@
+"""Every setting once: type, default, range, help. Scripts' constants override them, then the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import logging
+import sys
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+log = logging.getLogger(__name__)
+
+PROJECT = Path(__file__).parent
+
+# Model ids, precision and batch sizes that belong together; any single constant overrides its preset's.
+PRESETS: dict[str, dict[str, Any]] = {
+    "demo": {
+        "blip": "BLIP/weights/demo",
+        "caption_model": "BLIP/weights/demo",
+        "rewrite_model": "smollm2-135m-instruct",
+        "quantization": "auto",
+        "image_batch": 64,
+        "caption_batch": 32,
+        "rewrite_batch": 32,
+    },
+    "rtx3090-int8": {
+        "blip": "BLIP/chatir_weights.ckpt",
+        "caption_model": "llava-hf/llava-v1.6-mistral-7b-hf",
+        "rewrite_model": "meta-llama/Llama-3.1-8B-Instruct",
+        "quantization": "int8",
+        "image_batch": 64,
+        "caption_batch": 4,
+        "rewrite_batch": 16,
+    },
+}
+PRESETS["rtx3090-int4"] = PRESETS["rtx3090-int8"] | {"quantization": "int4", "caption_batch": 8}
+PRESETS["fp16-48gb"] = PRESETS["rtx3090-int8"] | {"quantization": "fp16", "caption_batch": 8}
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """Embeds the images of a dataset and saves them as a FAISS index.
+
+    Attributes:
+        dataset: "demo", "flickr30k", "mscoco" or "image_folder".
+        root: The dataset's folder; playground/data/DATASET when not given.
+        split: Part of the dataset; "test" for the demo and "all" for the others when not given.
+        preset: Set of models, precision and batch sizes; "demo" for the demo and "rtx3090-int8" for the others
+            when not given.
+        blip: BLIP checkpoint, a file or a folder; the preset's when not given.
+        image_size: Side in pixels to which images are resized; the checkpoint's when not given.
+        index: Folder of the index; ROOT/index-SPLIT when not given.
+        image_batch: Images encoded at a time; the preset's when not given.
+        workers: Threads that decode images.
+        rebuild: Embed again although an index of the same images and model is there.
+    """
+
+    dataset: str = "flickr30k"
+    root: Path | None = None
+    split: str | None = None
+    preset: Literal["demo", "rtx3090-int8", "rtx3090-int4", "fp16-48gb"] | None = None
+    blip: str | None = None
+    image_size: int | None = None
+    index: Path | None = None
+    image_batch: int | None = None
+    workers: int = 4
+    rebuild: bool = False
+
+    def __post_init__(self) -> None:
+        _check_at_least(self, 1, "image_size", "image_batch", "workers")
+
+    def resolved(self) -> Any:
+        """Returns the same settings with every open one filled in, from the preset or the dataset."""
+        from playground import DATA_FOLDER
+
+        is_demo = self.dataset == "demo"
+        preset = self.preset or ("demo" if is_demo else "rtx3090-int8")
+        split = self.split or ("test" if is_demo else "all")
+        root = self.root or DATA_FOLDER / self.dataset
+        open_ones = PRESETS[preset] | {
+            "preset": preset,
+            "split": split,
+            "root": root,
+            "index": root / f"index-{split}",
+        }
+        names = {field.name for field in dataclasses.fields(self)}
+        filled = {
+            name: value for name, value in open_ones.items() if name in names and getattr(self, name) is None
+        }
+        return dataclasses.replace(self, **filled)
+
+
+@dataclass(frozen=True)
+class ExperimentSettings(IndexSettings):
+    """Plays rounds of feedback over a dataset's queries; logs recall and F1 per round.
+
+    Attributes:
+        strategy: How feedback moves the query: "original" (none), "append", "rewrite" (the paper's) or
+            "rewrite-original" (always from the person's own words, which stay in front).
+        user: Who gives feedback: "independent" (judges by people's captions), "reference" (judges with the
+            retriever's own embedding; flatters), "random" or "first" (controls).
+        user_model: Sentence encoder of the independent user: a folder, a hub id, or "all-minilm-l6-v2".
+        protocol: Rules: "honest" or "reference".
+        rounds: Rounds played, the first search included.
+        caption_model: Describes picked images; the preset's when not given.
+        rewrite_model: Rewrites queries; the preset's when not given.
+        quantization: Of both: "int8", "int4", "fp16", "bf16", "fp32", "auto" (bf16 where the hardware has it,
+            else fp32), or True for int8 and False for fp16; the preset's when not given.
+        caption_batch: Images captioned at a time; the preset's when not given.
+        rewrite_batch: Queries rewritten at a time; the preset's when not given.
+        query_batch: Queries that advance together.
+        queries: How many queries, spread evenly over the dataset; all when not given.
+        caption_numbers: Which captions of an image serve as queries, by comment number; all when not given.
+        output: Folder of the run; runs/DATASET-SPLIT-PROTOCOL-USER-STRATEGY when not given.
+        restart: Throw away what the output folder holds of an earlier run.
+        seed: Of everything random.
+    """
+
+    strategy: Literal["original", "append", "rewrite", "rewrite-original"] = "rewrite"
+    user: Literal["independent", "reference", "random", "first"] = "independent"
+    user_model: str = "all-minilm-l6-v2"
+    protocol: Literal["honest", "reference"] = "honest"
+    rounds: int = 4
+    caption_model: str | None = None
+    rewrite_model: str | None = None
+    quantization: Literal["int8", "int4", "fp16", "bf16", "fp32", "auto"] | bool | None = None
+    caption_batch: int | None = None
+    rewrite_batch: int | None = None
+    query_batch: int = 256
+    queries: int | None = None
+    caption_numbers: tuple[str, ...] | None = None
+    output: Path | None = None
+    restart: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_at_least(self, 1, "rounds", "caption_batch", "rewrite_batch", "query_batch", "queries")
+
+    def resolved(self) -> ExperimentSettings:
+        """Returns the same settings with every open one filled in."""
+        settings = super().resolved()
+        if settings.output is not None:
+            return settings
+        name = "-".join(
+            (settings.dataset, settings.split, settings.protocol, settings.user, settings.strategy)
+        )
+        return dataclasses.replace(settings, output=Path("runs") / name)
+
+
+Settings = TypeVar("Settings", bound=IndexSettings)
+
+
+def read_settings(
+    kind: type[Settings], constants: Mapping[str, Any], arguments: Sequence[str] | None = None
+) -> Settings:
+    """Puts defaults, a script's constants and the command line together.
+
+    Args:
+        kind: The settings' class.
+        constants: A script's globals; the upper-case names are its constants.
+        arguments: The command line; `sys.argv`'s when None.
+
+    Returns:
+        The settings, not yet resolved.
+
+    Raises:
+        ValueError: If a constant is unknown, mistyped or out of range.
+        SystemExit: If the command line is wrong, or asks for help.
+    """
+    import tyro
+
+    return tyro.cli(kind, default=kind(**_checked_constants(kind, constants)), args=arguments)
+
+
+def run_script(main: Callable[[], None]) -> int:
+    """Runs a script: logging set up, a user's mistake as one line, SIGINT as a word.
+
+    Returns:
+        The exit status: 0, 2 after a mistake, 130 when interrupted.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        main()
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        log.error("error: %s", error)
+        log.debug("where it came from", exc_info=True)
+        return 2
+    except KeyboardInterrupt:
+        log.error("stopped; the same command goes on from here")
+        return 130
+    return 0
+
+
+def _checked_constants(kind: type, constants: Mapping[str, Any]) -> dict[str, Any]:
+    from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
+
+    hints = typing.get_type_hints(kind)
+    fields = {field.name for field in dataclasses.fields(kind)}
+    values = {}
+    for name, value in constants.items():
+        if not name.isupper() or name.startswith("_"):
+            continue
+        field = name.lower()
+        if field not in fields:
+            near = difflib.get_close_matches(field, fields, n=1)
+            hint = f"; did you mean {near[0].upper()}?" if near else ""
+            raise ValueError(f"unknown constant {name}{hint}")
+        try:
+            check_type(value, hints[field], collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+        except TypeCheckError as error:
+            raise ValueError(f"constant {name} = {value!r}: {error}") from error
+        values[field] = value
+    return values
+
+
+def _check_at_least(settings: object, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name}: got {value}, expected at least {least}")
