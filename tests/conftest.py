@@ -1,0 +1,81 @@
+"""A small world for the tests: pictures named by their words, an encoder, captions, a rewriter."""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+
+from indexes.faiss_index import FaissIndex
+from records import Query
+from retriever import Retriever
+
+COLOURS = ("red", "green", "blue", "white", "black")
+ANIMALS = ("dog", "cat", "horse", "bird", "fish", "mouse")
+PLACES = ("beach", "field", "street", "forest", "room")
+WORDS = COLOURS + ANIMALS + PLACES
+IMAGE_IDS = ["-".join(words) for words in itertools.product(COLOURS, ANIMALS, PLACES)]
+random.Random(0).shuffle(IMAGE_IDS)
+
+
+class WordEncoder:
+    """A text to the words it holds, one dimension a word (animals weigh more) and one for no known word."""
+
+    dimension = len(WORDS) + 1
+    fingerprint = "words-1"
+
+    def __init__(self):
+        self.images_encoded = 0
+
+    def encode_texts(self, texts):
+        rows = np.zeros((len(texts), self.dimension), dtype=np.float32)
+        for row, text in zip(rows, texts, strict=True):
+            for word in text.replace(",", " ").replace("-", " ").split():
+                row[WORDS.index(word) if word in WORDS else -1] += 2 if word in ANIMALS else 1
+            row[-1] = min(row[-1], 0.5)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    def encode_images(self, images):
+        self.images_encoded += len(images)
+        raise AssertionError("the loop needs no picture encoded")
+
+
+class KnownCaptions:
+    """Describes an image by its id's words; keeps what it was asked for."""
+
+    def __init__(self):
+        self.asked = []
+
+    def captions_of(self, image_ids):
+        self.asked.append(list(image_ids))
+        return [caption_of(image_id) for image_id in image_ids]
+
+
+def caption_of(image_id):
+    colour, animal, place = image_id.split("-")
+    return f"a {colour} {animal} in the {place}"
+
+
+class Merger:
+    """Rewrites by joining the words of both, each once; keeps the pairs it was given."""
+
+    def __init__(self):
+        self.pairs = []
+
+    def rewrite(self, queries, captions):
+        self.pairs += zip(queries, captions, strict=True)
+        return [
+            " ".join(dict.fromkeys(f"{query} {caption}".replace(",", "").split()))
+            for query, caption in zip(queries, captions, strict=True)
+        ]
+
+
+def one_target(query_id, text, target):
+    return Query(query_id, text, target, frozenset([target]))
+
+
+@pytest.fixture(scope="session")
+def retriever():
+    """The whole world, 150 images, in a real index."""
+    encoder = WordEncoder()
+    return Retriever(encoder, FaissIndex.build(IMAGE_IDS, encoder.encode_texts(IMAGE_IDS)))

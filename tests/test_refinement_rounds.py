@@ -1,0 +1,480 @@
+"""The loop against a session played by hand; resuming, batches, both protocols and what may not leak."""
+
+import dataclasses
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import IMAGE_IDS, KnownCaptions, Merger, WordEncoder, caption_of, one_target
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from indexes.faiss_index import FaissIndex
+from records import Feedback, Image, Query
+from refinement.history import History, NextQuery, Turn
+from refinement.protocols import PROTOCOLS
+from refinement.rounds import play_rounds
+from refinement.strategies.append import Append
+from refinement.strategies.original import Original
+from refinement.strategies.rewrite import Rewrite
+from refinement.users import FirstUser, NearestUser, RandomUser, View, caption_vectors
+from retriever import Retriever, SearchQuery
+
+HONEST, REFERENCE = PROTOCOLS["honest"], PROTOCOLS["reference"]
+TEXTS = ("dog", "red", "something in the beach", "an animal", "blue fish", "black mouse in the room")
+QUERIES = [
+    one_target(f"q{number}", TEXTS[number % len(TEXTS)], target)
+    for number, target in enumerate(IMAGE_IDS[3:150:7])
+]
+NO_TARGET = Query("all fish", "fish", None, frozenset(i for i in IMAGE_IDS if "fish" in i))
+
+
+@pytest.fixture(scope="module")
+def play(retriever):
+    def play(queries, **changes):
+        chosen = {
+            "retriever": retriever,
+            "user": NearestUser(retriever.vectors_of),
+            "strategy": Append(),
+            "protocol": HONEST,
+            "captions": KnownCaptions(),
+            "round_count": 4,
+        }
+        return play_rounds(queries, **chosen | changes)
+
+    return play
+
+
+def by_query(rounds):
+    sessions = {}
+    for record in rounds:
+        sessions.setdefault(record.query_id, []).append(record)
+    return sessions
+
+
+def session_by_hand(query, protocol, round_count):
+    """Appends the caption of the image nearest to the target, one query, nothing shared with the loop."""
+    vectors = WordEncoder().encode_texts(IMAGE_IDS).astype(np.float64)
+    row_of = {image_id: row for row, image_id in enumerate(IMAGE_IDS)}
+    text, seen, taken, said, ranks, session = query.text, [], [], [query.text], [], []
+    for number in range(round_count):
+        scores = vectors @ WordEncoder().encode_texts([text])[0].astype(np.float64)
+        left = [row for row in range(len(IMAGE_IDS)) if not (protocol.removes_shown and row in seen)]
+        order = sorted(left, key=lambda row: (-scores[row], row))
+        shown = order[: protocol.shown]
+        target = row_of[query.target]
+        ranks.append(order.index(target) + 1)
+        stop = ""
+        if ranks[-1] <= protocol.hit_rank:
+            stop = "found"
+        elif protocol.stops_when_worse and number and ranks[-1] > ranks[-2]:
+            stop = "worse"
+        liked = None
+        if not stop and number + 1 < round_count:
+            may = [
+                row for row in shown if row not in taken and (protocol.target_may_be_picked or row != target)
+            ]
+            float32 = vectors.astype(np.float32)
+            liked = max(may, key=lambda row: (float32[row] @ float32[target], -shown.index(row)))
+            taken.append(liked)
+            caption = caption_of(IMAGE_IDS[liked])
+            said += [caption] if caption not in said else []
+        session.append(
+            (
+                text,
+                [IMAGE_IDS[row] for row in shown],
+                ranks[-1],
+                stop,
+                None if liked is None else IMAGE_IDS[liked],
+            )
+        )
+        if stop:
+            break
+        seen, text = seen + shown, ", ".join(said)
+    return session
+
+
+NARROW = (replace(HONEST, shown=2, hit_rank=2), replace(REFERENCE, shown=20, hit_rank=1))
+
+
+@pytest.mark.parametrize("protocol", [HONEST, REFERENCE, *NARROW])
+def test_the_loop_plays_as_one_would_by_hand(play, protocol):
+    queries = [
+        one_target(f"{text} / {target}", text, target) for text in TEXTS[:3] for target in IMAGE_IDS[::3]
+    ]
+    sessions = by_query(play(queries, protocol=protocol))
+    for query in queries:
+        played = [
+            (
+                record.text,
+                list(record.image_ids[: record.shown]),
+                record.target_rank,
+                record.stop,
+                record.liked[0] if record.liked else None,
+            )
+            for record in sessions[query.id]
+        ]
+        assert played == session_by_hand(query, protocol, 4)
+    stops = {session[-1].stop for session in sessions.values()}
+    if protocol in NARROW:
+        assert stops == ({"found", "", "worse"} if protocol.stops_when_worse else {"found", ""})
+
+
+def test_honest_images_are_shown_once_and_the_target_ends_the_session(play):
+    sessions = by_query(play(QUERIES, round_count=20))
+    for query in QUERIES:
+        session = sessions[query.id]
+        shown = [image_id for record in session for image_id in record.image_ids[: record.shown]]
+        assert len(shown) == len(set(shown)) == 10 * len(session)
+        assert session[-1].stop == "found" and query.target in shown[-10:]
+        assert all(record.stop == "" for record in session[:-1])
+        assert query.target not in [image_id for record in session for image_id in record.liked]
+        assert all(set(record.liked) <= set(record.image_ids[: record.shown]) for record in session)
+        for number, record in enumerate(session):
+            assert (record.number, record.shown, record.target) == (number, 10, query.target)
+            assert record.relevant == (query.target,)
+            assert not set(record.image_ids) & set(shown[: 10 * number])
+
+
+@pytest.mark.parametrize("user", ["first", "random"])
+@pytest.mark.parametrize("protocol", [HONEST, REFERENCE])
+def test_ranks_and_scores_agree_with_brute_force(play, retriever, user, protocol):
+    users = {"first": FirstUser(), "random": RandomUser(3)}
+    rounds = play(QUERIES, user=users[user], protocol=protocol)
+    assert {record.number for record in rounds} == {0, 1, 2, 3}
+    vectors = retriever.vectors_of(IMAGE_IDS).astype(np.float64)
+    for session in by_query(rounds).values():
+        seen = set()
+        for record in session:
+            scores = vectors @ retriever.query_vectors([record.text])[0].astype(np.float64)
+            order = sorted(range(len(IMAGE_IDS)), key=lambda row: (-scores[row], row))
+            order = [row for row in order if IMAGE_IDS[row] not in seen]
+            assert record.image_ids == tuple(IMAGE_IDS[row] for row in order[:50])
+            assert record.scores == pytest.approx([scores[row] for row in order[:50]], abs=1e-6)
+            assert record.target_rank == [IMAGE_IDS[row] for row in order].index(record.target) + 1
+            if protocol.removes_shown:
+                seen |= set(record.image_ids[: record.shown])
+
+
+def test_reference_shows_fifty_and_removes_nothing(play):
+    rounds = play(QUERIES, protocol=REFERENCE, user=RandomUser(0), strategy=Original())
+    for session in by_query(rounds).values():
+        assert all(record.shown == 50 for record in session)
+        assert {record.image_ids for record in session} == {session[0].image_ids}
+        assert len(session) == (1 if session[0].stop else 4)
+        liked = [image_id for record in session for image_id in record.liked]
+        assert len(liked) == len(set(liked))
+
+
+def test_reference_stops_when_the_rank_got_worse(play):
+    target = "blue-cat-field"
+
+    class Worse:
+        needs_captions = False
+        texts = iter(["cat", "red dog in the beach"])
+
+        def next(self, histories):
+            return [NextQuery(SearchQuery(next(self.texts)))]
+
+    query = one_target("q", "blue", target)
+    rounds = play([query], protocol=REFERENCE, strategy=Worse())
+    assert rounds[0].target_rank > 10
+    assert [record.stop for record in rounds] == ["", "", "worse"]
+    Worse.texts = iter(["cat", "red dog in the beach", "blue cat in the field"])
+    honest = play([query], strategy=Worse(), user=NoUser())
+    assert "worse" not in [record.stop for record in honest]
+
+
+class NoUser:
+    """Never points at anything."""
+
+    def judge(self, views):
+        return [Feedback() for _ in views]
+
+
+def test_reference_lets_the_target_be_picked_and_honest_does_not(play):
+    target = play([one_target("q", "dog", IMAGE_IDS[0])], round_count=1)[0].image_ids[20]
+    query = one_target("q", "dog", target)
+    assert play([query], protocol=REFERENCE)[0].liked == (target,)
+    shown_but_no_hit = replace(REFERENCE, target_may_be_picked=False)
+    assert play([query], protocol=shown_but_no_hit)[0].liked != (target,)
+
+
+def test_a_target_beyond_the_list_has_its_true_rank_and_is_no_hit(play):
+    last = play([one_target("q", "dog", IMAGE_IDS[0])], protocol=replace(REFERENCE, shown=150))[0].image_ids[
+        -1
+    ]
+    for protocol in (HONEST, REFERENCE):
+        record = play([one_target("q", "dog", last)], protocol=protocol, round_count=1)[0]
+        assert record.target_rank == len(IMAGE_IDS)
+        assert last not in record.image_ids and len(record.image_ids) == 50
+        assert record.stop == ""
+
+
+def test_the_hit_rank_itself_is_a_hit_and_the_next_is_not(play):
+    order = play([one_target("q", "dog", IMAGE_IDS[0])], round_count=1)[0].image_ids
+    for protocol in (HONEST, REFERENCE):
+        for place, stop in ((9, "found"), (10, "")):
+            record = play([one_target("q", "dog", order[place])], protocol=protocol, round_count=1)[0]
+            assert (record.target_rank, record.stop) == (place + 1, stop)
+
+
+def test_no_picture_is_encoded_while_playing(retriever, play):
+    play(QUERIES, protocol=REFERENCE)
+    assert retriever.encoder.images_encoded == 0
+
+
+def test_a_collection_that_is_shown_whole_is_exhausted(play):
+    ids = IMAGE_IDS[:25]
+    encoder = WordEncoder()
+    small = Retriever(encoder, FaissIndex.build(ids, encoder.encode_texts(ids)))
+    nobody = Query("q", "dog", None, frozenset(["not-in-the-index"]))
+    rounds = play([nobody], retriever=small, user=FirstUser(), round_count=9)
+    assert [(record.shown, record.stop) for record in rounds] == [(10, ""), (10, ""), (5, "exhausted")]
+    assert sorted(i for record in rounds for i in record.image_ids[: record.shown]) == sorted(ids)
+    exact = Retriever(encoder, FaissIndex.build(ids[:20], encoder.encode_texts(ids[:20])))
+    rounds = play([nobody], retriever=exact, user=FirstUser(), round_count=9)
+    assert [(record.shown, record.stop) for record in rounds] == [(10, ""), (10, "exhausted")]
+    rounds = play([nobody], retriever=small, user=FirstUser(), protocol=REFERENCE, round_count=3)
+    assert [(record.shown, record.stop) for record in rounds] == [(25, ""), (25, ""), (25, "")]
+
+
+def test_without_a_target_the_session_ends_when_all_relevant_were_shown(play):
+    rounds = play([NO_TARGET], strategy=Original(), round_count=9)
+    assert [record.stop for record in rounds] == ["", "", "found"]
+    left = set(NO_TARGET.relevant)
+    for record in rounds:
+        assert record.target is None and record.target_rank is None
+        assert record.relevant == tuple(sorted(left))
+        left -= set(record.image_ids[: record.shown])
+    assert not left
+    assert rounds[0].liked and rounds[0].liked[0] in NO_TARGET.relevant
+
+
+def test_one_round_is_one_search_without_feedback(play):
+    captions = KnownCaptions()
+    rounds = play(QUERIES, round_count=1, captions=captions)
+    assert [(record.query_id, record.number, record.text) for record in rounds] == [
+        (query.id, 0, query.text) for query in QUERIES
+    ]
+    assert not captions.asked and all(not record.liked for record in rounds)
+
+
+@pytest.mark.parametrize("protocol", [HONEST, REFERENCE])
+@pytest.mark.parametrize(
+    "strategy", [Original(), Append(), Rewrite(Merger(), keeps_original=False), Rewrite(Merger(), True)]
+)
+def test_a_query_alone_plays_as_among_many(play, protocol, strategy):
+    queries = [*QUERIES, NO_TARGET]
+    together = by_query(play(queries, protocol=protocol, strategy=strategy, user=RandomUser(1)))
+    for size in (1, 4):
+        batches = play(queries, protocol=protocol, strategy=strategy, user=RandomUser(1), batch_size=size)
+        assert by_query(batches) == together
+    for query in queries[::5]:
+        alone = play([query], protocol=protocol, strategy=strategy, user=RandomUser(1))
+        assert alone == together[query.id]
+
+
+def test_captions_are_those_of_the_picks_and_only_if_needed(play):
+    captions = KnownCaptions()
+    rounds = play(QUERIES, captions=captions)
+    assert any(record.liked for record in rounds)
+    assert all(record.captions == tuple(map(caption_of, record.liked)) for record in rounds)
+    captions = KnownCaptions()
+    rounds = play(QUERIES, captions=captions, strategy=Original())
+    assert any(record.liked for record in rounds)
+    assert not captions.asked and all(record.captions == () for record in rounds)
+
+
+def test_several_picks_a_round_keep_their_captions(play):
+    class Two:
+        def judge(self, views):
+            return [
+                Feedback(view.candidates[: len(view.query_id) % 3], view.candidates[5:6]) for view in views
+            ]
+
+    queries = [replace(query, id=query.id + "x" * number) for number, query in enumerate(QUERIES[:5])]
+    rounds = play(queries, user=Two())
+    assert {len(record.liked) for record in rounds} == {0, 1, 2}
+    assert all(record.captions == tuple(map(caption_of, record.liked)) for record in rounds)
+    assert all(len(record.disliked) == 1 for record in rounds if not record.stop and record.number < 3)
+
+
+def test_without_a_pick_the_query_stays(play):
+    for strategy in (Append(), Rewrite(Merger(), keeps_original=True), Rewrite(Merger(), False)):
+        rounds = play(QUERIES[:5], user=NoUser(), strategy=strategy)
+        texts = {query.id: query.text for query in QUERIES}
+        assert all(record.text == texts[record.query_id] and not record.fallback for record in rounds)
+        assert max(record.number for record in rounds) > 0
+
+
+# Resuming
+
+
+RESUMED = [*QUERIES[:5], NO_TARGET]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    cut=st.integers(0, 24),
+    sizes=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    protocol=st.sampled_from(sorted(PROTOCOLS)),
+)
+def test_a_run_cut_anywhere_ends_as_if_it_was_not(play, cut, sizes, protocol):
+    same = {"protocol": PROTOCOLS[protocol], "user": RandomUser(5)}
+    whole = play(RESUMED, strategy=Rewrite(Merger(), keeps_original=False), batch_size=sizes[0], **same)
+    played, kept = whole[:cut], []
+    resumed = play(
+        RESUMED,
+        strategy=Rewrite(Merger(), keeps_original=False),
+        batch_size=sizes[1],
+        played=played,
+        keep=kept.extend,
+        **same,
+    )
+    assert resumed == whole
+    assert kept == whole[cut:]
+
+
+def test_records_are_kept_batch_by_batch(play):
+    batches = []
+    rounds = play(QUERIES[:5], batch_size=2, keep=batches.append, user=NoUser())
+    assert [record for batch in batches for record in batch] == rounds
+    assert [len(batch) for batch in batches][:3] == [2, 2, 1]
+    assert all(len({record.number for record in batch}) == 1 for batch in batches)
+
+
+def test_a_killed_run_has_kept_the_batches_before(play):
+    class Tired(Append):
+        left = 2
+
+        def next(self, histories):
+            Tired.left -= 1
+            if not Tired.left:
+                raise KeyboardInterrupt
+            return super().next(histories)
+
+    whole, kept = play(QUERIES, batch_size=4), []
+    with pytest.raises(KeyboardInterrupt):
+        play(QUERIES, batch_size=4, strategy=Tired(), keep=kept.extend)
+    assert kept == whole[: len(kept)] and len(kept) == len(QUERIES) + 4
+    assert play(QUERIES, batch_size=4, played=kept) == whole
+
+
+def test_a_finished_run_is_not_played_again(play):
+    whole = play(QUERIES)
+    kept = []
+    assert play(QUERIES, played=whole, keep=kept.append, captions=None, user=None) == whole
+    assert kept == []
+
+
+def test_wrong_queries_and_records_are_refused(play):
+    with pytest.raises(ValueError, match="distinct ids"):
+        play([QUERIES[0], replace(QUERIES[1], id=QUERIES[0].id)])
+    with pytest.raises(ValueError, match="targets of 1 queries are not in the index, first of query q1"):
+        play([QUERIES[0], replace(QUERIES[1], target="pink-dog-beach")])
+    played = play(QUERIES[:2], round_count=1)
+    with pytest.raises(ValueError, match="records of 1 other queries, first q1"):
+        play(QUERIES[:1], played=played)
+
+
+# What may not leak
+
+
+class Spy:
+    """A strategy that keeps what it is given."""
+
+    def __init__(self, strategy):
+        self.strategy, self.needs_captions, self.histories = strategy, strategy.needs_captions, []
+
+    def next(self, histories):
+        self.histories += histories
+        return self.strategy.next(histories)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    text=st.sampled_from(TEXTS),
+    targets=st.tuples(st.sampled_from(IMAGE_IDS), st.sampled_from(IMAGE_IDS)),
+    protocol=st.sampled_from([HONEST, REFERENCE, replace(REFERENCE, stops_when_worse=False)]),
+    number=st.integers(0, 3),
+)
+def test_equal_words_and_feedback_search_alike_whatever_the_target(play, text, targets, protocol, number):
+    strategy = [
+        Original(),
+        Append(),
+        Rewrite(Merger(), keeps_original=False),
+        Rewrite(Merger(), keeps_original=True),
+    ][number]
+    spy = Spy(strategy)
+    queries = [one_target("one", text, targets[0]), one_target("two", text, targets[1])]
+    sessions = by_query(play(queries, strategy=spy, user=FirstUser(), protocol=protocol))
+    for one, two in zip(sessions["one"], sessions["two"], strict=False):
+        assert (one.text, one.image_ids, one.scores) == (two.text, two.image_ids, two.scores)
+        if not one.stop and not two.stop:
+            assert (one.liked, one.captions) == (two.liked, two.captions)
+    lengths = [len(session) for session in sessions.values()]
+    assert len(spy.histories) == sum(lengths) - 2
+    by_length = {}
+    for history in spy.histories:
+        assert by_length.setdefault(len(history.turns), history) == history
+
+
+def test_a_history_holds_words_picks_and_captions_and_no_more(play):
+    assert [field.name for field in dataclasses.fields(History)] == ["turns"]
+    assert {field.name for field in dataclasses.fields(Turn)} == {"text", "liked", "disliked", "captions"}
+    spy = Spy(Append())
+    rounds = play(QUERIES[:6], strategy=spy)
+    assert spy.histories
+    sessions = by_query(rounds).values()
+    for history in spy.histories:
+        assert any(
+            [(turn.text, turn.liked, turn.disliked, turn.captions) for turn in history.turns]
+            == [(r.text, r.liked, r.disliked, r.captions) for r in session[: len(history.turns)]]
+            for session in sessions
+        )
+
+
+def test_a_user_does_not_read_the_query(play, retriever):
+    fields = {field.name for field in dataclasses.fields(View)}
+    assert fields == {"query_id", "round_number", "goals", "candidates"}
+    views = []
+
+    class Watched(FirstUser):
+        def judge(self, seen):
+            views.extend(seen)
+            return super().judge(seen)
+
+    secret = "xyzzy dog"
+    targets = IMAGE_IDS[::9]
+    play(
+        [one_target(f"q{number}", secret, target) for number, target in enumerate(targets)],
+        user=Watched(),
+    )
+    assert views and "xyzzy" not in repr(views)
+    for view in views:
+        assert view.goals == {targets[int(view.query_id[1:])]}
+        assert len(view.candidates) == 10 and not view.goals & set(view.candidates)
+
+
+def test_peoples_captions_steer_the_user_and_reach_nobody_else(play, tmp_path):
+    images = [
+        Image(image_id, tmp_path / image_id, (caption_of(image_id) + " xyzzy", "xyzzy"))
+        for image_id in IMAGE_IDS
+    ]
+    user = NearestUser(caption_vectors(images, WordEncoder().encode_texts))
+    for keeps_original in (False, True):
+        merger = Merger()
+        spy = Spy(Rewrite(merger, keeps_original))
+        rounds = play(QUERIES, user=user, strategy=spy)
+        assert merger.pairs and spy.histories
+        assert "xyzzy" not in repr((merger.pairs, spy.histories, rounds))
+
+
+def test_a_fallback_is_on_record(play):
+    class Mute(Merger):
+        def rewrite(self, queries, captions):
+            return [""] * len(queries)
+
+    rounds = play(QUERIES, strategy=Rewrite(Mute(), keeps_original=False))
+    assert {(record.fallback, record.number > 0) for record in rounds} == {("", False), ("empty", True)}

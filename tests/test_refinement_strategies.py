@@ -1,0 +1,155 @@
+"""How feedback moves the words: appended, rewritten, guarded."""
+
+import pytest
+from conftest import Merger
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refinement.history import History, Turn
+from refinement.strategies import STRATEGIES, make_strategy
+from refinement.strategies.append import Append
+from refinement.strategies.original import Original
+from refinement.strategies.rewrite import Rewrite, content_words, fault_of
+
+
+class Says:
+    """A rewriter that says what it is told to; keeps what it was asked."""
+
+    def __init__(self, *answers):
+        self.answers, self.pairs, self.calls = list(answers), [], 0
+
+    def rewrite(self, queries, captions):
+        self.calls += 1
+        self.pairs += zip(queries, captions, strict=True)
+        return [self.answers.pop(0) for _ in queries]
+
+
+def history(*turns):
+    """Turns as (text, caption, caption, ...)."""
+    return History(
+        tuple(Turn(text, tuple(f"id{n}" for n in range(len(said))), (), tuple(said)) for text, *said in turns)
+    )
+
+
+def texts(searches):
+    return [search.search.text for search in searches]
+
+
+def test_original_repeats_the_words():
+    histories = [history(("a dog", "a cat")), history(("fish", "x"), ("fish, x", "y"))]
+    assert texts(Original().next(histories)) == ["a dog", "fish"]
+    assert not Original().needs_captions
+
+
+def test_append_joins_the_words_and_every_caption_once():
+    histories = [
+        history(("a dog", "a red dog")),
+        history(("a dog", "a red dog"), ("ignored", "a blue dog")),
+        history(("a dog", "a red dog"), ("ignored",), ("ignored", "a red dog", "grass")),
+        history(("a dog",)),
+        history(("a dog", "a dog")),
+    ]
+    assert texts(Append().next(histories)) == [
+        "a dog, a red dog",
+        "a dog, a red dog, a blue dog",
+        "a dog, a red dog, grass",
+        "a dog",
+        "a dog",
+    ]
+    assert Append().needs_captions
+
+
+def test_rewrite_takes_the_last_query_and_the_last_captions():
+    says = Says("red dog field", "blue dog")
+    histories = [
+        history(("dog", "a cat"), ("dog cat", "a red dog", "field")),
+        history(("dog", "a blue dog")),
+    ]
+    assert texts(Rewrite(says, keeps_original=False).next(histories)) == ["red dog field", "blue dog"]
+    assert says.pairs == [("dog cat", "a red dog, field"), ("dog", "a blue dog")]
+    assert says.calls == 1
+
+
+def test_rewriting_from_the_original_takes_all_captions_and_keeps_the_words_in_front():
+    says = Says("red dog field", "dog")
+    histories = [
+        history(("dog", "a cat"), ("dog cat", "a red dog", "a cat")),
+        history(("dog", "a dog")),
+    ]
+    searches = Rewrite(says, keeps_original=True).next(histories)
+    assert texts(searches) == ["dog, red dog field", "dog"]
+    assert says.pairs == [("dog", "a cat, a red dog"), ("dog", "a dog")]
+    assert [search.fallback for search in searches] == ["", ""]
+
+
+@pytest.mark.parametrize("keeps_original", [True, False])
+def test_a_rewrite_that_fails_the_guard_becomes_the_appended_query(keeps_original):
+    says = Says("", "a cat in the field", "a brown dog")
+    asked = history(("a brown dog", "a cat"), ("lost", "a horse"))
+    empty, drifted, good = Rewrite(says, keeps_original).next([asked] * 3)
+    assert empty.search.text == drifted.search.text == "a brown dog, a cat, a horse"
+    assert (empty.fallback, drifted.fallback) == ("empty", "kept 0 of the 2 words asked for")
+    assert (good.search.text, good.fallback) == ("a brown dog", "")
+
+
+@pytest.mark.parametrize("keeps_original", [True, False])
+def test_sessions_without_a_pick_stay_and_the_others_keep_their_answers(keeps_original):
+    says = Says("dog one", "dog three")
+    histories = [history(("dog", "one")), history(("dog two",)), history(("dog", "three"))]
+    searches = Rewrite(says, keeps_original).next(histories)
+    assert [text.removeprefix("dog, ") for text in texts(searches)] == ["dog one", "dog two", "dog three"]
+    assert says.pairs == [("dog", "one"), ("dog", "three")]
+
+
+@pytest.mark.parametrize(
+    ("words", "rewrite", "fault"),
+    [
+        ("a brown dog", "a brown dog in a field", ""),
+        ("a brown dog", "the DOG, running", ""),  # half of the words
+        ("a brown dog", "a cat", "kept 0 of the 2 words asked for"),
+        ("a big brown dog", "a dog", "kept 1 of the 3 words asked for"),
+        ("a brown dog", "", "empty"),
+        ("a picture of the", "anything", ""),
+        ("dog", "hotdogs", "kept 0 of the 1 words asked for"),
+    ],
+)
+def test_the_guard(words, rewrite, fault):
+    assert fault_of(rewrite, words) == fault
+
+
+@given(st.lists(st.sampled_from(["dog", "red", "the", "of", "field", "two"]), min_size=1).map(" ".join))
+def test_what_keeps_all_words_passes_the_guard(words):
+    assert fault_of(words, words) == ""
+    assert fault_of(f"{words} and more", words) == ""
+    assert not content_words(words) & {"the", "of"}
+
+
+def test_content_words_are_lower_case_and_without_function_words():
+    assert content_words("A Dog, the dog's bone and I") == {"dog", "s", "bone"}
+    assert content_words("the image of") == frozenset()
+    assert content_words("Ein Löwe") == {"ein", "löwe"}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_strategies_by_name(name):
+    merger = Merger()
+    made = make_strategy(name, merger)
+    (search,) = made.next([history(("a dog", "a red cat"), ("words", "grass"))])
+    assert (
+        search.search.text
+        == {
+            "original": "a dog",
+            "append": "a dog, a red cat, grass",
+            "rewrite": "a dog, a red cat, grass",  # "words grass" lost the dog
+            "rewrite-original": "a dog, a dog red cat grass",
+        }[name]
+    )
+    assert bool(merger.pairs) == name.startswith("rewrite")
+
+
+def test_unknown_strategies_and_missing_rewriters_are_errors():
+    with pytest.raises(ValueError, match="got 'rocket', expected one of original, append"):
+        make_strategy("rocket", None)
+    for name in ("rewrite", "rewrite-original"):
+        with pytest.raises(ValueError, match=f"strategy {name} needs a rewriter"):
+            make_strategy(name, None)
