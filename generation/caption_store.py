@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -57,7 +58,7 @@ class CaptionStore:
         self.made = 0
         if path is None:
             return
-        if path.is_file():
+        if path.is_file() and _cut_torn_line(path):
             self._captions = _read(path, captioner_name)
             log.info("reusing %d captions from %s", len(self._captions), path)
         else:
@@ -71,6 +72,11 @@ class CaptionStore:
             ValueError: If an image cannot be read, or is not in the collection.
         """
         missing = [image_id for image_id in dict.fromkeys(image_ids) if image_id not in self._captions]
+        unknown = [image_id for image_id in missing if image_id not in self._paths]
+        if unknown:
+            raise ValueError(
+                f"got image id {unknown[0]!r}, expected one of the collection's {len(self._paths)} images"
+            )
         starts = range(0, len(missing), BATCH_SIZE)
         for start in tqdm(starts, desc="captioning", unit="batch", disable=len(starts) < 2, leave=False):
             batch = missing[start : start + BATCH_SIZE]
@@ -89,14 +95,25 @@ class CaptionStore:
                 file.write(json.dumps({"image": image_id, "caption": caption}, ensure_ascii=False) + "\n")
 
 
+def _cut_torn_line(path: Path) -> int:
+    """Cuts off the half line that a killed process leaves: its caption is made again.
+
+    Returns:
+        How many bytes are left.
+    """
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        log.warning("%s: cut off a torn last line of %d bytes", path, len(data) - whole)
+        os.truncate(path, whole)
+    return whole
+
+
 def _read(path: Path, captioner_name: str) -> dict[str, str]:
-    *lines, torn = path.read_text(encoding="utf-8").split("\n")
-    if torn:  # a killed process leaves half a line: cut it off, its caption is made again
-        log.warning("%s: cut off a torn last line", path)
-        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     try:
-        made_by = json.loads(lines[0])["captioner"] if lines else None
-        captions = {entry["image"]: entry["caption"] for entry in map(json.loads, lines[1:])}
+        head, *lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        made_by = json.loads(head)["captioner"]
+        captions = {entry["image"]: entry["caption"] for entry in map(json.loads, lines)}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: damaged ({error}); remove it, the captions are made again") from error
     if made_by != captioner_name:
