@@ -19,7 +19,7 @@ DATASET = "flickr30k"  # "demo", "flickr30k", "mscoco" or "image_folder"
 def main() -> None:
     """Reads the constants and the command line, and embeds."""
     settings = read_settings(IndexSettings, globals())
-    from refinement.experiment import embed_dataset
+    from refinement.parts import embed_dataset
 
     embed_dataset(settings)
 

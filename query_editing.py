@@ -31,6 +31,7 @@ class QueryEditing:
         self.model_id = model_id
         self.name = f"{model_id} {precision_of(quantization)}"
         self._model = TextModel(model_id, quantization, batch_size)
+        self._written: dict[tuple[str, str], str] = {}  # no pair is ever rewritten twice
 
     def rewrite(self, queries: Sequence[str], captions: Sequence[str]) -> list[str]:
         """Rewrites each query with the caption beside it.
@@ -48,9 +49,10 @@ class QueryEditing:
         """
         if len(queries) != len(captions):
             raise ValueError(f"got {len(queries)} queries and {len(captions)} captions, expected as many")
-        pairs = list(dict.fromkeys(zip(queries, captions, strict=True)))  # no pair is rewritten twice
-        written = dict(zip(pairs, self._write(pairs), strict=True))
-        return [written[pair] for pair in zip(queries, captions, strict=True)]
+        pairs = list(zip(queries, captions, strict=True))
+        new = [pair for pair in dict.fromkeys(pairs) if pair not in self._written]
+        self._written.update(zip(new, self._write(new), strict=True))
+        return [self._written[pair] for pair in pairs]
 
     def _write(self, pairs: list[tuple[str, str]]) -> list[str]:
         special = self._model.special_tokens

@@ -144,12 +144,37 @@ class ExperimentSettings(IndexSettings):
     def resolved(self) -> ExperimentSettings:
         """Returns the same settings with every open one filled in."""
         settings = super().resolved()
-        if settings.output is not None:
-            return settings
-        name = "-".join(
-            (settings.dataset, settings.split, settings.protocol, settings.user, settings.strategy)
-        )
-        return dataclasses.replace(settings, output=Path("runs") / name)
+        return dataclasses.replace(settings, output=settings.output or Path("runs") / settings.run_name())
+
+    def run_name(self) -> str:
+        """Returns the name of the run's folder."""
+        return f"{self.dataset}-{self.split}-{self.protocol}-{self.user}-{self.strategy}"
+
+
+@dataclass(frozen=True)
+class ComparisonSettings(ExperimentSettings):
+    """Plays several strategies with several simulated users over the same queries, and compares them.
+
+    Attributes:
+        strategies: Strategies to play; scrolling, the control, always comes along.
+        users: Users to play them with.
+    """
+
+    strategies: tuple[Literal["append", "rewrite", "rewrite-original"], ...] = (
+        "append",
+        "rewrite",
+        "rewrite-original",
+    )
+    users: tuple[Literal["independent", "reference", "random", "first"], ...] = (
+        "independent",
+        "reference",
+        "random",
+        "first",
+    )
+
+    def run_name(self) -> str:
+        """Returns the name of the comparison's folder."""
+        return f"compare-{self.dataset}-{self.split}-{self.protocol}"
 
 
 Settings = TypeVar("Settings", bound=IndexSettings)

@@ -1,0 +1,29 @@
+"""Compares strategies and simulated users on one dataset: recall per round, and each against scrolling.
+
+    python compare.py --dataset demo --split dev --caption-numbers 4
+
+Run again, it goes on where it was stopped. Results: runs/compare-DATASET-SPLIT-PROTOCOL/comparison.md.
+"""
+
+from __future__ import annotations
+
+from settings import ComparisonSettings, read_settings, run_script
+
+DATASET = "flickr30k"  # "demo", "flickr30k", "mscoco" or "image_folder"
+STRATEGIES = ("append", "rewrite", "rewrite-original")
+USERS = ("independent", "reference", "random", "first")
+PROTOCOL = "honest"  # or "reference"
+ROUNDS = 4
+# All other constants: python compare.py --help
+
+
+def main() -> None:
+    """Reads the constants and the command line, and compares."""
+    settings = read_settings(ComparisonSettings, globals())
+    from refinement.comparing import run_comparison
+
+    run_comparison(settings)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_script(main))

@@ -1,0 +1,59 @@
+"""A run's folder belongs to one set of settings: they are saved beside it, and others are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from evaluation.runs import read_json, write_json
+from settings import PROJECT, ExperimentSettings
+
+# What does not change a run's results, and so may differ when it is resumed.
+FREE_SETTINGS = frozenset(
+    ("root", "index", "image_batch", "workers", "rebuild", "caption_batch", "rewrite_batch", "query_batch")
+    + ("output", "restart", "preset")
+)
+
+
+def claim_folder(settings: ExperimentSettings) -> Path:
+    """Makes the run's folder and writes the settings into it.
+
+    Args:
+        settings: Resolved.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If it holds a run with other settings; the message names what differs.
+    """
+    folder = settings.output
+    if folder is None:
+        raise ValueError("output: the settings are not resolved")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "settings.json"
+    ours = {
+        field.name: _jsonable(getattr(settings, field.name))
+        for field in dataclasses.fields(settings)
+        if field.name != "restart"
+    }
+    if settings.restart:
+        for old in (*folder.glob("*rounds.jsonl"), path):
+            old.unlink(missing_ok=True)
+    if path.is_file():
+        theirs = read_json(path)
+        differing = [name for name in ours if name not in FREE_SETTINGS and theirs.get(name) != ours[name]]
+        if differing:
+            named = ", ".join(f"{name}: {theirs.get(name)!r} there, {ours[name]!r} now" for name in differing)
+            raise ValueError(
+                f"{folder} holds a run with other settings ({named}); choose another --output, or --restart"
+            )
+    write_json(path, ours)
+    return folder
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Path):
+        return value.relative_to(PROJECT).as_posix() if value.is_relative_to(PROJECT) else value.as_posix()
+    return list(value) if isinstance(value, tuple) else value

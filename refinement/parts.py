@@ -1,0 +1,219 @@
+"""Opens what an experiment needs, from its settings: dataset, encoder, index, captions, rewriter, users."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from embedding.build import build_index
+from evaluation.runs import append_rounds, read_rounds
+from generation.caption_store import CaptionStore
+from indexes.faiss_index import FaissIndex
+from playground import open_dataset
+from records import Dataset, Query, Round
+from refinement.protocols import PROTOCOLS
+from refinement.rounds import play_rounds
+from refinement.strategies import Rewriter, make_strategy
+from refinement.users import FirstUser, NearestUser, RandomUser, User, caption_vectors
+from retriever import Retriever
+from settings import PROJECT, ExperimentSettings, IndexSettings
+
+log = logging.getLogger(__name__)
+
+
+def embed_dataset(settings: IndexSettings) -> FaissIndex:
+    """Embeds a dataset's images, or opens the index that is there.
+
+    Args:
+        settings: Dataset, model, folder.
+
+    Raises:
+        FileNotFoundError: If dataset or checkpoint are missing.
+        ValueError: If they cannot be used.
+    """
+    settings = settings.resolved()
+    return _open_index(settings, _open_dataset(settings), _open_encoder(settings))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of an experiment; the models among them are loaded when first used, and once.
+
+    Attributes:
+        settings: Resolved.
+        dataset: The collection.
+        retriever: Searches its index.
+        queries: Those to play.
+        captions: Of its images, made once ever.
+    """
+
+    settings: ExperimentSettings
+    dataset: Dataset
+    retriever: Retriever
+    queries: tuple[Query, ...]
+    captions: CaptionStore
+
+    @classmethod
+    def open(cls, settings: ExperimentSettings) -> Parts:
+        """Opens the parts; builds the index if it is not there.
+
+        Args:
+            settings: Resolved.
+
+        Raises:
+            FileNotFoundError: If dataset or checkpoint are missing.
+            ValueError: If they cannot be used, or no query is left.
+        """
+        dataset = _open_dataset(settings)
+        encoder = _open_encoder(settings)
+        retriever = Retriever(encoder, _open_index(settings, dataset, encoder))
+        queries = choose_queries(dataset, settings, retriever.index.ids)
+        return cls(settings, dataset, retriever, queries, _open_captions(settings, dataset))
+
+    @cached_property
+    def rewriter(self) -> Rewriter:
+        """The language model that rewrites."""
+        from query_editing import QueryEditing
+
+        settings = self.settings
+        return QueryEditing(
+            settings.rewrite_model or "", _quantization(settings), settings.rewrite_batch or 8
+        )
+
+    @cached_property
+    def independent_user(self) -> User:
+        """Judges by people's captions, with a sentence encoder of its own."""
+        from refinement.sentence_encoder import open_sentence_encoder
+
+        indexed = frozenset(self.retriever.index.ids)
+        images = [image for image in self.dataset.images if image.id in indexed]
+        return NearestUser(
+            caption_vectors(images, open_sentence_encoder(self.settings.user_model).encode_texts)
+        )
+
+    def user(self, name: str) -> User:
+        """Returns a simulated user by name.
+
+        Raises:
+            ValueError: If the name is not known, or the user cannot judge this dataset.
+        """
+        if name == "independent":
+            return self.independent_user
+        if name == "reference":
+            return NearestUser(self.retriever.vectors_of)
+        if name == "random":
+            return RandomUser(self.settings.seed)
+        if name == "first":
+            return FirstUser()
+        raise ValueError(f"user: got {name!r}, expected independent, reference, random or first")
+
+    def play(self, strategy: str, user: str, path: Path) -> list[Round]:
+        """Plays the rounds of all queries, or what the file does not hold yet.
+
+        Args:
+            strategy: Name of a strategy.
+            user: Name of a user; without meaning for "original", which takes no feedback.
+            path: A ``rounds.jsonl``; grows batch by batch.
+
+        Returns:
+            All records.
+        """
+        played = read_rounds(path) if path.is_file() else []
+        if played:
+            log.info("%s: going on after %d records", path, len(played))
+        return play_rounds(
+            self.queries,
+            retriever=self.retriever,
+            user=self.user("first" if strategy == "original" else user),
+            strategy=make_strategy(strategy, self.rewriter if strategy.startswith("rewrite") else None),
+            protocol=PROTOCOLS[self.settings.protocol],
+            captions=self.captions,
+            round_count=self.settings.rounds,
+            played=played,
+            batch_size=self.settings.query_batch,
+            keep=lambda rounds: append_rounds(path, rounds),
+        )
+
+
+def choose_queries(
+    dataset: Dataset, settings: ExperimentSettings, indexed: Sequence[str]
+) -> tuple[Query, ...]:
+    """Takes the queries that the settings ask for.
+
+    Queries whose target picture could not be embedded cannot be answered by anyone: they are left out, and
+    counted in the log.
+
+    Raises:
+        ValueError: If none is left.
+    """
+    wanted = settings.caption_numbers
+    queries = [q for q in dataset.queries if wanted is None or q.id.rsplit("#", 1)[-1] in wanted]
+    there = frozenset(indexed)
+    usable = [
+        dataclasses.replace(query, relevant=query.relevant & there)
+        for query in queries
+        if (query.target is None or query.target in there) and query.relevant & there
+    ]
+    if len(usable) < len(queries):
+        log.warning(
+            "left out %d queries: their target pictures are not in the index", len(queries) - len(usable)
+        )
+    if not usable:
+        raise ValueError(f"dataset {dataset.name} has no queries for caption numbers {wanted or 'all'}")
+    count = min(settings.queries or len(usable), len(usable))
+    return tuple(usable[number * len(usable) // count] for number in range(count))
+
+
+def _open_dataset(settings: IndexSettings) -> Dataset:
+    return open_dataset(settings.dataset, settings.root, settings.split or "all")
+
+
+def _open_encoder(settings: IndexSettings) -> Any:
+    import torch
+
+    from BLIP.model import BlipEncoder
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    path = PROJECT / (settings.blip or "")
+    return BlipEncoder.open(path, settings.image_size, device, batch_size=settings.image_batch or 32)
+
+
+def _open_index(settings: IndexSettings, dataset: Dataset, encoder: Any) -> FaissIndex:
+    if settings.index is None:
+        raise ValueError("index: the settings are not resolved")
+    return build_index(
+        dataset.images,
+        encoder,
+        settings.index,
+        model_name=settings.blip or "",
+        dataset=dataset.name,
+        image_folder=dataset.folder,
+        batch_size=settings.image_batch or 32,
+        workers=settings.workers,
+        rebuild=settings.rebuild,
+    )
+
+
+def _open_captions(settings: ExperimentSettings, dataset: Dataset) -> CaptionStore:
+    from captioning import Captioning
+
+    model_id = settings.caption_model or ""
+    local = PROJECT / model_id
+    captioner = Captioning(
+        str(local) if local.exists() else model_id, _quantization(settings), settings.caption_batch or 8
+    )
+    name = captioner.name.replace(str(local), model_id)
+    words = "".join(letter if letter.isalnum() else "-" for letter in name.split(":")[0])
+    path = settings.index / f"captions-{words}.jsonl" if settings.index else None
+    return CaptionStore(captioner, name, dataset.images, path)
+
+
+def _quantization(settings: ExperimentSettings) -> str | bool:
+    from generation.precision import fastest_precision
+
+    return fastest_precision() if settings.quantization in ("auto", None) else settings.quantization
