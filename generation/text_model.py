@@ -57,8 +57,10 @@ class TextModel:
 
     @property
     def special_tokens(self) -> list[str]:
-        """The tokenizer's special tokens, which text from outside must not hold."""
-        return self._loaded[1].all_special_tokens
+        """What text from outside must not hold: the tokenizer's special tokens, the chat template's too."""
+        tokenizer = self._loaded[1]
+        added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        return list(dict.fromkeys((*tokenizer.all_special_tokens, *added)))
 
     def chat_prompt(self, message: str) -> str:
         """Wraps a message in the model's chat template, the answer's opening included."""
