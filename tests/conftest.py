@@ -79,3 +79,56 @@ def retriever():
     """The whole world, 150 images, in a real index."""
     encoder = WordEncoder()
     return Retriever(encoder, FaissIndex.build(IMAGE_IDS, encoder.encode_texts(IMAGE_IDS)))
+
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CORPUS = (
+    "a red dog on the beach\na green cat in the field\n\nCombined: the two descriptions\nQuery: Caption: \n"
+    "write one new query, keep everything, 60 words. some food and a man left of two cups of coffee\n"
+)
+
+
+@pytest.fixture(scope="session")
+def language_model(tmp_path_factory):
+    """A folder with a random Llama of two layers and a byte-level tokenizer with a chat template."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("language-model")
+    tokens = ["<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>", "<|tool|>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=tokens, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([CORPUS] * 4, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(fast),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.4,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+    model = LlamaForCausalLM(config)
+    line_end = fast.convert_tokens_to_ids("Ċ")
+    model.lm_head.weight.data[[1, line_end]] *= 1.6  # so that some answers end, and some lines
+    model.save_pretrained(folder)
+    return str(folder)

@@ -1,0 +1,92 @@
+"""What models write becomes one bounded line; what people write cannot speak for the template."""
+
+import re
+import unicodedata
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from generation.parsing import one_line, plain_text
+
+SPECIAL = ("<|im_end|>", "<|im_start|>", "</s>", "<s>")
+PIECES = st.sampled_from(
+    [*SPECIAL, "a", "dog", "Query:", "New query: ", '"', "'", "“", "\n", "\r\n", "\x00", "\u200b", "\u2028",
+     " ", "  ", ",", ".", "-", "<|im_", "end|>", "<", "s>", "the the", "red cat", ": ", "Löwe", "犬", "\x85"]
+)  # fmt: skip
+TEXTS = st.one_of(st.lists(PIECES, max_size=30).map("".join), st.text(max_size=60))
+
+
+def has_no_control(text):
+    return not any(unicodedata.category(letter) in ("Cc", "Cf", "Zl", "Zp") for letter in text)
+
+
+@given(TEXTS)
+def test_plain_text_is_one_line_without_template_tokens(text):
+    plain = plain_text(text, SPECIAL)
+    assert not any(token in plain for token in SPECIAL)
+    assert has_no_control(plain)
+    assert plain == " ".join(plain.split())
+    assert plain_text(plain, SPECIAL) == plain
+    harmless = [word for word in re.split(r"\W+", text) if word in ("dog", "cat", "犬")]
+    assert [word for word in re.split(r"\W+", plain) if word in ("dog", "cat", "犬")] == harmless
+
+
+@given(TEXTS, st.integers(1, 12))
+def test_one_line_is_clean_and_bounded(text, most_words):
+    line = one_line(text, most_words, SPECIAL)
+    assert not any(token in line for token in SPECIAL)
+    assert has_no_control(line)
+    assert len(line.split()) <= most_words
+
+
+@pytest.mark.xfail(strict=True, reason="what is taken off may bare more of it; the mend is on its way")
+@given(TEXTS, st.integers(1, 12))
+@example("Query: New query: a dog", 5)
+@example('"Query: a dog"', 5)
+@example("a b b b a b b b a b b b", 9)
+@example(". dog", 1)
+def test_one_line_finds_nothing_more_to_take_off(text, most_words):
+    line = one_line(text, most_words, SPECIAL)
+    assert line == "" or any(letter.isalnum() for letter in line)
+    assert one_line(line, most_words, SPECIAL) == line
+
+
+@pytest.mark.parametrize(
+    ("written", "line"),
+    [
+        (" a dog on the beach\nand more", "a dog on the beach"),
+        ("\n\n  \n***\na dog", "a dog"),
+        ("Rewritten query: a dog", "a dog"),
+        ("NEW QUERY:a dog", "a dog"),
+        ("“a dog”", "a dog"),
+        ("`a dog's bone`", "a dog's bone"),
+        ("a dog</s><s>", "a dog"),
+        ("a dog,", "a dog"),
+        ("", ""),
+        (" \n\t\n", ""),
+        ("...", ""),
+        ("Query:", ""),
+        ("one two three four five six", "one two three four five"),
+    ],
+)
+def test_the_answer_is_taken_out(written, line):
+    assert one_line(written, 5, SPECIAL) == line
+
+
+@pytest.mark.parametrize(
+    ("written", "line"),
+    [
+        ("a red dog " + "and a cat " * 20, "a red dog and a cat"),
+        ("dog dog dog dog", "dog"),
+        ("very very good", "very very good"),  # said twice is emphasis, three times a loop
+        ("on the left on the left of a dog", "on the left on the left of a dog"),
+    ],
+)
+def test_loops_are_cut(written, line):
+    assert one_line(written, 60) == line
+
+
+def test_a_long_loop_takes_no_long_time():
+    assert one_line("word " * 20_000, 60) == "word"
+    assert len(one_line(" ".join(map(str, range(20_000))), 60).split()) == 60

