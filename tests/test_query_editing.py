@@ -95,3 +95,9 @@ def test_the_name_tells_model_and_precision():
     assert QueryEditing("some/model", False).name == "some/model fp16"
     with pytest.raises(ValueError, match="quantization: got 'int2'"):
         QueryEditing("some/model", "int2")
+
+
+def test_what_the_model_says_is_cleaned(editing, monkeypatch):
+    said = iter(['\n New query: "a dog"</s>\nmore', "...", "a cat " * 300])
+    monkeypatch.setattr(editing._model, "complete", lambda prompts, **_: [next(said) for _ in prompts])
+    assert editing.rewrite(["a", "b", "c"], ["d", "e", "f"]) == ["a dog", "", "a cat"]
