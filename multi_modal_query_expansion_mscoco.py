@@ -1,4 +1,4 @@
-"""Plays the rounds over MSCOCO val2017: search, feedback, caption, rewrite, search again; recall and F1 per round.
+"""Plays the rounds over MSCOCO: search, feedback, caption, rewrite, search again; recall and F1 per round.
 
     python multi_modal_query_expansion_mscoco.py                                # the constants below
     python multi_modal_query_expansion_mscoco.py --dataset demo --queries 200   # any constant, overridden

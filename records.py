@@ -130,6 +130,7 @@ class Round:
         if set(values) != names:
             differing = ", ".join(sorted(names ^ set(values)))
             raise ValueError(f"not a Round record: missing or unknown fields: {differing}")
-        return cls(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        )
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**fields)

@@ -16,6 +16,9 @@ log = logging.getLogger(__name__)
 
 PROJECT = Path(__file__).parent
 
+StrategyName = Literal["original", "append", "rewrite", "rewrite-original"]
+UserName = Literal["independent", "reference", "random", "first"]
+
 # Model ids, precision and batch sizes that belong together; any single constant overrides its preset's.
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
@@ -49,8 +52,8 @@ class IndexSettings:
         dataset: "demo", "flickr30k", "mscoco" or "image_folder".
         root: The dataset's folder; playground/data/DATASET when not given.
         split: Part of the dataset; "test" for the demo and "all" for the others when not given.
-        preset: Set of models, precision and batch sizes; "demo" for the demo and "rtx3090-int8" for the others
-            when not given.
+        preset: Set of models, precision and batch sizes; "demo" for the demo and "rtx3090-int8" for the
+            others when not given.
         blip: BLIP checkpoint, a file or a folder; the preset's when not given.
         image_size: Side in pixels to which images are resized; the checkpoint's when not given.
         index: Folder of the index; ROOT/index-SPLIT when not given.
@@ -95,33 +98,27 @@ class IndexSettings:
 
 
 @dataclass(frozen=True)
-class ExperimentSettings(IndexSettings):
-    """Plays rounds of feedback over a dataset's queries; logs recall and F1 per round.
+class SessionSettings(IndexSettings):
+    """How sessions are played, whatever the strategy and the user.
 
     Attributes:
-        strategy: How feedback moves the query: "original" (none), "append", "rewrite" (the paper's) or
-            "rewrite-original" (always from the person's own words, which stay in front).
-        user: Who gives feedback: "independent" (judges by people's captions), "reference" (judges with the
-            retriever's own embedding; flatters), "random" or "first" (controls).
         user_model: Sentence encoder of the independent user: a folder, a hub id, or "all-minilm-l6-v2".
         protocol: Rules: "honest" or "reference".
         rounds: Rounds played, the first search included.
         caption_model: Describes picked images; the preset's when not given.
         rewrite_model: Rewrites queries; the preset's when not given.
-        quantization: Of both: "int8", "int4", "fp16", "bf16", "fp32", "auto" (bf16 where the hardware has it,
-            else fp32), or True for int8 and False for fp16; the preset's when not given.
+        quantization: Of both: "int8", "int4", "fp16", "bf16", "fp32", "auto" (16 bits where the hardware
+            computes in them, else fp32), or True for int8 and False for fp16; the preset's when not given.
         caption_batch: Images captioned at a time; the preset's when not given.
         rewrite_batch: Queries rewritten at a time; the preset's when not given.
         query_batch: Queries that advance together.
         queries: How many queries, spread evenly over the dataset; all when not given.
         caption_numbers: Which captions of an image serve as queries, by comment number; all when not given.
-        output: Folder of the run; runs/DATASET-SPLIT-PROTOCOL-USER-STRATEGY when not given.
+        output: Folder of the run; one under runs/, named after the settings, when not given.
         restart: Throw away what the output folder holds of an earlier run.
         seed: Of everything random.
     """
 
-    strategy: Literal["original", "append", "rewrite", "rewrite-original"] = "rewrite"
-    user: Literal["independent", "reference", "random", "first"] = "independent"
     user_model: str = "all-minilm-l6-v2"
     protocol: Literal["honest", "reference"] = "honest"
     rounds: int = 4
@@ -141,18 +138,37 @@ class ExperimentSettings(IndexSettings):
         super().__post_init__()
         _check_at_least(self, 1, "rounds", "caption_batch", "rewrite_batch", "query_batch", "queries")
 
-    def resolved(self) -> ExperimentSettings:
+    def resolved(self) -> Any:
         """Returns the same settings with every open one filled in."""
         settings = super().resolved()
         return dataclasses.replace(settings, output=settings.output or Path("runs") / settings.run_name())
 
     def run_name(self) -> str:
         """Returns the name of the run's folder."""
-        return f"{self.dataset}-{self.split}-{self.protocol}-{self.user}-{self.strategy}"
+        return f"{self.dataset}-{self.split}-{self.protocol}"
 
 
 @dataclass(frozen=True)
-class ComparisonSettings(ExperimentSettings):
+class ExperimentSettings(SessionSettings):
+    """Plays rounds of feedback over a dataset's queries; logs recall and F1 per round.
+
+    Attributes:
+        strategy: How feedback moves the query: "original" (none), "append", "rewrite" (the paper's) or
+            "rewrite-original" (always from the person's own words, which stay in front).
+        user: Who gives feedback: "independent" (judges by people's captions), "reference" (judges with the
+            retriever's own embedding; flatters), "random" or "first" (controls).
+    """
+
+    strategy: StrategyName = "rewrite"
+    user: UserName = "independent"
+
+    def run_name(self) -> str:
+        """Returns the name of the run's folder."""
+        return f"{super().run_name()}-{self.user}-{self.strategy}"
+
+
+@dataclass(frozen=True)
+class ComparisonSettings(SessionSettings):
     """Plays several strategies with several simulated users over the same queries, and compares them.
 
     Attributes:
@@ -160,21 +176,12 @@ class ComparisonSettings(ExperimentSettings):
         users: Users to play them with.
     """
 
-    strategies: tuple[Literal["append", "rewrite", "rewrite-original"], ...] = (
-        "append",
-        "rewrite",
-        "rewrite-original",
-    )
-    users: tuple[Literal["independent", "reference", "random", "first"], ...] = (
-        "independent",
-        "reference",
-        "random",
-        "first",
-    )
+    strategies: tuple[StrategyName, ...] = ("append", "rewrite", "rewrite-original")
+    users: tuple[UserName, ...] = ("independent", "reference", "random", "first")
 
     def run_name(self) -> str:
         """Returns the name of the comparison's folder."""
-        return f"compare-{self.dataset}-{self.split}-{self.protocol}"
+        return f"compare-{super().run_name()}"
 
 
 Settings = TypeVar("Settings", bound=IndexSettings)
@@ -209,6 +216,7 @@ def run_script(main: Callable[[], None]) -> int:
         The exit status: 0, 2 after a mistake, 130 when interrupted.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells which instructions it tries
     try:
         main()
     except (ValueError, OSError, ModuleNotFoundError) as error:

@@ -1,7 +1,7 @@
 """The two models a search needs: `BlipEncoder` embeds and matches, `BlipCaptioner` describes.
 
 ```python
-encoder = BlipEncoder.open("BLIP/weights/small")
+encoder = BlipEncoder.open("BLIP/weights/demo")
 rows = encoder.encode_images(pictures) @ encoder.encode_texts(["a dog on the beach"]).T
 ```
 """

@@ -86,6 +86,13 @@ class Tokenizer:
             ids[:, 0] = first
         return Tokens(ids, mask, truncated)
 
+    def save(self, path: Path) -> None:
+        """Writes the vocabulary, one token a line; [DEC] and [ENC] stay out where opening adds them again."""
+        tokens = sorted(self._wordpiece.get_vocab().items(), key=lambda entry: entry[1])
+        if (self.dec_id, self.enc_id) == (len(tokens) - 2, len(tokens) - 1):
+            tokens = tokens[:-2]
+        path.write_text("".join(f"{token}\n" for token, _ in tokens), encoding="utf-8")
+
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of token ids, special tokens left out and the spaces before punctuation closed."""
         text = self._wordpiece.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=True)

@@ -6,11 +6,13 @@ The demo's weights came from this one command (see BLIP/weights/demo/README.md f
 
 Starting from a checkpoint instead of from nothing:
 
-    python -m BLIP.train_retrieval --dataset flickr30k --start BLIP/chatir_weights.ckpt --output runs/train-flickr
+    python -m BLIP.train_retrieval --dataset flickr30k --split all --dev-split None --start BLIP/chatir_weights.ckpt
+        --image-size 224 --learning-rate 1e-5 --output runs/train-flickr30k
 
 Killed or stopped, the same command goes on from the last checkpoint. The output folder then holds the trained
-weights (``model.safetensors``, ``config.json``, ``vocab.txt``), ``training_log.csv`` and
-``training_curves.png``.
+weights (``model.safetensors``, ``config.json``, ``vocab.txt``), ``training_log.csv`` (losses),
+``recall_log.csv`` (of the dev split) and ``training_curves.png``; ``checkpoint.pt`` and the decoded pictures
+(``pixels_*.npy``) are for going on and may be removed.
 """
 
 from __future__ import annotations
@@ -41,6 +43,8 @@ from playground import open_dataset
 
 log = logging.getLogger(__name__)
 
+COMMON_WORDS = Path(__file__).with_name("common_words.txt")
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -63,7 +67,8 @@ class TrainingSettings:
         vision_layers: Layers of the vision tower (from nothing only).
         text_layers: Layers of the text encoder and of the text decoder (from nothing only).
         vocabulary: WordPiece entries (from nothing only).
-        caption_tokens: Longest text in tokens; longer ones are cut. Also the model's positions (from nothing only).
+        caption_tokens: Longest text in tokens; longer ones are cut. From nothing, also the model's positions.
+        prompt: What captions begin with; usual in the training captions, and cut off what is generated.
         seed: Seed of weights and batches.
         checkpoint_every: Steps between checkpoints.
         threads: Torch's threads on a CPU; all cores when not given.
@@ -87,10 +92,11 @@ class TrainingSettings:
     text_layers: int = 4
     vocabulary: int = 3000
     caption_tokens: int = 64
+    prompt: str = "a picture of "
     seed: int = 0
     checkpoint_every: int = 500
     threads: int | None = None
-    extra_words: Path = Path(__file__).with_name("common_words.txt")
+    extra_words: Path = COMMON_WORDS
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "image_size", "patch_size", "width", "checkpoint_every"):
@@ -133,13 +139,14 @@ def train(settings: TrainingSettings) -> Path:
     dev = open_dataset(settings.dataset, settings.root, settings.dev_split) if settings.dev_split else None
     model.to(device).train()
     optimizer = _optimizer(model, settings)
-    step = _resume(model, optimizer, output)
-    log.info("training %.1f M parameters from step %d on %s", _millions(model), step, device)
+    first_step = _resume(model, optimizer, output)
+    log.info("training %.1f M parameters from step %d on %s", _millions(model), first_step, device)
 
     sums: dict[str, float] = defaultdict(float)
     started = time.monotonic()
-    bar = tqdm(range(step, settings.steps), desc="training", unit="step", initial=step, total=settings.steps)
-    for step in bar:  # noqa: B020
+    steps = range(first_step, settings.steps)
+    bar = tqdm(steps, desc="training", unit="step", initial=first_step, total=settings.steps)
+    for step in bar:
         rate = _learning_rate(step, settings)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -166,7 +173,7 @@ def train(settings: TrainingSettings) -> Path:
             sums.clear()
         if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
             _save_checkpoint(model, optimizer, output, step + 1)
-            _save_weights(model, output)
+            _save_weights(model, output, settings.prompt)
             if dev:
                 _log_recall(output, step + 1, recall_by_caption(model.retrieval, tokenizer, dev))
     _plot_curves(output)
@@ -196,6 +203,7 @@ def _start_model(
     vocabulary = settings.output / "vocab.txt"
     if settings.start:
         tokenizer = Tokenizer.open(settings.start)
+        tokenizer.save(vocabulary)
         retrieval = load_retrieval(settings.start, image_size=settings.image_size, tokenizer=tokenizer)
         tensors = read_checkpoint(settings.start).tensors
         with_captioner = any(name.startswith("text_decoder.") for name in tensors)
@@ -294,7 +302,7 @@ def _resume(model: TrainingModel, optimizer: torch.optim.Optimizer, output: Path
     return state["step"]
 
 
-def _save_weights(model: TrainingModel, output: Path) -> None:
+def _save_weights(model: TrainingModel, output: Path, prompt: str) -> None:
     """Writes the weights in half precision, the vision tower once, tied tensors once."""
     from safetensors.torch import save_file
 
@@ -313,7 +321,7 @@ def _save_weights(model: TrainingModel, output: Path) -> None:
     unfinished = output / "model.unfinished.safetensors"
     save_file(half, unfinished, metadata={"format": "pt"})
     unfinished.replace(output / "model.safetensors")
-    config = model.retrieval.config.to_dict() | {"prompt": ""}  # captions begin with [DEC] alone
+    config = model.retrieval.config.to_dict() | {"prompt": prompt}
     (output / "config.json").write_text(json.dumps(config, indent=1, default=str), encoding="utf-8")
 
 

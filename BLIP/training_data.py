@@ -114,7 +114,7 @@ class WordTargets:
         ]
 
     def rows(self, indices: Sequence[int]) -> torch.Tensor:
-        """Returns the distributions of some images: (len(indices), len(self.words)) float32, rows sum to 1."""
+        """Returns the distributions of images: (len(indices), len(self.words)) float32, rows sum to 1."""
         target = torch.zeros(len(indices), len(self.words))
         for row, index in enumerate(indices):
             for word, weight in self._rows[index]:
@@ -134,11 +134,11 @@ class Batch:
 def make_batch(
     captions: Sequence[Sequence[str]], extra_words: Sequence[str], size: int, seed: int, step: int
 ) -> Batch:
-    """Draws the batch of a step; the same for the same seed and step, so that a resumed run goes on exactly.
+    """Draws the batch of a step; the same for one seed and step, so that a resumed run goes on exactly.
 
-    Images come in a fresh random order each epoch. The matching text is one of the image's captions or, as the
-    queries of later rounds are, several joined; sometimes with foreign words or a filler put in, as rewritten
-    queries have. The captioner learns the longest caption.
+    Images come in a fresh random order each epoch. The matching text is one of the image's captions or, as
+    the queries of later rounds are, several joined; sometimes with foreign words or a filler put in, as
+    rewritten queries have. The captioner learns the longest caption.
     """
     per_epoch = len(captions) // size
     epoch, place = divmod(step, per_epoch)

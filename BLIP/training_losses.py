@@ -1,4 +1,4 @@
-"""The three losses BLIP is trained with (Li et al. 2022, arXiv 2201.12086, section 3.2), and an auxiliary one.
+"""The three losses of BLIP (Li et al. 2022, arXiv 2201.12086, section 3.2), and an auxiliary one.
 
 Image-text contrast (ITC) aligns the two embeddings, image-text matching (ITM) tells a pair from a hard
 negative, language modelling (LM) teaches the captioner; one vision tower serves all three. Unlike the paper
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,13 +41,15 @@ class TrainingModel(nn.Module):
         self.retrieval = BlipForImageTextRetrieval(config)
         self.captioner = BlipForConditionalGeneration(config)
         self.captioner.vision_model = self.retrieval.vision_model
-        self.decoder_start = config.text_config.bos_token_id
-        self.encoder_start = config.text_config.bos_token_id + 1
+        text_config: Any = config.text_config  # transformers types its configurations too loosely to read
+        vision_config: Any = config.vision_config
+        self.decoder_start: int = text_config.bos_token_id
+        self.encoder_start = self.decoder_start + 1
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         width = config.image_text_hidden_size
         self.image_words = nn.Linear(width, words)
         self.text_words = nn.Linear(width, words)
-        self.patch_words = nn.Linear(config.vision_config.hidden_size, words)
+        self.patch_words = nn.Linear(vision_config.hidden_size, words)
         self.word_scale = nn.Parameter(torch.tensor(math.log(12.0)))
 
     def initialise(self) -> None:

@@ -11,6 +11,7 @@ import difflib
 import io
 import logging
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,7 +152,7 @@ def mark_changes(before: str, after: str) -> list[tuple[str, str]]:
         ``mark_changes("a red dog", "a brown dog")`` gives ``("same", "a")``, ``("removed", "red")``,
         ``("added", "brown")`` and ``("same", "dog")``.
     """
-    old, new = before.split(), after.split()
+    old, new = _words(before), _words(after)
     marked = []
     matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
     for kind, old_start, old_end, new_start, new_end in matcher.get_opcodes():
@@ -163,6 +164,11 @@ def mark_changes(before: str, after: str) -> list[tuple[str, str]]:
         if new_end > new_start:
             marked.append(("added", " ".join(new[new_start:new_end])))
     return marked
+
+
+def _words(text: str) -> list[str]:
+    """Splits at spaces; punctuation at a word's end counts by itself, so that "dog" and "dog," are one word."""
+    return re.findall(r"\S*\w|\S", text)
 
 
 def _gain(session: Session) -> float:

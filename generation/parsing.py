@@ -1,4 +1,4 @@
-"""What a model wrote becomes one clean line, or nothing; what people wrote becomes safe to put in a prompt."""
+"""What a model wrote becomes one clean line, or none; what people wrote becomes safe in a prompt."""
 
 from __future__ import annotations
 

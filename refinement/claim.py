@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.runs import read_json, write_json
-from settings import PROJECT, ExperimentSettings
+from settings import PROJECT, SessionSettings
 
 # What does not change a run's results, and so may differ when it is resumed.
 FREE_SETTINGS = frozenset(
-    ("root", "index", "image_batch", "workers", "rebuild", "caption_batch", "rewrite_batch", "query_batch")
-    + ("output", "restart", "preset")
-)
+    (
+        "root", "index", "image_batch", "workers", "rebuild", "caption_batch", "rewrite_batch", "query_batch",
+        "output", "restart", "preset",
+    )
+)  # fmt: skip
 
 
-def claim_folder(settings: ExperimentSettings) -> Path:
+def claim_folder(settings: SessionSettings) -> Path:
     """Makes the run's folder and writes the settings into it.
 
     Args:

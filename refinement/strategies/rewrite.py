@@ -17,39 +17,12 @@ from retriever import SearchQuery
 
 LEAST_KEPT = 0.5  # share of the person's content words that a rewrite must keep
 _FUNCTION_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "of",
-        "in",
-        "on",
-        "at",
-        "by",
-        "to",
-        "and",
-        "or",
-        "with",
-        "is",
-        "are",
-        "there",
-        "this",
-        "that",
-        "it",
-        "some",
-        "we",
-        "see",
-        "image",
-        "picture",
-        "photo",
-        "i",
-        "want",
-        "show",
-        "me",
-        "looking",
-        "for",
-    ]
-)
+    (
+        "a", "an", "the", "of", "in", "on", "at", "by", "to", "and", "or", "with", "is", "are", "there",
+        "this", "that", "it", "some", "we", "see", "i", "want", "show", "me", "looking", "for", "image",
+        "picture", "photo",
+    )
+)  # fmt: skip
 
 
 class Rewrite:
