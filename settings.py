@@ -216,6 +216,12 @@ def run_script(main: Callable[[], None]) -> int:
         The exit status: 0, 2 after a mistake, 130 when interrupted.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for chatty in (
+        "faiss",
+        "httpx",
+    ):  # the first tells which of its builds it tried, the second every request
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").propagate = False  # it prints by itself: everything would come twice
     logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells which instructions it tries
     try:
         main()
@@ -246,7 +252,10 @@ def _checked_constants(kind: type, constants: Mapping[str, Any]) -> dict[str, An
         try:
             check_type(value, hints[field], collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
         except TypeCheckError as error:
-            raise ValueError(f"constant {name} = {value!r}: {error}") from error
+            reason = "; ".join(line.strip() for line in str(error).splitlines())
+            raise ValueError(f"constant {name} = {value!r}: {reason}") from error
+        if isinstance(value, bool) and bool not in (hints[field], *typing.get_args(hints[field])):
+            raise ValueError(f"constant {name} = {value!r}: expected no bool")
         values[field] = value
     return values
 

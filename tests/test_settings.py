@@ -1,0 +1,145 @@
+"""Defaults, constants and the command line; what is wrong is said in one line."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import pytest
+
+from playground import DATA_FOLDER
+from settings import PRESETS, ComparisonSettings, ExperimentSettings, IndexSettings, read_settings, run_script
+
+KINDS = (IndexSettings, ExperimentSettings, ComparisonSettings)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_constants_and_arguments_the_defaults_hold(kind):
+    assert read_settings(kind, {}, []) == kind()
+
+
+def test_constants_override_defaults_and_the_command_line_overrides_both():
+    constants = {"DATASET": "mscoco", "ROUNDS": 2, "QUANTIZATION": True, "__doc__": "", "main": None, "_X": 1}
+    settings = read_settings(ExperimentSettings, constants, [])
+    assert (settings.dataset, settings.rounds, settings.quantization) == ("mscoco", 2, True)
+    arguments = ["--rounds", "3", "--dataset", "demo", "--caption-numbers", "0", "4", "--root", "some/where"]
+    settings = read_settings(ExperimentSettings, constants, arguments)
+    assert (settings.dataset, settings.rounds, settings.quantization) == ("demo", 3, True)
+    assert (settings.caption_numbers, settings.root) == (("0", "4"), Path("some/where"))
+
+
+@pytest.mark.parametrize(
+    ("written", "value"), [("True", True), ("False", False), ("int4", "int4"), ("None", None)]
+)
+def test_quantization_from_the_command_line(written, value):
+    settings = read_settings(ExperimentSettings, {"QUANTIZATION": "fp32"}, ["--quantization", written])
+    assert settings.quantization is value or settings.quantization == value
+
+
+@pytest.mark.parametrize(
+    ("constants", "message"),
+    [
+        ({"STRATEGYY": "append"}, "unknown constant STRATEGYY; did you mean STRATEGY?"),
+        ({"ROUND": 3}, "unknown constant ROUND; did you mean ROUNDS?"),
+        ({"XQZ": 3}, "unknown constant XQZ$"),
+        ({"ROUNDS": "4"}, "constant ROUNDS = '4': .*not an instance of int"),
+        ({"ROUNDS": 4.0}, "constant ROUNDS = 4.0: "),
+        ({"ROUNDS": True}, "constant ROUNDS = True: expected no bool"),
+        ({"QUERIES": False}, "constant QUERIES = False: expected no bool"),
+        ({"STRATEGY": "Append"}, "constant STRATEGY = 'Append': "),
+        ({"QUANTIZATION": "int2"}, "constant QUANTIZATION = 'int2': "),
+        ({"QUANTIZATION": 8}, "constant QUANTIZATION = 8: "),
+        ({"ROOT": "playground"}, "constant ROOT = 'playground': "),
+        ({"CAPTION_NUMBERS": ("0", 4)}, "constant CAPTION_NUMBERS = "),
+        ({"RESTART": 1}, "constant RESTART = 1: "),
+        ({"ROUNDS": 0}, "rounds: got 0, expected at least 1"),
+        ({"QUERIES": -1}, "queries: got -1, expected at least 1"),
+        ({"IMAGE_BATCH": 0}, "image_batch: got 0, expected at least 1"),
+    ],
+)
+def test_wrong_constants_are_errors_of_one_line(constants, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        read_settings(ExperimentSettings, constants, [])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--rounds", "0"],
+        ["--rounds", "x"],
+        ["--strategy", "Append"],
+        ["--nosuch"],
+        ["--quantization", "int2"],
+    ],
+)
+def test_wrong_arguments_end_with_status_two(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        read_settings(ExperimentSettings, {}, arguments)
+    assert caught.value.code == 2
+    assert arguments[0].strip("-") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dataset", ["demo", "flickr30k", "mscoco", "image_folder"])
+@pytest.mark.parametrize("preset", [None, *PRESETS])
+def test_presets_fill_what_is_open(kind, dataset, preset):
+    settings = kind(dataset=dataset, preset=preset).resolved()
+    name = preset or ("demo" if dataset == "demo" else "rtx3090-int8")
+    names = {field.name for field in dataclasses.fields(kind)}
+    assert settings.preset == name
+    assert {key: getattr(settings, key) for key in names & set(PRESETS[name])} == {
+        key: value for key, value in PRESETS[name].items() if key in names
+    }
+    assert settings.split == ("test" if dataset == "demo" else "all")
+    assert settings.root == DATA_FOLDER / dataset
+    assert settings.index == DATA_FOLDER / dataset / f"index-{settings.split}"
+    assert settings.resolved() == settings
+
+
+def test_what_is_given_is_kept():
+    given = {
+        "dataset": "demo", "root": Path("r"), "split": "dev", "preset": "rtx3090-int4", "blip": "b",
+        "index": Path("i"), "image_batch": 3, "caption_model": "c", "rewrite_model": "m",
+        "quantization": False, "caption_batch": 4, "rewrite_batch": 5, "output": Path("o"),
+    }  # fmt: skip
+    settings = ExperimentSettings(**given)
+    assert settings.resolved() == settings
+
+
+def test_a_run_is_named_after_what_makes_it():
+    settings = ExperimentSettings(dataset="demo", strategy="append", user="random", protocol="reference")
+    assert settings.resolved().output == Path("runs/demo-test-reference-random-append")
+    assert ComparisonSettings(dataset="demo").resolved().output == Path("runs/compare-demo-test-honest")
+
+
+def test_presets_name_settings_that_exist():
+    names = {field.name for field in dataclasses.fields(ExperimentSettings)}
+    assert all(set(preset) <= names for preset in PRESETS.values())
+    for name, preset in PRESETS.items():
+        read_settings(ExperimentSettings, {key.upper(): value for key, value in preset.items()}, [])
+        assert preset["quantization"] in (name.split("-")[-1], name.split("-")[0], "auto")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (None, 0, []),
+        (ValueError("got 1, expected 2"), 2, ["error: got 1, expected 2"]),
+        (FileNotFoundError("x: no such file"), 2, ["error: x: no such file"]),
+        (ModuleNotFoundError("needs y"), 2, ["error: needs y"]),
+        (KeyboardInterrupt(), 130, ["stopped; the same command goes on from here"]),
+    ],
+)
+def test_mistakes_become_one_line_and_a_status(error, status, words, caplog):
+    def main():
+        if error:
+            raise error
+
+    with caplog.at_level(logging.INFO):
+        assert run_script(main) == status
+    assert caplog.messages == words
+
+
+def test_our_own_mistakes_are_not_hidden():
+    with pytest.raises(ZeroDivisionError):
+        run_script(lambda: 1 // 0)
