@@ -9,7 +9,7 @@
 | `sizes.py` | widths and depths from shapes, head counts from a JSON |
 | `tokenizer.py`, `images.py` | what the model reads |
 | `beam_search.py` | the reference's beam search, which transformers 5 no longer has |
-| `train_retrieval.py` | trains or fine-tunes; `training_data.py` is what it reads, `training_losses.py` what it lowers |
+| `train_retrieval.py` | trains or fine-tunes, with `training_data.py` and `training_losses.py` |
 | `scores.py` | `python -m BLIP.scores`: recall, re-ranked recall, the captioner's objects |
 | `common_words.txt` | 3,000 common words: people's queries use more words than a dataset's captions |
 | `weights/demo/` | the demo's small BLIP, with its model card |

@@ -6,8 +6,8 @@ The demo's weights came from this one command (see BLIP/weights/demo/README.md f
 
 Starting from a checkpoint instead of from nothing:
 
-    python -m BLIP.train_retrieval --dataset flickr30k --split all --dev-split None --start BLIP/chatir_weights.ckpt
-        --image-size 224 --learning-rate 1e-5 --output runs/train-flickr30k
+    python -m BLIP.train_retrieval --dataset flickr30k --split all --dev-split None --output runs/train-flickr30k
+        --start BLIP/chatir_weights.ckpt --image-size 224 --learning-rate 1e-5
 
 Killed or stopped, the same command goes on from the last checkpoint. The output folder then holds the trained
 weights (``model.safetensors``, ``config.json``, ``vocab.txt``), ``training_log.csv`` (losses),

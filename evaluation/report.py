@@ -167,7 +167,7 @@ def mark_changes(before: str, after: str) -> list[tuple[str, str]]:
 
 
 def _words(text: str) -> list[str]:
-    """Splits at spaces; punctuation at a word's end counts by itself, so that "dog" and "dog," are one word."""
+    """Splits at spaces and before closing punctuation, so that "dog" and "dog," hold the same word."""
     return re.findall(r"\S*\w|\S", text)
 
 
