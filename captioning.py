@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from generation.opening import naming_model
 from generation.parsing import one_line
 from generation.precision import Quantization, device_options, loading_options, precision_of
 from generation.prompts import CAPTION
@@ -65,11 +66,13 @@ class Captioning:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         log.info("loading the captioner %s", self.model_id)
-        processor = AutoProcessor.from_pretrained(self.model_id)
-        processor.tokenizer.padding_side = "left"  # else answers of unequal prompts in a batch come out empty
-        model = AutoModelForImageTextToText.from_pretrained(
-            self.model_id, **loading_options(self.quantization), **device_options()
-        )
+        with naming_model(self.model_id):
+            processor = AutoProcessor.from_pretrained(self.model_id)
+            # Else answers of unequal prompts in a batch come out empty.
+            processor.tokenizer.padding_side = "left"
+            model = AutoModelForImageTextToText.from_pretrained(
+                self.model_id, **loading_options(self.quantization), **device_options()
+            )
         return model.eval(), processor
 
     def caption(self, images: list[Image.Image]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from generation.opening import naming_model
 from generation.precision import Quantization, device_options, loading_options
 
 log = logging.getLogger(__name__)
@@ -44,15 +45,18 @@ class TextModel:
 
         log.info("loading the language model %s", self.model_id)
         source, options = _source(self.model_id)
-        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **options)
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        if options:
-            from transformers import GgufConfig
+        with naming_model(self.model_id):
+            tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **options)
+            if tokenizer.pad_token_id is None:
+                tokenizer.pad_token = tokenizer.eos_token
+            if options:
+                from transformers import GgufConfig
 
-            # Unpacked: a batch of prompts is faster through dense matrices than through 4-bit blocks.
-            options |= {"quantization_config": GgufConfig(dequantize=True)}
-        model = AutoModelForCausalLM.from_pretrained(source, **options, **self._options, **device_options())
+                # Unpacked: a batch of prompts is faster through dense matrices than through 4-bit blocks.
+                options |= {"quantization_config": GgufConfig(dequantize=True)}
+            model = AutoModelForCausalLM.from_pretrained(
+                source, **options, **self._options, **device_options()
+            )
         return model.eval(), tokenizer
 
     @property

@@ -86,32 +86,34 @@ CHAT_TEMPLATE = (
     "{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-CORPUS = (
-    "a red dog on the beach\na green cat in the field\n\nCombined: the two descriptions\nQuery: Caption: \n"
-    "write one new query, keep everything, 60 words. some food and a man left of two cups of coffee\n"
-)
+
+
+def tiny_tokenizer(extra_tokens):
+    """Bytes and a handful of merges, none learned: the same tokenizer on every machine."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<s>", "</s>", "<pad>", *extra_tokens]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("d", "o"), ("do", "g"), ("c", "a"), ("ca", "t"), ("Ġ", "a"), ("Ċ", "Ċ")]
+    entries = [*special, *alphabet, *(left + right for left, right in merges)]
+    tokenizer = Tokenizer(models.BPE({entry: number for number, entry in enumerate(entries)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
 
 
 @pytest.fixture(scope="session")
 def language_model(tmp_path_factory):
     """A folder with a random Llama of two layers and a byte-level tokenizer with a chat template."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("language-model")
-    tokens = ["<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>", "<|tool|>"]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=tokens, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator([CORPUS] * 4, trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-    )
+    fast = tiny_tokenizer(["<|im_start|>", "<|im_end|>", "<|tool|>"])
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder)
     torch.manual_seed(0)
@@ -128,7 +130,7 @@ def language_model(tmp_path_factory):
         pad_token_id=2,
     )
     model = LlamaForCausalLM(config)
-    line_end = fast.convert_tokens_to_ids("Ċ")
-    model.lm_head.weight.data[[1, line_end]] *= 1.6  # so that some answers end, and some lines
+    ends = fast.convert_tokens_to_ids(["</s>", "Ċ", "ĊĊ"])
+    model.lm_head.weight.data[ends] *= 1.5  # so that some answers end, and some lines
     model.save_pretrained(folder)
     return str(folder)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_tokenizer
 from PIL import Image
 
 from BLIP.model import BlipCaptioner
@@ -36,31 +37,17 @@ def blip_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def llava_folder(tmp_path_factory):
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import (
         CLIPVisionConfig,
         LlamaConfig,
         LlavaNextConfig,
         LlavaNextForConditionalGeneration,
         LlavaNextProcessor,
-        PreTrainedTokenizerFast,
     )
     from transformers.models.llava_next import LlavaNextImageProcessorPil
 
     folder = tmp_path_factory.mktemp("llava")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=330,
-        special_tokens=["<s>", "</s>", "<pad>", "<image>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([f"[INST] {CAPTION} [/INST] a red dog on the beach"] * 4, trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-    )
+    tokenizer = tiny_tokenizer(["<image>"])
     grid = [[28, 56], [56, 28]]
     images = LlavaNextImageProcessorPil(
         size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, image_grid_pinpoints=grid
@@ -83,13 +70,18 @@ def llava_folder(tmp_path_factory):
     }
     torch.manual_seed(0)
     text = LlamaConfig(
-        **small, vocab_size=len(fast), initializer_range=0.4, bos_token_id=0, eos_token_id=1, pad_token_id=2
+        **small,
+        vocab_size=len(tokenizer),
+        initializer_range=0.4,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
     )
     vision = CLIPVisionConfig(**small, image_size=28, patch_size=14, projection_dim=32)
     config = LlavaNextConfig(
         text_config=text,
         vision_config=vision,
-        image_token_index=fast.convert_tokens_to_ids("<image>"),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_grid_pinpoints=grid,
         vision_feature_layer=-1,
         initializer_range=0.4,
@@ -150,3 +142,9 @@ def test_the_name_is_what_makes_captions_differ():
     assert Captioning("some/model", "bf16").name == f"some/model bf16: {CAPTION}"
     with pytest.raises(ValueError, match="quantization: got 'int2'"):
         Captioning("some/model", "int2")
+
+
+def test_a_missing_model_is_named_in_one_line():
+    with pytest.raises(ValueError, match="the model /no/such cannot be opened, expected a folder") as caught:
+        Captioning("/no/such", "fp32").caption(pictures())
+    assert "\n" not in str(caught.value)

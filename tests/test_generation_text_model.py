@@ -78,7 +78,7 @@ def test_a_line_end_ends_the_answer(language_model, expected):
     stopped = model.complete(PROMPTS, most_tokens=24, prefix=PREFIX, stops_at_line_end=True)
     whole = [expected[PREFIX, prompt] for prompt in PROMPTS]
     assert sum("\n" in answer for answer in whole) >= 2  # else nothing is tested
-    assert [answer.removesuffix("\n") for answer in stopped] == [answer.split("\n")[0] for answer in whole]
+    assert [answer.rstrip("\n") for answer in stopped] == [answer.split("\n")[0] for answer in whole]
 
 
 def test_the_number_of_new_tokens_is_bounded(language_model, plain):
@@ -106,3 +106,9 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch):
     monkeypatch.setitem(PACKAGED, "packaged", ("no_such_package", "model.gguf", "pip install no-such"))
     with pytest.raises(ModuleNotFoundError, match="packaged comes in a package; run: pip install no-such"):
         TextModel("packaged", "fp32", 8).complete(["a"], most_tokens=1)
+
+
+def test_a_missing_model_is_named_in_one_line():
+    with pytest.raises(ValueError, match="the model /no/such cannot be opened, expected a folder") as caught:
+        TextModel("/no/such", "fp32", 8).complete(["a"], most_tokens=1)
+    assert "\n" not in str(caught.value)
