@@ -54,7 +54,7 @@ def llava_folder(tmp_path_factory):
     )
     LlavaNextProcessor(
         image_processor=images,
-        tokenizer=fast,
+        tokenizer=tokenizer,
         patch_size=14,
         vision_feature_select_strategy="default",
         image_token="<image>",
@@ -69,6 +69,7 @@ def llava_folder(tmp_path_factory):
         "num_attention_heads": 2,
     }
     torch.manual_seed(0)
+    tokens = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
     text = LlamaConfig(
         **small,
         vocab_size=len(tokenizer),
