@@ -43,7 +43,7 @@ def claim_folder(settings: SessionSettings) -> Path:
     if settings.restart:
         for old in (*folder.glob("*rounds.jsonl"), path):
             old.unlink(missing_ok=True)
-    if path.is_file():
+    if path.is_file() and any(folder.glob("*rounds.jsonl")):  # a run that never began has nothing to mix up
         theirs = read_json(path)
         differing = [name for name in ours if name not in FREE_SETTINGS and theirs.get(name) != ours[name]]
         if differing:
