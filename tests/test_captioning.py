@@ -69,7 +69,6 @@ def llava_folder(tmp_path_factory):
         "num_attention_heads": 2,
     }
     torch.manual_seed(0)
-    tokens = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
     text = LlamaConfig(
         **small,
         vocab_size=len(tokenizer),

@@ -1,0 +1,264 @@
+"""The scripts: siblings that cannot drift apart, a light --help, one line a mistake, a whole small run."""
+
+import ast
+import csv
+import importlib
+import json
+import logging
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation.runs import read_rounds
+from settings import run_script
+
+PROJECT = Path(__file__).parent.parent
+FIXTURES = Path(__file__).parent / "fixtures" / "blip"
+SCRIPTS = sorted(path.stem for path in PROJECT.glob("*.py") if "run_script(main)" in path.read_text("utf-8"))
+HEADS = {"model_type": "blip", "num_attention_heads": 2, "vision": {"heads": 3}}
+HEAVY = ("torch", "transformers", "faiss", "matplotlib", "numpy", "PIL", "tokenizers")
+
+
+# Siblings
+
+
+def parsed(name):
+    """The constants of a script, and its body without them and the docstring."""
+    tree = ast.parse((PROJECT / f"{name}.py").read_text(encoding="utf-8"))
+    constants, body = {}, []
+    for node in tree.body[1:]:
+        if isinstance(node, ast.Assign) and node.targets[0].id.isupper():
+            constants[node.targets[0].id] = ast.literal_eval(node.value)
+        else:
+            body.append(ast.dump(node))
+    return constants, body
+
+
+def test_the_two_expansion_scripts_differ_in_the_dataset_alone():
+    (flickr, flickr_body), (coco, coco_body) = map(
+        parsed, ("multi_modal_query_expansion", "multi_modal_query_expansion_mscoco")
+    )
+    assert list(flickr) == list(coco)
+    assert (flickr.pop("DATASET"), coco.pop("DATASET")) == ("flickr30k", "mscoco")
+    assert flickr == coco
+    assert flickr_body == coco_body
+
+
+def test_their_comments_and_documentation_differ_in_names_alone():
+    texts = []
+    for name in ("multi_modal_query_expansion", "multi_modal_query_expansion_mscoco"):
+        text = (PROJECT / f"{name}.py").read_text(encoding="utf-8").replace(f"{name}.py", "SCRIPT")
+        text = text.replace("MSCOCO", "DATASET").replace("Flickr30k", "DATASET")
+        text = re.sub(r'(?m)^DATASET = "\w+"', "DATASET", text)
+        texts.append([" ".join(line.split()) for line in text.splitlines()])
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_constants_are_settings(name, monkeypatch):
+    script = importlib.import_module(name)
+    monkeypatch.setattr(sys, "argv", [name, "--nosuch"])
+    with pytest.raises(SystemExit) as caught:  # the constants pass: it is the argument that is refused
+        script.main()
+    assert caught.value.code == 2
+
+
+# --help and mistakes, in processes of their own
+
+
+def in_a_process(*command):
+    return subprocess.run([sys.executable, *command], cwd=PROJECT, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_imports_no_model_library(name):
+    done = in_a_process("-X", "importtime", f"{name}.py", "--help")
+    assert done.returncode == 0 and "--dataset" in done.stdout
+    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if "|" in line}
+    assert "settings" in imported
+    assert not [module for module in imported if module.split(".")[0] in HEAVY]
+
+
+def test_a_mistake_is_one_line_on_stderr(tmp_path):
+    done = in_a_process("multi_modal_query_expansion.py", "--dataset", "nosuch", "--output", str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"error: dataset: got 'nosuch', expected one of demo, .*\n", done.stderr)
+
+
+# In this process: as the scripts, without their seconds of imports
+
+
+class Errors(logging.Handler):
+    def __init__(self):
+        super().__init__(logging.ERROR)
+        self.lines = []
+
+    def emit(self, record):
+        self.lines.append(record.getMessage())
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Runs a script's main; returns the exit status and the errors logged."""
+    errors = Errors()
+    logging.getLogger().addHandler(errors)
+
+    def run(name, *arguments):
+        errors.lines.clear()
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        return run_script(importlib.import_module(name).main), list(errors.lines)
+
+    yield run
+    logging.getLogger().removeHandler(errors)
+
+
+def model_folder(folder, weights):
+    folder.mkdir()
+    shutil.copy(FIXTURES / weights, folder)
+    shutil.copy(FIXTURES / "vocab.txt", folder)
+    (folder / "config.json").write_text(json.dumps(HEADS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "blip": model_folder(folder / "blip", "itm.pth"),
+        "captioner": model_folder(folder / "captioner", "captioner.pth"),
+    }
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    rows = [("image_name", "comment_number", "comment")]
+    for number in range(30):
+        noise = Image.fromarray(random.integers(0, 256, (3, 3, 3), dtype=np.uint8))
+        noise.resize((40, 30), Image.Resampling.NEAREST).save(folder / f"{number}.png")
+        rows += [(f"{number}.png", place, f"picture {number} of a {word}") for place, word in enumerate("ab")]
+    with (folder / "images_captions.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder
+
+
+@pytest.fixture
+def arguments(pictures, models, tmp_path):
+    """Of a small run that goes through."""
+    return {
+        "--dataset": "image_folder",
+        "--root": pictures,
+        "--blip": models["blip"],
+        "--caption-model": models["captioner"],
+        "--quantization": "fp32",
+        "--strategy": "append",
+        "--user": "reference",
+        "--rounds": 3,
+        "--output": tmp_path / "run",
+    }
+
+
+def flat(arguments, **changes):
+    changes = {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
+    return [part for pair in (arguments | changes).items() for part in pair]
+
+
+def alike(records):
+    """In one order and without scores: encoded in another batch, they differ in the last bits."""
+    return sorted((replace(record, scores=()) for record in records), key=lambda r: (r.query_id, r.number))
+
+
+def test_a_whole_run_its_repetition_and_its_refusal(run, arguments, capsys, tmp_path):
+    name, folder = "multi_modal_query_expansion", tmp_path / "run"
+    assert run(name, *flat(arguments)) == (0, [])
+    table = capsys.readouterr().out
+    assert "Recall@10" in table and len(table.splitlines()) == 2 + 3
+    names = {path.name for path in folder.iterdir()}
+    assert {"settings.json", "rounds.jsonl", "scrolling.rounds.jsonl", "measures.json"} <= names
+    assert {"recall_f1.png", "report.html", "trec"} <= names
+    records = read_rounds(folder / "rounds.jsonl")
+    assert len({record.query_id for record in records}) == 60
+    assert any(record.captions for record in records)
+
+    before = (folder / "rounds.jsonl").read_bytes()
+    assert run(name, *flat(arguments, query_batch=7)) == (0, [])
+    assert capsys.readouterr().out == table
+    assert (folder / "rounds.jsonl").read_bytes() == before
+
+    (folder / "rounds.jsonl").write_bytes(before[: len(before) // 2])  # killed
+    assert run(name, *flat(arguments, query_batch=7)) == (0, [])
+    assert alike(read_rounds(folder / "rounds.jsonl")) == alike(records)
+    assert capsys.readouterr().out == table
+
+    status, errors = run(name, *flat(arguments, strategy="original"))
+    assert status == 2 and len(errors) == 1 and "strategy: 'append' there, 'original' now" in errors[0]
+    assert (folder / "rounds.jsonl").read_bytes() != b""
+
+
+def test_the_index_is_made_once_and_again_for_another_model(run, arguments, models, pictures):
+    embedding = {key: arguments[key] for key in ("--dataset", "--root", "--blip")}
+    manifest = pictures / "index-all" / "manifest.json"
+    assert run("embed_image_as_faiss", *flat(embedding)) == (0, [])
+    first = json.loads(manifest.read_text())
+    changed = manifest.stat().st_mtime_ns
+    assert run("embed_image_as_faiss", *flat(embedding)) == (0, [])
+    assert manifest.stat().st_mtime_ns == changed
+    other = model_folder(pictures.parent / "other", "retrieval_full.pth")
+    assert run("embed_image_as_faiss", *flat(embedding, blip=other)) == (0, [])
+    second = json.loads(manifest.read_text())
+    assert first["count"] == second["count"] == 30
+    assert first["model_fingerprint"] != second["model_fingerprint"]
+
+
+def wrong_csv(text):
+    def write(arguments):
+        (arguments["--root"] / "images_captions.csv").write_text(text)
+
+    return write
+
+
+MISTAKES = {
+    "no such dataset": ({"dataset": "nosuch"}, None, "dataset: got 'nosuch', expected one of demo"),
+    "no such folder": ({"root": "/no/such"}, None, "/no/such: no such image folder"),
+    "no such split": ({"split": "dev"}, None, "image_folder: got split 'dev', expected 'all'"),
+    "no such checkpoint": ({"blip": "/no/such"}, None, "no checkpoint at /no/such"),
+    "a captioner as --blip": ({"blip": "captioner"}, None, "looks like a captioner, needed a retrieval"),
+    "an empty csv": ({}, wrong_csv(""), "got an empty first line, expected the columns image_name"),
+    "a csv without columns": ({}, wrong_csv("a,b\n1,2\n"), "got a, b, expected the columns image_name"),
+    "no captions": ({}, wrong_csv("image_name,comment_number,comment\n"), "no usable caption"),
+    "no such captioner": ({"caption_model": "/no/such"}, None, "the model /no/such cannot be opened"),
+    "no such caption number": ({"caption_numbers": "7"}, None, "no queries for caption numbers ('7',)"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_users_mistake_is_one_line_and_can_be_mended(run, arguments, models, mistake, tmp_path):
+    changes, break_it, words = MISTAKES[mistake]
+    changes = {key: models.get(value, value) for key, value in changes.items()}
+    good_csv = (arguments["--root"] / "images_captions.csv").read_text()
+    if break_it:
+        break_it(arguments)
+    status, errors = run("multi_modal_query_expansion", *flat(arguments, **changes))
+    assert status == 2
+    assert len(errors) == 1 and words in errors[0] and "\n" not in errors[0]
+    (arguments["--root"] / "images_captions.csv").write_text(good_csv)
+    mended = flat(arguments, strategy="original", rounds=1)
+    if mistake != "no such captioner":  # found out after the first round is on record
+        assert run("multi_modal_query_expansion", *mended) == (0, [])
+
+
+def test_an_index_is_refused_to_a_folder_without_pictures(run, tmp_path, models):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    arguments = {"--dataset": "image_folder", "--root": empty, "--blip": models["blip"]}
+    status, errors = run("embed_image_as_faiss", *flat(arguments))
+    assert status == 2 and len(errors) == 1 and "got no pictures, expected files ending in" in errors[0]
