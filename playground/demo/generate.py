@@ -63,7 +63,7 @@ def ensure_split(root: Path, split: str) -> Path:
     folder = root / split
     manifest = {"version": VERSION, "first_seed": first_seed, "count": count, "size": size}
     manifest_path = folder / "manifest.json"
-    if manifest_path.is_file() and json.loads(manifest_path.read_text(encoding="utf-8")) == manifest:
+    if _holds(manifest_path, manifest):
         return folder
     log.info("drawing %d demo scenes into %s", count, folder)
     unfinished = folder.with_name(f"{split}.unfinished")
@@ -77,6 +77,13 @@ def ensure_split(root: Path, split: str) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
     return folder
+
+
+def _holds(path: Path, manifest: dict[str, int]) -> bool:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) == manifest
+    except (FileNotFoundError, ValueError):  # not drawn, or damaged: drawn again either way
+        return False
 
 
 def image_name(scene: Scene) -> str:
