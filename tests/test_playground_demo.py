@@ -1,0 +1,312 @@
+"""The demo scenes: the same everywhere, said correctly, answered by the right pictures, drawn once."""
+
+import csv
+import hashlib
+import itertools
+import json
+import random
+
+import numpy as np
+import pytest
+
+from playground import open_dataset
+from playground.demo import generate
+from playground.demo.catalogue import BROADER, CATEGORIES, SETTINGS, thing_weights, things
+from playground.demo.drawing import _openmoji_folder, render
+from playground.demo.generate import SPLITS, captions_of, ensure_split, image_name
+from playground.demo.scenes import CELLS, GRID, MAX_PICTURES, Item, Scene, make_scene
+from playground.demo.wording import (
+    LEVELS,
+    Description,
+    Mention,
+    describe,
+    matches,
+    plural,
+    with_article,
+    word,
+)
+
+# Of 200 scenes and all that is said of them. When it changes, raise `generate.VERSION` and train anew.
+SCENES_SHA256 = "67914a8358192da859c214030ffab314310fcb2422ec39505acbe82a75d8e2a6"
+
+
+def test_scenes_and_captions_are_those_the_weights_were_trained_on():
+    digest = hashlib.sha256()
+    for seed in range(200):
+        scene = make_scene(seed)
+        digest.update(repr(scene).encode())
+        digest.update(repr(captions_of(scene)).encode())
+    assert digest.hexdigest() == SCENES_SHA256
+    assert generate.VERSION == 1
+
+
+def test_scenes_are_well_formed():
+    for seed in range(400):
+        scene = make_scene(seed)
+        assert scene == make_scene(seed)
+        assert scene.setting in SETTINGS and 1 <= len(scene.items) <= 4
+        assert len({item.noun for item in scene.items}) == len(scene.items)
+        assert sum(item.count for item in scene.items) <= MAX_PICTURES
+        squares = [(x, y, CELLS[item.size]) for item in scene.items for x, y in item.corners]
+        for place, (x, y, side) in enumerate(squares):
+            assert 0 <= x <= GRID - side and 0 <= y <= GRID - side
+            for other_x, other_y, other in squares[:place]:
+                width = min(x + side, other_x + other) - max(x, other_x)
+                height = min(y + side, other_y + other) - max(y, other_y)
+                assert width <= 1 or height <= 1
+    assert len({make_scene(seed) for seed in range(400)}) == 400
+
+
+def test_every_caption_is_true_of_its_own_scene():
+    said = [(make_scene(seed), captions_of(make_scene(seed))) for seed in range(400)]
+    for scene, captions in said:
+        assert len(captions) == len(LEVELS)
+        for description, text in captions:
+            assert matches(scene, description), (scene, text)
+            assert text and text == text.strip() and "  " not in text
+    scenes = [scene for scene, _ in said]
+    answers = [
+        np.mean([sum(matches(scene, captions[level][0]) for scene in scenes) for _, captions in said])
+        for level in range(5)
+    ]
+    assert answers[0] < 1.2 and answers[4] > 3  # from precise to vague
+
+
+def test_all_that_a_caption_says_can_be_told_from_its_description():
+    for seed in range(100):
+        scene = make_scene(seed)
+        for level in LEVELS:
+            description = describe(scene, level, random.Random(seed))
+            text = word(description, random.Random(1))
+            if description.setting:
+                assert any(phrase in text for phrase in SETTINGS[description.setting][1])
+            for mention in description.mentions:
+                names = CATEGORIES[mention.category][1]
+                if mention.noun:
+                    thing = things()[mention.noun]
+                    names = [form for n in (thing.noun, *thing.synonyms) for form in (n, plural(n))]
+                assert any(name in text for name in names), (text, mention)
+    with pytest.raises(ValueError, match="unknown level 'vaguer'"):
+        describe(make_scene(0), "vaguer", random.Random(0))
+
+
+# What answers what, on scenes made by hand
+
+
+def item(noun, *corners, size="medium"):
+    return Item(noun, size, False, corners or ((0, 14),))
+
+
+DOG_LEFT_OF_CATS = Scene(
+    0, "beach", 0, (item("dog", (0, 14), size="big"), item("cat", (18, 10), (18, 18), size="small"))
+)
+DOG_LEFT_OF_DUCK = Scene(0, "room", 0, (item("dog", (0, 14)), item("duck", (18, 14))))
+DIAGONAL = Scene(0, "room", 0, (item("dog", (0, 0)), item("duck", (15, 15))))
+dog, cat, duck = Mention("animal", "dog"), Mention("animal", "cat"), Mention("bird", "duck")
+
+
+@pytest.mark.parametrize(
+    ("scene", "description", "answer"),
+    [
+        (DOG_LEFT_OF_CATS, Description((dog,)), True),
+        (DOG_LEFT_OF_CATS, Description((dog,), setting="beach"), True),
+        (DOG_LEFT_OF_CATS, Description((dog,), setting="room"), False),
+        (DOG_LEFT_OF_CATS, Description((Mention("animal", "horse"),)), False),
+        (DOG_LEFT_OF_CATS, Description((cat, dog)), True),
+        (DOG_LEFT_OF_CATS, Description((dog, cat, duck)), False),
+        # counts: what is said must be so, what is not said may be anything
+        (DOG_LEFT_OF_CATS, Description((Mention("animal", "cat", count=2),)), True),
+        (DOG_LEFT_OF_CATS, Description((Mention("animal", "cat", count=3),)), False),
+        (DOG_LEFT_OF_CATS, Description((Mention("animal", "dog", count=2),)), False),
+        # sizes
+        (DOG_LEFT_OF_CATS, Description((Mention("animal", "dog", size="big"),)), True),
+        (DOG_LEFT_OF_CATS, Description((Mention("animal", "dog", size="small"),)), False),
+        (DOG_LEFT_OF_CATS, Description((Mention("animal", "dog", size="big"), cat)), True),
+        (DOG_LEFT_OF_CATS, Description((dog, Mention("animal", "cat", size="big"))), False),
+        # categories: every mention another item
+        (DOG_LEFT_OF_CATS, Description((Mention("animal"),)), True),
+        (DOG_LEFT_OF_CATS, Description((Mention("animal"), Mention("animal"))), True),
+        (DOG_LEFT_OF_CATS, Description((Mention("animal"), Mention("animal"), Mention("animal"))), False),
+        (DOG_LEFT_OF_CATS, Description((dog, Mention("animal"))), True),
+        (DOG_LEFT_OF_DUCK, Description((dog, dog)), False),
+        # broader categories, and not the other way round
+        (DOG_LEFT_OF_DUCK, Description((Mention("bird"), Mention("animal"))), True),
+        (DOG_LEFT_OF_DUCK, Description((Mention("animal"), Mention("animal"))), True),
+        (DOG_LEFT_OF_DUCK, Description((Mention("bird"), Mention("bird"))), False),
+        (DOG_LEFT_OF_CATS, Description((Mention("bird"),)), False),
+        # relations: of the first mention to the second; of single things only; not of diagonals
+        (DOG_LEFT_OF_DUCK, Description((dog, duck), "left"), True),
+        (DOG_LEFT_OF_DUCK, Description((duck, dog), "right"), True),
+        (DOG_LEFT_OF_DUCK, Description((duck, dog), "left"), False),
+        (DOG_LEFT_OF_DUCK, Description((dog, duck), "above"), False),
+        (DOG_LEFT_OF_DUCK, Description((Mention("animal"), duck), "left"), True),
+        (DOG_LEFT_OF_CATS, Description((dog, cat), "left"), False),
+        (DIAGONAL, Description((dog, duck), "left"), False),
+        (DIAGONAL, Description((dog, duck), "above"), False),
+        (DIAGONAL, Description((dog, duck)), True),
+    ],
+)
+def test_what_answers_a_description(scene, description, answer):
+    assert matches(scene, description) is answer
+
+
+def test_above_and_below_grow_downwards():
+    scene = Scene(0, "room", 0, (item("dog", (5, 0)), item("duck", (6, 16))))
+    assert matches(scene, Description((dog, duck), "above"))
+    assert matches(scene, Description((duck, dog), "below"))
+    assert not matches(scene, Description((dog, duck), "below"))
+
+
+# The catalogue and its grammar
+
+
+def test_the_catalogue_is_consistent():
+    names = [name for thing in things().values() for name in (thing.noun, *thing.synonyms)]
+    assert len(names) == len(set(names)) and len(things()) == 419
+    assert {thing.category for thing in things().values()} == set(CATEGORIES)
+    assert set(BROADER) | set(BROADER.values()) <= set(CATEGORIES)
+    assert set(thing_weights()) == set(things()) and min(thing_weights().values()) > 0
+    assert sum(thing_weights().values()) == pytest.approx(sum(weight for weight, _ in CATEGORIES.values()))
+    phrases = [phrase for _, phrases in SETTINGS.values() for phrase in phrases]
+    assert len(phrases) == len(set(phrases))
+
+
+@pytest.mark.demo
+def test_every_thing_has_a_picture():
+    missing = [
+        thing.noun
+        for thing in things().values()
+        if not (_openmoji_folder() / f"{thing.code_point}.svg").is_file()
+    ]
+    assert not missing
+    assert len({thing.code_point for thing in things().values()}) == len(things())
+
+
+@pytest.mark.parametrize(
+    ("noun", "some"),
+    [
+        ("dog", "dogs"), ("mouse", "mice"), ("sheep", "sheep"), ("fox", "foxes"), ("puppy", "puppies"),
+        ("monkey", "monkeys"), ("cup of coffee", "cups of coffee"), ("loaf of bread", "loaves of bread"),
+        ("fisherman", "fishermen"), ("old woman", "old women"), ("man dancing", "men dancing"),
+        ("person walking", "people walking"), ("potato", "potatoes"), ("bus", "buses"), ("peach", "peaches"),
+        ("box of popcorn", "boxes of popcorn"), ("knife", "knives"), ("toothbrush", "toothbrushes"),
+    ],
+)  # fmt: skip
+def test_plurals(noun, some):
+    assert plural(noun) == some
+
+
+@pytest.mark.parametrize(
+    ("noun", "one"),
+    [
+        ("dog", "a dog"), ("apple", "an apple"), ("unicorn", "a unicorn"), ("umbrella", "an umbrella"),
+        ("ufo", "a ufo"), ("hedgehog", "a hedgehog"), ("old man", "an old man"), ("igloo", "an igloo"),
+    ],
+)  # fmt: skip
+def test_articles(noun, one):
+    assert with_article(noun) == one
+
+
+def test_splits_share_no_scene():
+    ranges = sorted((first, first + count) for first, count, _ in SPLITS.values())
+    assert all(end <= first for (_, end), (first, _) in itertools.pairwise(ranges))
+    assert set(SPLITS) == {"train", "dev", "test"}
+
+
+QUARTERS = {
+    2000000: [[185, 189, 184], [188, 190, 185], [134, 133, 111], [132, 125, 114]],
+    2000001: [[145, 174, 148], [145, 176, 150], [83, 126, 74], [84, 122, 81]],
+    2000007: [[248, 236, 163], [248, 236, 163], [216, 207, 155], [221, 206, 138]],
+    14: [[166, 205, 234], [167, 203, 229], [224, 196, 145], [234, 212, 144]],
+}
+
+
+# On disk
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(generate, "SPLITS", {"train": (0, 12, 48), "test": (2_000_000, 12, 64)})
+
+
+@pytest.mark.demo
+def test_a_split_is_drawn_and_read(small, tmp_path):
+    dataset = open_dataset("demo", tmp_path, "test")
+    scenes = [make_scene(seed) for seed in range(2_000_000, 2_000_012)]
+    assert [image.id for image in dataset.images] == [image_name(scene) for scene in scenes]
+    assert dataset.skipped == () and len(dataset.queries) == 60
+    assert (tmp_path / "test" / "ATTRIBUTION.txt").read_text().count("CC BY-SA 4.0")
+    queries = {query.id: query for query in dataset.queries}
+    for scene, image in zip(scenes, dataset.images, strict=True):
+        said = captions_of(scene)
+        assert image.captions == tuple(text for _, text in said)
+        for number, (description, text) in enumerate(said):
+            query = queries[f"{image.id}#{number}"]
+            assert (query.text, query.target) == (text, image.id)
+            assert query.relevant == {image_name(other) for other in scenes if matches(other, description)}
+    assert any(len(query.relevant) > 1 for query in queries.values())
+
+
+@pytest.mark.demo
+def test_training_scenes_need_no_relevant_images(small, tmp_path):
+    dataset = open_dataset("demo", tmp_path, "train")
+    assert not (tmp_path / "train" / "relevant.csv").exists()
+    assert all(query.relevant == {query.target} for query in dataset.queries)
+
+
+@pytest.mark.demo
+def test_a_split_is_drawn_once(small, tmp_path, monkeypatch):
+    folder = ensure_split(tmp_path, "test")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert ensure_split(tmp_path, "test") == folder
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    monkeypatch.setattr(generate, "VERSION", generate.VERSION + 1)
+    ensure_split(tmp_path, "test")
+    manifest = folder / "manifest.json"
+    assert json.loads(manifest.read_text())["version"] == generate.VERSION
+    assert manifest.stat().st_mtime_ns != before[manifest]
+
+
+@pytest.mark.demo
+@pytest.mark.parametrize("kill_at", ["_write_pictures", "_write_texts"])
+def test_an_interrupted_drawing_is_done_again(small, tmp_path, monkeypatch, kill_at):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generate, kill_at, killed)
+        with pytest.raises(KeyboardInterrupt):
+            ensure_split(tmp_path, "test")
+    assert not (tmp_path / "test").exists()
+    (tmp_path / "test.unfinished" / "images" / "left-over.jpg").write_bytes(b"half a picture")
+    folder = ensure_split(tmp_path, "test")
+    assert not (tmp_path / "test.unfinished").exists()
+    assert len(list((folder / "images").iterdir())) == 12
+    with (folder / "relevant.csv").open(newline="") as file:
+        assert len(list(csv.reader(file))) > 60
+
+
+@pytest.mark.demo
+def test_a_damaged_manifest_is_no_manifest(small, tmp_path):
+    folder = ensure_split(tmp_path, "test")
+    (folder / "manifest.json").write_text("{")
+    assert ensure_split(tmp_path, "test") == folder
+    assert json.loads((folder / "manifest.json").read_text())["count"] == 12
+
+
+def test_an_unknown_split_is_an_error(tmp_path):
+    with pytest.raises(
+        ValueError, match="unknown split 'all' of the demo scenes; expected one of train, dev"
+    ):
+        open_dataset("demo", tmp_path, "all")
+
+
+@pytest.mark.demo
+def test_pictures_look_as_they_did():
+    # Means of the four quarters; another machine's rasteriser may round otherwise, so not to the bit.
+    for seed, quarters in QUARTERS.items():
+        picture = render(make_scene(seed), 64)
+        assert (picture.size, picture.mode) == ((64, 64), "RGB")
+        means = np.asarray(picture).reshape(2, 32, 2, 32, 3).mean(axis=(1, 3)).reshape(-1, 3)
+        assert np.abs(means - quarters).max() < 2, seed
+        assert picture.tobytes() == render(make_scene(seed), 64).tobytes()
