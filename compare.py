@@ -10,7 +10,7 @@ from __future__ import annotations
 from settings import ComparisonSettings, read_settings, run_script
 
 DATASET = "flickr30k"  # "demo", "flickr30k", "mscoco" or "image_folder"
-STRATEGIES = ("append", "rewrite", "rewrite-original")
+STRATEGIES = ("append", "rewrite", "rewrite-original", "rewrite-anchored")
 USERS = ("independent", "reference", "random", "first")
 PROTOCOL = "honest"  # or "reference"
 ROUNDS = 4

@@ -12,7 +12,7 @@ from settings import ExperimentSettings, read_settings, run_script
 
 DATASET = "flickr30k"  # "demo", "flickr30k", "mscoco" or "image_folder"
 QUANTIZATION = None  # "int8", "int4", "fp16", "bf16", "fp32"; None: the preset's (int8)
-STRATEGY = "rewrite"  # "original", "append", "rewrite" or "rewrite-original"
+STRATEGY = "rewrite"  # "original", "append", "rewrite", "rewrite-original" or "rewrite-anchored"
 PROTOCOL = "honest"  # or "reference"
 USER = "independent"  # "reference", "random" or "first"
 ROUNDS = 4

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 PROJECT = Path(__file__).parent
 
-StrategyName = Literal["original", "append", "rewrite", "rewrite-original"]
+StrategyName = Literal["original", "append", "rewrite", "rewrite-original", "rewrite-anchored"]
 UserName = Literal["independent", "reference", "random", "first"]
 
 # Model ids, precision and batch sizes that belong together; any single constant overrides its preset's.
@@ -153,8 +153,9 @@ class ExperimentSettings(SessionSettings):
     """Plays rounds of feedback over a dataset's queries; logs recall and F1 per round.
 
     Attributes:
-        strategy: How feedback moves the query: "original" (none), "append", "rewrite" (the paper's) or
-            "rewrite-original" (always from the person's own words, which stay in front).
+        strategy: How feedback moves the query: "original" (none), "append", "rewrite" (the paper's: the last
+            query with the last caption), "rewrite-original" (the person's own words with all captions) or
+            "rewrite-anchored" (the same, and the own words stay in the query vector).
         user: Who gives feedback: "independent" (judges by people's captions), "reference" (judges with the
             retriever's own embedding; flatters), "random" or "first" (controls).
     """
@@ -176,7 +177,7 @@ class ComparisonSettings(SessionSettings):
         users: Users to play them with.
     """
 
-    strategies: tuple[StrategyName, ...] = ("append", "rewrite", "rewrite-original")
+    strategies: tuple[StrategyName, ...] = ("append", "rewrite", "rewrite-original", "rewrite-anchored")
     users: tuple[UserName, ...] = ("independent", "reference", "random", "first")
 
     def run_name(self) -> str:

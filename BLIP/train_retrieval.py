@@ -6,8 +6,8 @@ The demo's weights came from this one command (see BLIP/weights/demo/README.md f
 
 Starting from a checkpoint instead of from nothing:
 
-    python -m BLIP.train_retrieval --dataset flickr30k --split all --dev-split None --output runs/train-flickr30k
-        --start BLIP/chatir_weights.ckpt --image-size 224 --learning-rate 1e-5
+    python -m BLIP.train_retrieval --dataset flickr30k --split all --dev-split None
+        --start BLIP/chatir_weights.ckpt --image-size 224 --learning-rate 1e-5 --output runs/train-flickr30k
 
 Killed or stopped, the same command goes on from the last checkpoint. The output folder then holds the trained
 weights (``model.safetensors``, ``config.json``, ``vocab.txt``), ``training_log.csv`` (losses),
@@ -126,12 +126,10 @@ def train(settings: TrainingSettings) -> Path:
     _claim(settings)
     dataset = open_dataset(settings.dataset, settings.root, settings.split)
     images = [image for image in dataset.images if image.captions]
-    pixels, failed = cache_pixels(images, settings.image_size, output / f"pixels_{settings.image_size}.npy")
+    pixels = cache_pixels(images, settings.image_size, output / f"pixels_{settings.image_size}.npy")
     captions = [image.captions for image in images]
     if len(captions) < settings.batch_size:
         raise ValueError(f"{len(captions)} captioned images do not fill a batch of {settings.batch_size}")
-    if failed:
-        raise ValueError(f"{len(failed)} pictures cannot be read, first {failed[0].what}: {failed[0].why}")
     extra_words = settings.extra_words.read_text(encoding="utf-8").split()
     targets = WordTargets(captions)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -142,7 +140,7 @@ def train(settings: TrainingSettings) -> Path:
     first_step = _resume(model, optimizer, output)
     log.info("training %.1f M parameters from step %d on %s", _millions(model), first_step, device)
 
-    sums: dict[str, float] = defaultdict(float)
+    sums: dict[str, list[float]] = defaultdict(list)  # of the steps since the last row of the log
     started = time.monotonic()
     steps = range(first_step, settings.steps)
     bar = tqdm(steps, desc="training", unit="step", initial=first_step, total=settings.steps)
@@ -166,10 +164,11 @@ def train(settings: TrainingSettings) -> Path:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         for name, value in losses.items():
-            sums[name] += value.item() / 50
-        if (step + 1) % 50 == 0:
-            bar.set_postfix({name: f"{value:.2f}" for name, value in sums.items()})
-            _log_row(output, step + 1, rate, time.monotonic() - started, sums)
+            sums[name].append(value.item())
+        if (step + 1) % 50 == 0 or step + 1 == settings.steps:
+            means = {name: sum(values) / len(values) for name, values in sums.items()}
+            bar.set_postfix({name: f"{value:.2f}" for name, value in means.items()})
+            _log_row(output, step + 1, rate, time.monotonic() - started, means)
             sums.clear()
         if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
             _save_checkpoint(model, optimizer, output, step + 1)
@@ -186,7 +185,7 @@ def _claim(settings: TrainingSettings) -> None:
     ours = {key: str(value) if isinstance(value, Path) else value for key, value in vars(settings).items()}
     if path.is_file():
         theirs = json.loads(path.read_text(encoding="utf-8"))
-        free = {"output", "root", "threads", "checkpoint_every"}  # these do not change the result
+        free = {"output", "threads", "checkpoint_every"}  # these do not change the result
         differing = [key for key in ours if key not in free and theirs.get(key) != ours[key]]
         if differing:
             named = ", ".join(f"{key} {theirs.get(key)} there, {ours[key]} now" for key in differing)

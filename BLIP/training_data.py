@@ -28,7 +28,7 @@ _FILLERS = (
 )  # fmt: skip
 
 
-def cache_pixels(images: Sequence[Image], side: int, path: Path) -> tuple[np.ndarray, list[Skip]]:
+def cache_pixels(images: Sequence[Image], side: int, path: Path) -> np.ndarray:
     """Decodes and resizes all pictures once, into one memory-mapped array.
 
     Args:
@@ -37,16 +37,17 @@ def cache_pixels(images: Sequence[Image], side: int, path: Path) -> tuple[np.nda
         path: Where the array lies; reused when it has the right shape.
 
     Returns:
-        Array (n, side, side, 3) uint8, read-only, and the pictures that could not be read (their rows are
-        grey; the caller leaves them out).
+        Array (n, side, side, 3) uint8, read-only.
+
+    Raises:
+        ValueError: If pictures cannot be read, naming the first.
     """
     shape = (len(images), side, side, 3)
-    failed: list[Skip] = []
     if path.is_file():
         pixels = np.load(path, mmap_mode="r")
         if pixels.shape == shape:
             log.info("reusing the decoded pictures in %s", path)
-            return pixels, failed
+            return pixels
     unfinished = path.with_suffix(".unfinished.npy")
     pixels = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=shape)
 
@@ -54,7 +55,6 @@ def cache_pixels(images: Sequence[Image], side: int, path: Path) -> tuple[np.nda
         try:
             picture = open_image(images[row].path)
         except (ValueError, OSError) as error:
-            pixels[row] = 128
             return Skip(images[row].id, str(error))
         pixels[row] = np.asarray(picture.resize((side, side), PILImage.Resampling.BICUBIC))
         return None
@@ -65,8 +65,11 @@ def cache_pixels(images: Sequence[Image], side: int, path: Path) -> tuple[np.nda
         )
         failed = [skip for skip in results if skip]
     pixels.flush()
+    if failed:
+        unfinished.unlink()
+        raise ValueError(f"{len(failed)} pictures cannot be read, first {failed[0].what}: {failed[0].why}")
     unfinished.rename(path)
-    return np.load(path, mmap_mode="r"), failed
+    return np.load(path, mmap_mode="r")
 
 
 def train_vocabulary(captions: Iterable[str], extra_words: Sequence[str], size: int) -> list[str]:

@@ -43,19 +43,25 @@ def one_line(text: str, most_words: int, special_tokens: Iterable[str] = ()) -> 
         cut to ``most_words``; a phrase repeated without end is kept once. Empty when nothing was said.
     """
     for line in text.splitlines():
-        line = plain_text(line, special_tokens)
-        line = _LEAD_INS.sub("", line).strip(_QUOTES + " ")
+        line, longer = plain_text(line, special_tokens), None
+        while line != longer:  # taking one thing off may bare another
+            line, longer = _shortened(line, most_words), line
         if any(letter.isalnum() for letter in line):
-            words = _without_loop(line.split(" "))[:most_words]
-            return " ".join(words).rstrip(" ,;:-")
+            return line
     return ""
 
 
+def _shortened(line: str, most_words: int) -> str:
+    words = _LEAD_INS.sub("", line).strip(_QUOTES + " ").split(" ")[: 4 * most_words]
+    return " ".join(_without_loop(words)[:most_words]).rstrip(" ,;:-")
+
+
 def _without_loop(words: list[str]) -> list[str]:
-    """Cuts where a phrase of up to eight words begins its third turn in a row, and drops the second."""
+    """Keeps a phrase once where it begins a third turn in a row; a second, if it is of four words or more."""
     for start in range(len(words)):
-        for length in range(1, 9):
+        for length in range(1, (len(words) - start) // 2 + 1):
             phrase = words[start : start + length]
-            if words[start + length : start + 3 * length] == phrase * 2:
+            turns = 2 if length >= 4 else 3
+            if words[start : start + turns * length] == phrase * turns:
                 return words[: start + length]
     return words

@@ -29,18 +29,20 @@ class FewShot:
     open: str
 
 
+# The examples keep the person's words and leave out what the caption repeats: shown anything freer, a model
+# of 135 million parameters drops the words (docs/refinement.md).
 REWRITE_FEW_SHOT = FewShot(
     prefix=(
         "Combine the two descriptions into one short description.\n\n"
         "1: an animal in a field\n"
         "2: a brown horse next to a tree on the grass\n"
-        "Combined: a brown horse next to a tree in a field\n\n"
+        "Combined: an animal in a field, a brown horse next to a tree\n\n"
         "1: some food and a man\n"
         "2: a pizza left of two cups of coffee in a room\n"
-        "Combined: a man with a pizza and two cups of coffee in a room\n\n"
-        "1: a vehicle at night\n"
+        "Combined: some food and a man, a pizza and two cups of coffee in a room\n\n"
+        "1: there is a vehicle at night\n"
         "2: a small red bus above three cats at night\n"
-        "Combined: a small red bus above three cats at night\n\n"
+        "Combined: a vehicle at night, a small red bus above three cats\n\n"
     ),
     open="1: {query}\n2: {caption}\nCombined:",
 )

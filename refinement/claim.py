@@ -6,13 +6,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from BLIP.weight_files import fingerprint
 from evaluation.runs import read_json, write_json
 from settings import PROJECT, SessionSettings
 
 # What does not change a run's results, and so may differ when it is resumed.
 FREE_SETTINGS = frozenset(
     (
-        "root", "index", "image_batch", "workers", "rebuild", "caption_batch", "rewrite_batch", "query_batch",
+        "index", "image_batch", "workers", "rebuild", "caption_batch", "rewrite_batch", "query_batch",
         "output", "restart", "preset",
     )
 )  # fmt: skip
@@ -28,6 +29,7 @@ def claim_folder(settings: SessionSettings) -> Path:
         The folder.
 
     Raises:
+        FileNotFoundError: If there is no BLIP checkpoint.
         ValueError: If it holds a run with other settings; the message names what differs.
     """
     folder = settings.output
@@ -40,6 +42,7 @@ def claim_folder(settings: SessionSettings) -> Path:
         for field in dataclasses.fields(settings)
         if field.name != "restart"
     }
+    ours["blip_fingerprint"] = fingerprint(PROJECT / (settings.blip or ""))  # other weights, another run
     if settings.restart:
         for old in (*folder.glob("*rounds.jsonl"), path):
             old.unlink(missing_ok=True)

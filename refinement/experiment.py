@@ -81,11 +81,12 @@ def _per_round(measures: Measures) -> str:
 def _log_summary(rounds: Sequence[Round], captions_made: int, seconds: float) -> None:
     moved = sum(record.number > 0 for record in rounds)
     reasons = Counter(record.fallback.split(" ")[0] for record in rounds if record.fallback)
+    fell_back = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     log.info(
-        "%d refined queries, %d fell back to appending (%s); %d captions made; %.0f s",
+        "%d refined queries, %d fell back to appending%s; %d captions made; %.0f s",
         moved,
         sum(reasons.values()),
-        ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "none",
+        f" ({fell_back})" if fell_back else "",
         captions_made,
         seconds,
     )

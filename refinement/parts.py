@@ -130,7 +130,11 @@ class Parts:
             self.queries,
             retriever=self.retriever,
             user=self.user("first" if strategy == "original" else user),
-            strategy=make_strategy(strategy, self.rewriter if strategy.startswith("rewrite") else None),
+            strategy=make_strategy(
+                strategy,
+                self.rewriter if strategy.startswith("rewrite") else None,
+                self.retriever.encode_texts,
+            ),
             protocol=PROTOCOLS[self.settings.protocol],
             captions=self.captions,
             round_count=self.settings.rounds,

@@ -23,6 +23,15 @@ class Protocol:
     target_may_be_picked: bool
     stops_when_worse: bool
 
+    def __post_init__(self) -> None:
+        if not self.hit_rank >= 1 or self.shown < 1:
+            raise ValueError(f"shown and hit_rank must be at least 1, got {self.shown} and {self.hit_rank}")
+        if self.removes_shown and self.hit_rank < self.shown:
+            raise ValueError(
+                f"a target shown below hit_rank {self.hit_rank} would be removed and never found; with "
+                f"removes_shown, hit_rank must be at least shown ({self.shown})"
+            )
+
 
 PROTOCOLS = {
     # Ten new images a round; seeing the target ends the search; nothing about the target steers the system.

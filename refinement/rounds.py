@@ -97,6 +97,12 @@ def _check(queries: Sequence[Query], retriever: Retriever, played: Sequence[Roun
         raise ValueError(
             f"records of {len(strangers)} other queries, first {min(strangers)}; choose another run"
         )
+    targets = {query.id: query.target for query in queries}
+    moved = [record.query_id for record in played if record.target != targets[record.query_id]]
+    if moved:
+        raise ValueError(
+            f"records of {len(moved)} queries with other targets, first {moved[0]}; choose another run"
+        )
     indexed = set(retriever.index.ids)
     lost = [query.id for query in queries if query.target is not None and query.target not in indexed]
     if lost:

@@ -40,7 +40,6 @@ def test_one_line_is_clean_and_bounded(text, most_words):
     assert len(line.split()) <= most_words
 
 
-@pytest.mark.xfail(strict=True, reason="what is taken off may bare more of it; the mend is on its way")
 @given(TEXTS, st.integers(1, 12))
 @example("Query: New query: a dog", 5)
 @example('"Query: a dog"', 5)

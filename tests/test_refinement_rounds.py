@@ -14,11 +14,17 @@ from records import Feedback, Image, Query
 from refinement.history import History, NextQuery, Turn
 from refinement.protocols import PROTOCOLS
 from refinement.rounds import play_rounds
+from refinement.strategies import STRATEGIES, make_strategy
 from refinement.strategies.append import Append
 from refinement.strategies.original import Original
 from refinement.strategies.rewrite import Rewrite
 from refinement.users import FirstUser, NearestUser, RandomUser, View, caption_vectors
 from retriever import Retriever, SearchQuery
+
+
+def strategy_of(name):
+    return make_strategy(name, Merger(), WordEncoder().encode_texts)
+
 
 HONEST, REFERENCE = PROTOCOLS["honest"], PROTOCOLS["reference"]
 TEXTS = ("dog", "red", "something in the beach", "an animal", "blue fish", "black mouse in the room")
@@ -261,10 +267,9 @@ def test_one_round_is_one_search_without_feedback(play):
 
 
 @pytest.mark.parametrize("protocol", [HONEST, REFERENCE])
-@pytest.mark.parametrize(
-    "strategy", [Original(), Append(), Rewrite(Merger(), keeps_original=False), Rewrite(Merger(), True)]
-)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_query_alone_plays_as_among_many(play, protocol, strategy):
+    strategy = strategy_of(strategy)
     queries = [*QUERIES, NO_TARGET]
     together = by_query(play(queries, protocol=protocol, strategy=strategy, user=RandomUser(1)))
     for size in (1, 4):
@@ -301,7 +306,7 @@ def test_several_picks_a_round_keep_their_captions(play):
 
 
 def test_without_a_pick_the_query_stays(play):
-    for strategy in (Append(), Rewrite(Merger(), keeps_original=True), Rewrite(Merger(), False)):
+    for strategy in (Append(), Rewrite(Merger(), True), Rewrite(Merger(), False)):
         rounds = play(QUERIES[:5], user=NoUser(), strategy=strategy)
         texts = {query.id: query.text for query in QUERIES}
         assert all(record.text == texts[record.query_id] and not record.fallback for record in rounds)
@@ -322,11 +327,11 @@ RESUMED = [*QUERIES[:5], NO_TARGET]
 )
 def test_a_run_cut_anywhere_ends_as_if_it_was_not(play, cut, sizes, protocol):
     same = {"protocol": PROTOCOLS[protocol], "user": RandomUser(5)}
-    whole = play(RESUMED, strategy=Rewrite(Merger(), keeps_original=False), batch_size=sizes[0], **same)
+    whole = play(RESUMED, strategy=Rewrite(Merger(), False), batch_size=sizes[0], **same)
     played, kept = whole[:cut], []
     resumed = play(
         RESUMED,
-        strategy=Rewrite(Merger(), keeps_original=False),
+        strategy=Rewrite(Merger(), False),
         batch_size=sizes[1],
         played=played,
         keep=kept.extend,
@@ -397,16 +402,10 @@ class Spy:
     text=st.sampled_from(TEXTS),
     targets=st.tuples(st.sampled_from(IMAGE_IDS), st.sampled_from(IMAGE_IDS)),
     protocol=st.sampled_from([HONEST, REFERENCE, replace(REFERENCE, stops_when_worse=False)]),
-    number=st.integers(0, 3),
+    name=st.sampled_from(STRATEGIES),
 )
-def test_equal_words_and_feedback_search_alike_whatever_the_target(play, text, targets, protocol, number):
-    strategy = [
-        Original(),
-        Append(),
-        Rewrite(Merger(), keeps_original=False),
-        Rewrite(Merger(), keeps_original=True),
-    ][number]
-    spy = Spy(strategy)
+def test_equal_words_and_feedback_search_alike_whatever_the_target(play, text, targets, protocol, name):
+    spy = Spy(strategy_of(name))
     queries = [one_target("one", text, targets[0]), one_target("two", text, targets[1])]
     sessions = by_query(play(queries, strategy=spy, user=FirstUser(), protocol=protocol))
     for one, two in zip(sessions["one"], sessions["two"], strict=False):
@@ -463,9 +462,9 @@ def test_peoples_captions_steer_the_user_and_reach_nobody_else(play, tmp_path):
         for image_id in IMAGE_IDS
     ]
     user = NearestUser(caption_vectors(images, WordEncoder().encode_texts))
-    for keeps_original in (False, True):
+    for from_original in (False, True):
         merger = Merger()
-        spy = Spy(Rewrite(merger, keeps_original))
+        spy = Spy(Rewrite(merger, from_original))
         rounds = play(QUERIES, user=user, strategy=spy)
         assert merger.pairs and spy.histories
         assert "xyzzy" not in repr((merger.pairs, spy.histories, rounds))
@@ -476,5 +475,5 @@ def test_a_fallback_is_on_record(play):
         def rewrite(self, queries, captions):
             return [""] * len(queries)
 
-    rounds = play(QUERIES, strategy=Rewrite(Mute(), keeps_original=False))
+    rounds = play(QUERIES, strategy=Rewrite(Mute(), False))
     assert {(record.fallback, record.number > 0) for record in rounds} == {("", False), ("empty", True)}

@@ -1,12 +1,13 @@
 """How feedback moves the words: appended, rewritten, guarded."""
 
 import pytest
-from conftest import Merger
+from conftest import Merger, WordEncoder
 from hypothesis import given
 from hypothesis import strategies as st
 
 from refinement.history import History, Turn
 from refinement.strategies import STRATEGIES, make_strategy
+from refinement.strategies.anchored import WEIGHT, Anchored
 from refinement.strategies.append import Append
 from refinement.strategies.original import Original
 from refinement.strategies.rewrite import Rewrite, content_words, fault_of
@@ -65,39 +66,40 @@ def test_rewrite_takes_the_last_query_and_the_last_captions():
         history(("dog", "a cat"), ("dog cat", "a red dog", "field")),
         history(("dog", "a blue dog")),
     ]
-    assert texts(Rewrite(says, keeps_original=False).next(histories)) == ["red dog field", "blue dog"]
+    assert texts(Rewrite(says, from_original=False).next(histories)) == ["red dog field", "blue dog"]
     assert says.pairs == [("dog cat", "a red dog, field"), ("dog", "a blue dog")]
     assert says.calls == 1
 
 
-def test_rewriting_from_the_original_takes_all_captions_and_keeps_the_words_in_front():
+def test_rewriting_from_the_original_takes_the_own_words_and_all_captions():
     says = Says("red dog field", "dog")
     histories = [
         history(("dog", "a cat"), ("dog cat", "a red dog", "a cat")),
         history(("dog", "a dog")),
     ]
-    searches = Rewrite(says, keeps_original=True).next(histories)
-    assert texts(searches) == ["dog, red dog field", "dog"]
+    searches = Rewrite(says, from_original=True).next(histories)
+    assert texts(searches) == ["red dog field", "dog"]
     assert says.pairs == [("dog", "a cat, a red dog"), ("dog", "a dog")]
     assert [search.fallback for search in searches] == ["", ""]
 
 
-@pytest.mark.parametrize("keeps_original", [True, False])
-def test_a_rewrite_that_fails_the_guard_becomes_the_appended_query(keeps_original):
-    says = Says("", "a cat in the field", "a brown dog")
+@pytest.mark.parametrize("from_original", [True, False])
+def test_a_rewrite_that_fails_the_guard_becomes_the_appended_query(from_original):
+    says = Says("", "a cat", "a brown dog and many words more than anybody said", "a brown dog")
     asked = history(("a brown dog", "a cat"), ("lost", "a horse"))
-    empty, drifted, good = Rewrite(says, keeps_original).next([asked] * 3)
-    assert empty.search.text == drifted.search.text == "a brown dog, a cat, a horse"
+    empty, drifted, long, good = Rewrite(says, from_original).next([asked] * 4)
+    assert {search.search.text for search in (empty, drifted, long)} == {"a brown dog, a cat, a horse"}
     assert (empty.fallback, drifted.fallback) == ("empty", "kept 0 of the 2 words asked for")
+    assert long.fallback == "longer than query and caption together"
     assert (good.search.text, good.fallback) == ("a brown dog", "")
 
 
-@pytest.mark.parametrize("keeps_original", [True, False])
-def test_sessions_without_a_pick_stay_and_the_others_keep_their_answers(keeps_original):
+@pytest.mark.parametrize("from_original", [True, False])
+def test_sessions_without_a_pick_stay_and_the_others_keep_their_answers(from_original):
     says = Says("dog one", "dog three")
     histories = [history(("dog", "one")), history(("dog two",)), history(("dog", "three"))]
-    searches = Rewrite(says, keeps_original).next(histories)
-    assert [text.removeprefix("dog, ") for text in texts(searches)] == ["dog one", "dog two", "dog three"]
+    searches = Rewrite(says, from_original).next(histories)
+    assert texts(searches) == ["dog one", "dog two", "dog three"]
     assert says.pairs == [("dog", "one"), ("dog", "three")]
 
 
@@ -105,6 +107,8 @@ def test_sessions_without_a_pick_stay_and_the_others_keep_their_answers(keeps_or
     ("words", "rewrite", "fault"),
     [
         ("a brown dog", "a brown dog in a field", ""),
+        ("a brown dog", "a brown dog in the field, one", ""),  # seven words, as said
+        ("a brown dog", "a brown dog in the field, one two", "longer than query and caption together"),
         ("a brown dog", "the DOG, running", ""),  # half of the words
         ("a brown dog", "a cat", "kept 0 of the 2 words asked for"),
         ("a big brown dog", "a dog", "kept 1 of the 3 words asked for"),
@@ -114,13 +118,13 @@ def test_sessions_without_a_pick_stay_and_the_others_keep_their_answers(keeps_or
     ],
 )
 def test_the_guard(words, rewrite, fault):
-    assert fault_of(rewrite, words) == fault
+    assert fault_of(rewrite, words, words, "in the field, one") == fault
 
 
 @given(st.lists(st.sampled_from(["dog", "red", "the", "of", "field", "two"]), min_size=1).map(" ".join))
 def test_what_keeps_all_words_passes_the_guard(words):
-    assert fault_of(words, words) == ""
-    assert fault_of(f"{words} and more", words) == ""
+    assert fault_of(words, words, words, "") == ""
+    assert fault_of(f"{words} and more", words, words, "and more") == ""
     assert not content_words(words) & {"the", "of"}
 
 
@@ -130,10 +134,27 @@ def test_content_words_are_lower_case_and_without_function_words():
     assert content_words("Ein Löwe") == {"ein", "löwe"}
 
 
+def test_anchoring_keeps_the_own_words_in_the_vector():
+    histories = [history(("a dog", "a red cat")), history(("a fish",))]
+    inner = Append()
+    anchored = Anchored(inner, WordEncoder().encode_texts)
+    assert anchored.needs_captions == inner.needs_captions
+    for moved, search in zip(inner.next(histories), anchored.next(histories), strict=True):
+        assert (search.search.text, search.fallback) == (moved.search.text, moved.fallback)
+    for told, search in zip(histories, anchored.next(histories), strict=True):
+        words, text = WordEncoder().encode_texts([told.words, search.search.text])
+        assert search.search.vector == pytest.approx(words + WEIGHT * text)
+
+
+def test_anchoring_keeps_the_fallbacks():
+    (search,) = Anchored(Rewrite(Says(""), True), WordEncoder().encode_texts).next([history(("a", "b"))])
+    assert (search.search.text, search.fallback) == ("a, b", "empty")
+
+
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_strategies_by_name(name):
     merger = Merger()
-    made = make_strategy(name, merger)
+    made = make_strategy(name, merger, WordEncoder().encode_texts)
     (search,) = made.next([history(("a dog", "a red cat"), ("words", "grass"))])
     assert (
         search.search.text
@@ -141,15 +162,20 @@ def test_strategies_by_name(name):
             "original": "a dog",
             "append": "a dog, a red cat, grass",
             "rewrite": "a dog, a red cat, grass",  # "words grass" lost the dog
-            "rewrite-original": "a dog, a dog red cat grass",
+            "rewrite-original": "a dog red cat grass",
+            "rewrite-anchored": "a dog red cat grass",
         }[name]
     )
+    assert (search.search.vector is not None) == (name == "rewrite-anchored")
     assert bool(merger.pairs) == name.startswith("rewrite")
 
 
-def test_unknown_strategies_and_missing_rewriters_are_errors():
+def test_unknown_strategies_and_missing_parts_are_errors():
+    encode = WordEncoder().encode_texts
     with pytest.raises(ValueError, match="got 'rocket', expected one of original, append"):
-        make_strategy("rocket", None)
-    for name in ("rewrite", "rewrite-original"):
+        make_strategy("rocket", None, encode)
+    for name in ("rewrite", "rewrite-original", "rewrite-anchored"):
         with pytest.raises(ValueError, match=f"strategy {name} needs a rewriter"):
-            make_strategy(name, None)
+            make_strategy(name, None, encode)
+    with pytest.raises(ValueError, match="rewrite-anchored needs the retriever's text encoder"):
+        make_strategy("rewrite-anchored", Merger(), None)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Protocol, get_args
+
+import numpy as np
 
 from refinement.history import Strategy
 from settings import StrategyName
@@ -18,15 +21,18 @@ class Rewriter(Protocol):
         ...
 
 
-def make_strategy(name: str, rewriter: Rewriter | None) -> Strategy:
+def make_strategy(
+    name: str, rewriter: Rewriter | None, encode: Callable[[Sequence[str]], np.ndarray] | None
+) -> Strategy:
     """Makes a strategy by name.
 
     Args:
         name: One of `STRATEGIES`.
         rewriter: Needed by the rewriting ones.
+        encode: The retriever's text encoder, needed by the anchored one.
 
     Raises:
-        ValueError: If the name is not known, or the rewriter is missing.
+        ValueError: If the name is not known, or a part is missing.
     """
     if name == "original":
         from refinement.strategies.original import Original
@@ -36,10 +42,17 @@ def make_strategy(name: str, rewriter: Rewriter | None) -> Strategy:
         from refinement.strategies.append import Append
 
         return Append()
-    if name in ("rewrite", "rewrite-original"):
-        from refinement.strategies.rewrite import Rewrite
+    if name not in STRATEGIES:
+        raise ValueError(f"strategy: got {name!r}, expected one of {', '.join(STRATEGIES)}")
+    if rewriter is None:
+        raise ValueError(f"strategy {name} needs a rewriter, got none")
+    from refinement.strategies.rewrite import Rewrite
 
-        if rewriter is None:
-            raise ValueError(f"strategy {name} needs a rewriter, got none")
-        return Rewrite(rewriter, keeps_original=name == "rewrite-original")
-    raise ValueError(f"strategy: got {name!r}, expected one of {', '.join(STRATEGIES)}")
+    rewrite = Rewrite(rewriter, from_original=name != "rewrite")
+    if name != "rewrite-anchored":
+        return rewrite
+    if encode is None:
+        raise ValueError(f"strategy {name} needs the retriever's text encoder, got none")
+    from refinement.strategies.anchored import Anchored
+
+    return Anchored(rewrite, encode)

@@ -28,16 +28,16 @@ _FUNCTION_WORDS = frozenset(
 class Rewrite:
     """Rewrites the query with the caption of the picked image.
 
-    With ``keeps_original`` the person's own words stay in front, and the model rewrites them with all
-    captions so far; else, as in the paper, it rewrites the last query with the last caption, and a slip of
-    one round stays in all later ones.
+    As in the paper, the model rewrites the last query with the last caption, so that a slip of one round
+    stays in all later ones. With ``from_original`` it rewrites the person's own words with all captions so
+    far.
     """
 
     needs_captions = True
 
-    def __init__(self, rewriter: Rewriter, keeps_original: bool) -> None:
+    def __init__(self, rewriter: Rewriter, from_original: bool) -> None:
         self._rewriter = rewriter
-        self._keeps_original = keeps_original
+        self._from_original = from_original
 
     def next(self, histories: Sequence[History]) -> list[NextQuery]:
         """Rewrites all sessions' queries in one call."""
@@ -45,36 +45,36 @@ class Rewrite:
         asked = [pair for pair in pairs if pair[1]]
         rewrites = iter(self._rewriter.rewrite([pair[0] for pair in asked], [pair[1] for pair in asked]))
         return [
-            self._checked(history, next(rewrites))
+            self._next(history, pair, next(rewrites))
             if pair[1]
-            else NextQuery(SearchQuery(text=history.last.text))
+            else NextQuery(SearchQuery(history.last.text))
             for history, pair in zip(histories, pairs, strict=True)
         ]
 
     def _pair(self, history: History) -> tuple[str, str]:
-        if not self._keeps_original:
+        if not self._from_original:
             return history.last.text, ", ".join(history.last.captions)
         captions = dict.fromkeys(caption for turn in history.turns for caption in turn.captions)
         return history.words, ", ".join(captions)
 
-    def _checked(self, history: History, rewrite: str) -> NextQuery:
-        fault = fault_of(rewrite, history.words)
-        if fault:
-            return NextQuery(SearchQuery(text=appended(history)), fault)
-        if self._keeps_original and rewrite != history.words:
-            rewrite = f"{history.words}, {rewrite}"
-        return NextQuery(SearchQuery(text=rewrite))
+    def _next(self, history: History, pair: tuple[str, str], rewrite: str) -> NextQuery:
+        fault = fault_of(rewrite, history.words, *pair)
+        return NextQuery(SearchQuery(appended(history) if fault else rewrite), fault)
 
 
-def fault_of(rewrite: str, words: str) -> str:
+def fault_of(rewrite: str, words: str, query: str, caption: str) -> str:
     """Says why a rewrite cannot be used; empty when it can.
 
     Args:
         rewrite: What the model wrote.
         words: The person's own words.
+        query: The query it was to rewrite.
+        caption: The caption it was to merge in.
     """
     if not rewrite:
         return "empty"
+    if len(rewrite.split()) > len(query.split()) + len(caption.split()):
+        return "longer than query and caption together"
     wanted = content_words(words)
     kept = len(wanted & content_words(rewrite))
     if wanted and kept < LEAST_KEPT * len(wanted):
