@@ -21,7 +21,7 @@ $(READY): requirements.txt requirements-demo.txt requirements-models.txt require
 
 demo: $(READY)  ## draw the demo scenes, embed them, play the rounds, write the report
 	$(RUN) embed_image_as_faiss.py --dataset demo
-	$(RUN) multi_modal_query_expansion.py --dataset demo --strategy rewrite-original --caption-numbers 4 --queries 200
+	$(RUN) multi_modal_query_expansion.py --dataset demo --strategy rewrite-anchored --caption-numbers 4 --queries 200
 
 test: $(READY)  ## run the tests
 	$(RUN) -m pytest

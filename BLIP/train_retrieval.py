@@ -38,6 +38,7 @@ from BLIP.images import IMAGE_MEAN, IMAGE_STD
 from BLIP.scores import recall_by_caption
 from BLIP.tokenizer import Tokenizer
 from BLIP.training_data import WordTargets, cache_pixels, make_batch, train_vocabulary
+from BLIP.training_heads import HeadSettings, HeadTrainer, image_states
 from BLIP.training_losses import TokenBatch, TrainingModel
 from playground import open_dataset
 
@@ -69,6 +70,8 @@ class TrainingSettings:
         vocabulary: WordPiece entries (from nothing only).
         caption_tokens: Longest text in tokens; longer ones are cut. From nothing, also the model's positions.
         prompt: What captions begin with; usual in the training captions, and cut off what is generated.
+        head_steps: Steps of the second stage, in which only captioner and matching layers train; 0 for none.
+        head_learning_rate: Its peak; warms up over 100 steps, then falls along a cosine.
         seed: Seed of weights and batches.
         checkpoint_every: Steps between checkpoints.
         threads: Torch's threads on a CPU; all cores when not given.
@@ -93,6 +96,8 @@ class TrainingSettings:
     vocabulary: int = 3000
     caption_tokens: int = 64
     prompt: str = "a picture of "
+    head_steps: int = 2500
+    head_learning_rate: float = 1e-3
     seed: int = 0
     checkpoint_every: int = 500
     threads: int | None = None
@@ -176,6 +181,18 @@ def train(settings: TrainingSettings) -> Path:
             if dev:
                 _log_recall(output, step + 1, recall_by_caption(model.retrieval, tokenizer, dev))
     _plot_curves(output)
+    if settings.head_steps:
+        heads = HeadSettings(
+            settings.head_steps,
+            settings.head_learning_rate,
+            settings.batch_size,
+            settings.caption_tokens,
+            settings.seed,
+            settings.checkpoint_every,
+        )
+        states = image_states(model, pixels, output / "states.npy", _normalise)
+        HeadTrainer(model, tokenizer, heads, output).train(states, captions, extra_words)
+        _save_weights(model, output, settings.prompt)
     return output
 
 
@@ -320,8 +337,8 @@ def _save_weights(model: TrainingModel, output: Path, prompt: str) -> None:
     unfinished = output / "model.unfinished.safetensors"
     save_file(half, unfinished, metadata={"format": "pt"})
     unfinished.replace(output / "model.safetensors")
-    config = model.retrieval.config.to_dict() | {"prompt": prompt}
-    (output / "config.json").write_text(json.dumps(config, indent=1, default=str), encoding="utf-8")
+    config = json.loads(model.retrieval.config.to_json_string(use_diff=True)) | {"prompt": prompt}
+    (output / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
 def _log_recall(output: Path, step: int, recall: dict[str, dict[int, float]]) -> None:

@@ -88,7 +88,7 @@ class TrainingModel(nn.Module):
         """
         hidden = self.retrieval.vision_model(pixel_values=pixels).last_hidden_state
         image = F.normalize(self.retrieval.vision_proj(hidden[:, 0]).float(), dim=-1)
-        text = F.normalize(self.retrieval.text_proj(self._read(queries.ids, queries.mask)).float(), dim=-1)
+        text = F.normalize(self.retrieval.text_proj(self.read(queries.ids, queries.mask)).float(), dim=-1)
         similarity = image @ text.t() * self.log_scale.exp().clamp(max=100)
         own = torch.arange(len(image), device=image.device)
         losses = {
@@ -101,14 +101,12 @@ class TrainingModel(nn.Module):
             "patches": self._patch_loss(hidden, words),
         }
         if self.with_captioner:
-            losses["lm"] = self._language_loss(hidden, captions)
+            losses["lm"] = self.language_loss(hidden, captions)
         if with_matching:
             losses["itm"] = self._matching_loss(hidden, queries, similarity.detach())
         return losses
 
-    def _read(
-        self, ids: torch.Tensor, mask: torch.Tensor, hidden: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def read(self, ids: torch.Tensor, mask: torch.Tensor, hidden: torch.Tensor | None = None) -> torch.Tensor:
         """Returns the first token's state of each text, (n, width); texts of like length share a pass."""
         order = mask.sum(dim=1).argsort(stable=True)
         states = []
@@ -122,7 +120,8 @@ class TrainingModel(nn.Module):
             states.append(output.last_hidden_state[:, 0])
         return torch.cat(states)[order.argsort()]
 
-    def _language_loss(self, hidden: torch.Tensor, captions: TokenBatch) -> torch.Tensor:
+    def language_loss(self, hidden: torch.Tensor, captions: TokenBatch) -> torch.Tensor:
+        """Cross-entropy of the captions, read over the pictures' states; smoothed as the config says."""
         ids = captions.starting_with(self.decoder_start)
         output = self.captioner.text_decoder(
             input_ids=ids,
@@ -157,6 +156,6 @@ class TrainingModel(nn.Module):
         image_rows = torch.cat([own, own, hard_image[own]])
         text_rows = torch.cat([own, hard_text[own], own])
         ids = queries.starting_with(self.encoder_start)[text_rows]
-        fused = self._read(ids, queries.mask[text_rows], hidden[image_rows])
+        fused = self.read(ids, queries.mask[text_rows], hidden[image_rows])
         logits = self.retrieval.itm_head(fused).float()
         return F.cross_entropy(logits, (torch.arange(len(logits), device=logits.device) < len(own)).long())

@@ -204,6 +204,32 @@ def test_a_whole_run_its_repetition_and_its_refusal(run, arguments, capsys, tmp_
     assert (folder / "rounds.jsonl").read_bytes() != b""
 
 
+def test_a_comparison_puts_every_run_beside_scrolling(run, arguments, capsys, tmp_path):
+    del arguments["--strategy"], arguments["--user"]
+    command = [*flat(arguments), "--strategies", "append", "original", "--users", "reference", "first"]
+    assert run("compare", *command) == (0, [])
+    table = capsys.readouterr().out
+    rows = [line.split(" | ")[0].strip("| ") for line in table.splitlines()[2:]]
+    assert rows == ["scrolling", "append, reference user", "append, first user"]
+    folder = tmp_path / "run"
+    assert (folder / "comparison.md").read_text().startswith(table.rstrip("\n"))
+    assert {"comparison.csv", "comparison.json", "comparison.png"} <= {path.name for path in folder.iterdir()}
+    compared = json.loads((folder / "comparison.json").read_text())
+    assert compared["scrolling"]["minus_scrolling"]["mean"] == 0
+    shown = compared["append, first user"]
+    last = [
+        compared[name]["means_per_round"]["Recall@10"][-1] for name in ("append, first user", "scrolling")
+    ]
+    assert shown["minus_scrolling"]["mean"] == pytest.approx(last[0] - last[1])
+    assert (
+        shown["minus_scrolling"]["low"]
+        <= shown["minus_scrolling"]["mean"]
+        <= shown["minus_scrolling"]["high"]
+    )
+    assert run("compare", *command) == (0, [])  # nothing is played again
+    assert capsys.readouterr().out == table
+
+
 def test_the_index_is_made_once_and_again_for_another_model(run, arguments, models, pictures):
     embedding = {key: arguments[key] for key in ("--dataset", "--root", "--blip")}
     manifest = pictures / "index-all" / "manifest.json"
