@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from BLIP import train_retrieval
+from BLIP import train_retrieval, training_heads
 from BLIP.model import BlipCaptioner, BlipEncoder
 from BLIP.train_retrieval import TrainingSettings, train
 from BLIP.training_data import WordTargets, make_batch
@@ -62,6 +62,7 @@ def settings(root, tmp_path_factory):
         vocabulary=200,
         caption_tokens=32,
         checkpoint_every=20,
+        head_steps=30,
         threads=1,
         extra_words=extra_words,
     )
@@ -117,6 +118,43 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(trained, se
     assert whole.keys() == again.keys()
     assert [name for name in whole if not torch.equal(whole[name], again[name])] == []
     assert (trained / "config.json").read_text() == (resumed.output / "config.json").read_text()
+
+
+def test_the_second_stage_trains_the_heads_alone(trained, settings):
+    towers = replace(settings, output=settings.output.with_name("towers"), head_steps=0)
+    towers.output.mkdir()
+    shutil.copy(trained / "vocab.txt", towers.output)
+    train(towers)
+    before, after = (load_file(folder / "model.safetensors") for folder in (towers.output, trained))
+    moved = {name for name in after if not torch.equal(before[name], after[name])}
+    heads = {
+        name for name in after if "text_decoder" in name or "crossattention" in name or "itm_head" in name
+    }
+    assert moved and moved <= heads
+    assert {"itm_head.weight", "text_decoder.cls.predictions.bias"} <= moved
+    texts = ["a red picture", "bright and wide"]
+    rows = [BlipEncoder.open(folder).encode_texts(texts) for folder in (towers.output, trained)]
+    assert (rows[0] == rows[1]).all()
+
+
+def test_the_second_stage_resumes_exactly(trained, settings, monkeypatch):
+    resumed = replace(settings, output=settings.output.with_name("resumed-heads"))
+    resumed.output.mkdir()
+    shutil.copy(trained / "vocab.txt", resumed.output)
+
+    def killed(*arguments):
+        if arguments[-1] == 23:
+            raise KeyboardInterrupt
+        return make_batch(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_heads, "make_batch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(resumed)
+    assert torch.load(resumed.output / "heads.pt")["step"] == 20
+    train(resumed)
+    whole, again = (load_file(folder / "model.safetensors") for folder in (trained, resumed.output))
+    assert [name for name in whole if not torch.equal(whole[name], again[name])] == []
 
 
 def test_a_finished_run_is_not_trained_on(trained, settings):
