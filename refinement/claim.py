@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from BLIP.weight_files import fingerprint
 from evaluation.runs import read_json, write_json
 from settings import PROJECT, SessionSettings
 
@@ -19,17 +18,17 @@ FREE_SETTINGS = frozenset(
 )  # fmt: skip
 
 
-def claim_folder(settings: SessionSettings) -> Path:
+def claim_folder(settings: SessionSettings, blip_fingerprint: str) -> Path:
     """Makes the run's folder and writes the settings into it.
 
     Args:
         settings: Resolved.
+        blip_fingerprint: Of the encoder's weights: other weights under the same path make another run.
 
     Returns:
         The folder.
 
     Raises:
-        FileNotFoundError: If there is no BLIP checkpoint.
         ValueError: If it holds a run with other settings; the message names what differs.
     """
     folder = settings.output
@@ -42,7 +41,7 @@ def claim_folder(settings: SessionSettings) -> Path:
         for field in dataclasses.fields(settings)
         if field.name != "restart"
     }
-    ours["blip_fingerprint"] = fingerprint(PROJECT / (settings.blip or ""))  # other weights, another run
+    ours["blip_fingerprint"] = blip_fingerprint
     if settings.restart:
         for old in (*folder.glob("*rounds.jsonl"), path):
             old.unlink(missing_ok=True)

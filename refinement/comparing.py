@@ -37,8 +37,8 @@ def run_comparison(settings: ComparisonSettings) -> Path:
         ValueError: If they cannot be used, or the folder holds a comparison with other settings.
     """
     settings = settings.resolved()
-    folder = claim_folder(settings)
     parts = Parts.open(settings)
+    folder = claim_folder(settings, parts.retriever.encoder.fingerprint)
     pairs = {SCROLLING: ("original", "first")} | {
         f"{strategy}, {user} user": (strategy, user)
         for user in settings.users

@@ -40,8 +40,8 @@ def run_experiment(settings: ExperimentSettings) -> Path:
     """
     started = time.monotonic()
     settings = settings.resolved()
-    folder = claim_folder(settings)
     parts = Parts.open(settings)
+    folder = claim_folder(settings, parts.retriever.encoder.fingerprint)
     rounds = parts.play(settings.strategy, settings.user, folder / "rounds.jsonl")
     control = parts.play("original", settings.user, folder / f"{SCROLLING}.rounds.jsonl")
     _write_results(folder, parts, settings.strategy, rounds, control)

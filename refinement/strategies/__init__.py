@@ -22,7 +22,9 @@ class Rewriter(Protocol):
 
 
 def make_strategy(
-    name: str, rewriter: Rewriter | None, encode: Callable[[Sequence[str]], np.ndarray] | None
+    name: str,
+    rewriter: Rewriter | None = None,
+    encode: Callable[[Sequence[str]], np.ndarray] | None = None,
 ) -> Strategy:
     """Makes a strategy by name.
 
