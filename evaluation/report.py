@@ -157,18 +157,22 @@ def mark_changes(before: str, after: str) -> list[tuple[str, str]]:
     matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
     for kind, old_start, old_end, new_start, new_end in matcher.get_opcodes():
         if kind == "equal":
-            marked.append(("same", " ".join(new[new_start:new_end])))
+            marked.append(("same", _joined(new[new_start:new_end])))
             continue
         if old_end > old_start:
-            marked.append(("removed", " ".join(old[old_start:old_end])))
+            marked.append(("removed", _joined(old[old_start:old_end])))
         if new_end > new_start:
-            marked.append(("added", " ".join(new[new_start:new_end])))
+            marked.append(("added", _joined(new[new_start:new_end])))
     return marked
 
 
 def _words(text: str) -> list[str]:
     """Splits at spaces and before closing punctuation, so that "dog" and "dog," hold the same word."""
     return re.findall(r"\S*\w|\S", text)
+
+
+def _joined(words: list[str]) -> str:
+    return re.sub(r" ([,.;:!?])", r"\1", " ".join(words))
 
 
 def _gain(session: Session) -> float:

@@ -147,3 +147,8 @@ def test_plot_is_a_picture_for_one_round_and_many_runs(tmp_path):
         plot_recall_f1({}, tmp_path / "y.png")
     with pytest.raises(ValueError, match="run 'x' has no F1@10"):
         plot_recall_f1({"x": {"Recall@10": [1.0]}}, tmp_path / "y.png")
+
+
+def test_punctuation_at_a_word_is_no_change_of_the_word():
+    marked = mark_changes("a dog at night", "a dog, a cat at night")
+    assert marked == [("same", "a dog"), ("added", ", a cat"), ("same", "at night")]
