@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from BLIP.tokenizer import Tokenizer
 from BLIP.training_data import make_batch
 from BLIP.training_losses import TokenBatch, TrainingModel
 
@@ -48,7 +49,9 @@ class HeadTrainer:
         parameters: What is trained: the text decoder, the text encoder's cross-attention, the matching head.
     """
 
-    def __init__(self, model: TrainingModel, tokenizer: object, settings: HeadSettings, output: Path) -> None:
+    def __init__(
+        self, model: TrainingModel, tokenizer: Tokenizer, settings: HeadSettings, output: Path
+    ) -> None:
         self._model, self._tokenizer, self._settings, self._output = model, tokenizer, settings, output
         self._device = next(model.parameters()).device.type
         trained = {
@@ -142,7 +145,7 @@ class HeadTrainer:
             return F.normalize(self._model.retrieval.vision_proj(first).float(), dim=-1)
 
     def _tokens(self, texts: list[str]) -> TokenBatch:
-        tokens = self._tokenizer.encode(texts, self._settings.caption_tokens)  # type: ignore[attr-defined]
+        tokens = self._tokenizer.encode(texts, self._settings.caption_tokens)
         return TokenBatch(tokens.ids.to(self._device), tokens.mask.to(self._device))
 
     def _rate(self, step: int) -> float:
@@ -171,7 +174,9 @@ class HeadTrainer:
             )
 
 
-def image_states(model: TrainingModel, pixels: np.ndarray, path: Path, normalise: object) -> np.ndarray:
+def image_states(
+    model: TrainingModel, pixels: np.ndarray, path: Path, normalise: Callable[[np.ndarray, str], torch.Tensor]
+) -> np.ndarray:
     """Runs the vision tower over all pictures once.
 
     Args:
@@ -192,7 +197,7 @@ def image_states(model: TrainingModel, pixels: np.ndarray, path: Path, normalise
     states = None
     with torch.no_grad(), torch.autocast(device, torch.bfloat16):
         for start in tqdm(range(0, len(pixels), 128), desc="pictures through the tower", unit="batch"):
-            batch = normalise(pixels[start : start + 128], device)  # type: ignore[operator]
+            batch = normalise(pixels[start : start + 128], device)
             hidden = model.retrieval.vision_model(pixel_values=batch).last_hidden_state.float().cpu().numpy()
             if states is None:
                 shape = (len(pixels), *hidden.shape[1:])

@@ -34,6 +34,7 @@ class CaptionStore:
     The file holds one JSON line an image, after a first line that names the captioner.
 
     Attributes:
+        captioner_name: Model, precision and prompt.
         made: How many captions were made, not read from the file.
     """
 
@@ -51,6 +52,7 @@ class CaptionStore:
         Raises:
             ValueError: If the file is another captioner's or damaged.
         """
+        self.captioner_name = captioner_name
         self._captioner = captioner
         self._paths = {image.id: image.path for image in images}
         self._path = path

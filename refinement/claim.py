@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ FREE_SETTINGS = frozenset(
 )  # fmt: skip
 
 
-def claim_folder(settings: SessionSettings, blip_fingerprint: str) -> Path:
+def claim_folder(settings: SessionSettings, models: Mapping[str, str]) -> Path:
     """Makes the run's folder and writes the settings into it.
 
     Args:
         settings: Resolved.
-        blip_fingerprint: Of the encoder's weights: other weights under the same path make another run.
+        models: What names the weights: others under the same path make another run.
 
     Returns:
         The folder.
@@ -41,7 +42,7 @@ def claim_folder(settings: SessionSettings, blip_fingerprint: str) -> Path:
         for field in dataclasses.fields(settings)
         if field.name != "restart"
     }
-    ours["blip_fingerprint"] = blip_fingerprint
+    ours |= models
     if settings.restart:
         for old in (*folder.glob("*rounds.jsonl"), path):
             old.unlink(missing_ok=True)

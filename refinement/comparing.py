@@ -38,7 +38,7 @@ def run_comparison(settings: ComparisonSettings) -> Path:
     """
     settings = settings.resolved()
     parts = Parts.open(settings)
-    folder = claim_folder(settings, parts.retriever.encoder.fingerprint)
+    folder = claim_folder(settings, parts.model_names)
     pairs = {SCROLLING: ("original", "first")} | {
         f"{strategy}, {user} user": (strategy, user)
         for user in settings.users

@@ -41,7 +41,7 @@ def run_experiment(settings: ExperimentSettings) -> Path:
     started = time.monotonic()
     settings = settings.resolved()
     parts = Parts.open(settings)
-    folder = claim_folder(settings, parts.retriever.encoder.fingerprint)
+    folder = claim_folder(settings, parts.model_names)
     rounds = parts.play(settings.strategy, settings.user, folder / "rounds.jsonl")
     control = parts.play("original", settings.user, folder / f"{SCROLLING}.rounds.jsonl")
     _write_results(folder, parts, settings.strategy, rounds, control)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from retriever import Retriever
 from settings import PROJECT, IndexSettings, SessionSettings, UserName
 
 log = logging.getLogger(__name__)
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 
 
 def embed_dataset(settings: IndexSettings) -> FaissIndex:
@@ -74,6 +77,14 @@ class Parts:
         retriever = Retriever(encoder, _open_index(settings, dataset, encoder))
         queries = choose_queries(dataset, settings, retriever.index.ids)
         return cls(settings, dataset, retriever, queries, _open_captions(settings, dataset))
+
+    @property
+    def model_names(self) -> dict[str, str]:
+        """What names the weights that a run depends on, for its settings.json."""
+        return {
+            "blip_fingerprint": self.retriever.encoder.fingerprint,
+            "captioner": self.captions.captioner_name,
+        }
 
     @cached_property
     def rewriter(self) -> Rewriter:
@@ -210,9 +221,22 @@ def _open_captions(settings: SessionSettings, dataset: Dataset) -> CaptionStore:
         str(local) if local.exists() else model_id, _quantization(settings), settings.caption_batch or 8
     )
     name = captioner.name.replace(str(local), model_id)
+    if local.exists():  # a hub id names its weights, a path does not
+        name = f"{_content_hash(local)} {name}"
     words = "".join(letter if letter.isalnum() else "-" for letter in name.split(":")[0])
     path = settings.index / f"captions-{words}.jsonl" if settings.index else None
     return CaptionStore(captioner, name, dataset.images, path)
+
+
+def _content_hash(path: Path) -> str:
+    """Names the weights under a path: the first 16 hex digits of a SHA-256 over all weights files."""
+    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in WEIGHT_SUFFIXES)
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:16]
 
 
 def _quantization(settings: SessionSettings) -> str | bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from evaluation.runs import read_rounds
@@ -202,6 +203,22 @@ def test_a_whole_run_its_repetition_and_its_refusal(run, arguments, capsys, tmp_
     status, errors = run(name, *flat(arguments, strategy="original"))
     assert status == 2 and len(errors) == 1 and "strategy: 'append' there, 'original' now" in errors[0]
     assert (folder / "rounds.jsonl").read_bytes() != b""
+
+
+def test_other_weights_under_the_captioners_path_are_another_captioner(run, arguments, models, tmp_path):
+    folder = tmp_path / "captioner"
+    shutil.copytree(models["captioner"], folder)
+    name, command = "multi_modal_query_expansion", flat(arguments, caption_model=folder)
+    assert run(name, *command) == (0, [])
+    captions = arguments["--root"] / "index-all"
+    assert len(list(captions.glob("captions-*.jsonl"))) == 1
+    state = torch.load(folder / "captioner.pth", weights_only=True)
+    state["model"]["visual_encoder.norm.bias"] += 0.5
+    torch.save(state, folder / "captioner.pth")
+    status, errors = run(name, *command)  # the run is the old captioner's
+    assert status == 2 and len(errors) == 1 and "captioner:" in errors[0]
+    assert run(name, *command, "--restart") == (0, [])
+    assert len(list(captions.glob("captions-*.jsonl"))) == 2
 
 
 def test_a_comparison_puts_every_run_beside_scrolling(run, arguments, capsys, tmp_path):
