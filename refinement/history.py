@@ -16,12 +16,14 @@ class Turn:
 
     Attributes:
         text: What was searched.
+        shown: Ids of the images that the person saw, best first.
         liked: Ids of the picked images.
         disliked: Ids of those turned down.
         captions: Captions of ``liked``.
     """
 
     text: str
+    shown: tuple[str, ...]
     liked: tuple[str, ...]
     disliked: tuple[str, ...]
     captions: tuple[str, ...]
@@ -36,7 +38,12 @@ class History:
     @classmethod
     def of(cls, rounds: Sequence[Round]) -> History:
         """Takes from the records what a strategy may know."""
-        return cls(tuple(Turn(turn.text, turn.liked, turn.disliked, turn.captions) for turn in rounds))
+        return cls(
+            tuple(
+                Turn(turn.text, turn.image_ids[: turn.shown], turn.liked, turn.disliked, turn.captions)
+                for turn in rounds
+            )
+        )
 
     @property
     def words(self) -> str:

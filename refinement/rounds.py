@@ -77,10 +77,10 @@ def play_rounds(
         with tqdm(total=len(due), desc=f"round {number}", unit="query", disable=not due) as bar:
             for batch in _batches(due, batch_size):
                 pasts = [sessions[query.id] for query in batch]
-                searches = _searches(batch, pasts, strategy)
-                fresh = _search(batch, pasts, searches, number, retriever, protocol)
+                searches = next_searches(batch, pasts, strategy)
+                fresh = search_round(batch, pasts, searches, number, retriever, protocol)
                 if number + 1 < round_count:
-                    fresh = _take_feedback(batch, pasts, fresh, user, strategy, captions, protocol)
+                    fresh = take_feedback(batch, pasts, fresh, user, strategy, captions, protocol)
                 keep(fresh)
                 for record in fresh:
                     sessions[record.query_id].append(record)
@@ -118,13 +118,20 @@ def _batches(queries: Sequence[Query], size: int) -> Iterator[Sequence[Query]]:
         yield queries[start : start + size]
 
 
-def _searches(batch: Sequence[Query], pasts: list[list[Round]], strategy: Strategy) -> list[NextQuery]:
+def next_searches(batch: Sequence[Query], pasts: list[list[Round]], strategy: Strategy) -> list[NextQuery]:
+    """Asks the strategy what each session searches next; its first round searches the person's own words.
+
+    Args:
+        batch: Queries that are all in the same round.
+        pasts: The records of each so far.
+        strategy: Moves the queries.
+    """
     if not pasts[0]:  # the first round: the person's own words, whatever the strategy
         return [NextQuery(SearchQuery(text=query.text)) for query in batch]
     return strategy.next([History.of(past) for past in pasts])
 
 
-def _search(
+def search_round(
     batch: Sequence[Query],
     pasts: list[list[Round]],
     searches: list[NextQuery],
@@ -132,6 +139,16 @@ def _search(
     retriever: Retriever,
     protocol: Protocol,
 ) -> list[Round]:
+    """Searches one round of each session and records what is shown; feedback is still missing.
+
+    Args:
+        batch: Queries that are all in the same round.
+        pasts: The records of each so far.
+        searches: What each searches now.
+        number: The round's.
+        retriever: Searches.
+        protocol: The rules.
+    """
     seen = [_seen(past) if protocol.removes_shown else frozenset() for past in pasts]
     vectors = retriever.query_vectors([search.search for search in searches])
     rankings = retriever.search(vectors, max(protocol.shown, DEPTH), exclude=seen)
@@ -178,7 +195,7 @@ def _why_stop(record: Round, past: Sequence[Round], protocol: Protocol) -> str:
     return ""
 
 
-def _take_feedback(
+def take_feedback(
     batch: Sequence[Query],
     pasts: list[list[Round]],
     records: list[Round],
@@ -187,7 +204,11 @@ def _take_feedback(
     captions: Captions,
     protocol: Protocol,
 ) -> list[Round]:
-    """Lets the user judge the sessions that go on, and has the picked images captioned."""
+    """Lets the user judge the sessions that go on, and has the picked images captioned.
+
+    Returns:
+        The records with likes, dislikes and captions filled in.
+    """
     going = [row for row, record in enumerate(records) if not record.stop]
     views = [_view(batch[row], pasts[row], records[row], protocol) for row in going]
     feedbacks = dict(zip(going, user.judge(views), strict=True))

@@ -28,7 +28,10 @@ class Says:
 def history(*turns):
     """Turns as (text, caption, caption, ...)."""
     return History(
-        tuple(Turn(text, tuple(f"id{n}" for n in range(len(said))), (), tuple(said)) for text, *said in turns)
+        tuple(
+            Turn(text, (), tuple(f"id{n}" for n in range(len(said))), (), tuple(said))
+            for text, *said in turns
+        )
     )
 
 
