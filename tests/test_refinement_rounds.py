@@ -421,15 +421,19 @@ def test_equal_words_and_feedback_search_alike_whatever_the_target(play, text, t
 
 def test_a_history_holds_words_picks_and_captions_and_no_more(play):
     assert [field.name for field in dataclasses.fields(History)] == ["turns"]
-    assert {field.name for field in dataclasses.fields(Turn)} == {"text", "liked", "disliked", "captions"}
+    fields = {field.name for field in dataclasses.fields(Turn)}
+    assert fields == {"text", "shown", "liked", "disliked", "captions"}
     spy = Spy(Append())
     rounds = play(QUERIES[:6], strategy=spy)
     assert spy.histories
     sessions = by_query(rounds).values()
     for history in spy.histories:
         assert any(
-            [(turn.text, turn.liked, turn.disliked, turn.captions) for turn in history.turns]
-            == [(r.text, r.liked, r.disliked, r.captions) for r in session[: len(history.turns)]]
+            [(turn.text, turn.shown, turn.liked, turn.disliked, turn.captions) for turn in history.turns]
+            == [
+                (r.text, r.image_ids[: r.shown], r.liked, r.disliked, r.captions)
+                for r in session[: len(history.turns)]
+            ]
             for session in sessions
         )
 
