@@ -35,7 +35,8 @@ class Query:
         id: Unique in the dataset.
         text: The person's words.
         target: Id of the one image the person has in mind, or None when any relevant image will do.
-        relevant: Ids of all images that answer the words; holds the target when there is one.
+        relevant: Ids of all images that answer the words; holds the target when there is one. Empty when only
+            the person knows.
     """
 
     id: str
@@ -97,7 +98,8 @@ class Round:
         disliked: Ids the person turned down from those shown.
         captions: The captions of ``liked``, in the same order.
         fallback: Why the rewrite that led to ``text`` was replaced; empty when it was used as written.
-        stop: Why the query ended after this round ("found", "worse", "exhausted"); empty while it goes on.
+        stop: Why the query ended after this round ("found", "worse", "exhausted", "given up"); empty while it
+            goes on.
     """
 
     query_id: str

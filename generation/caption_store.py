@@ -89,6 +89,14 @@ class CaptionStore:
             self.made += len(new)
         return [self._captions[image_id] for image_id in image_ids]
 
+    def known(self, image_id: str) -> str | None:
+        """Returns the caption of an image if it is made already."""
+        return self._captions.get(image_id)
+
+    def describe(self, picture: PILImage.Image) -> str:
+        """Captions a picture that is not of the collection; nothing of it is kept."""
+        return self._captioner.caption([picture])[0]
+
     def _append(self, captions: dict[str, str]) -> None:
         if self._path is None:
             return

@@ -17,6 +17,7 @@ from generation.caption_store import CaptionStore
 from indexes.faiss_index import FaissIndex
 from playground import open_dataset
 from records import Dataset, Query, Round
+from refinement.history import Strategy
 from refinement.protocols import PROTOCOLS
 from refinement.rounds import play_rounds
 from refinement.strategies import Rewriter, make_strategy
@@ -62,11 +63,12 @@ class Parts:
     captions: CaptionStore
 
     @classmethod
-    def open(cls, settings: SessionSettings) -> Parts:
+    def open(cls, settings: SessionSettings, needs_queries: bool = True) -> Parts:
         """Opens the parts; builds the index if it is not there.
 
         Args:
             settings: Resolved.
+            needs_queries: False where a person brings the queries; the parts then have none.
 
         Raises:
             FileNotFoundError: If dataset or checkpoint are missing.
@@ -75,7 +77,7 @@ class Parts:
         dataset = _open_dataset(settings)
         encoder = _open_encoder(settings)
         retriever = Retriever(encoder, _open_index(settings, dataset, encoder))
-        queries = choose_queries(dataset, settings, retriever.index.ids)
+        queries = choose_queries(dataset, settings, retriever.index.ids) if needs_queries else ()
         return cls(settings, dataset, retriever, queries, _open_captions(settings, dataset))
 
     @property
@@ -123,6 +125,15 @@ class Parts:
             return FirstUser()
         raise ValueError(f"user: got {name!r}, expected one of {', '.join(get_args(UserName))}")
 
+    def strategy(self, name: str) -> Strategy:
+        """Returns a strategy by name, with the models that it needs.
+
+        Raises:
+            ValueError: If the name is not known.
+        """
+        rewriter = self.rewriter if name.startswith("rewrite") else None
+        return make_strategy(name, rewriter, self.retriever.encode_texts)
+
     def play(self, strategy: str, user: str, path: Path) -> list[Round]:
         """Plays the rounds of all queries, or what the file does not hold yet.
 
@@ -141,11 +152,7 @@ class Parts:
             self.queries,
             retriever=self.retriever,
             user=self.user("first" if strategy == "original" else user),
-            strategy=make_strategy(
-                strategy,
-                self.rewriter if strategy.startswith("rewrite") else None,
-                self.retriever.encode_texts,
-            ),
+            strategy=self.strategy(strategy),
             protocol=PROTOCOLS[self.settings.protocol],
             captions=self.captions,
             round_count=self.settings.rounds,

@@ -188,7 +188,7 @@ def _why_stop(record: Round, past: Sequence[Round], protocol: Protocol) -> str:
         before = past[-1].target_rank if past else None
         if protocol.stops_when_worse and before is not None and record.target_rank > before:
             return "worse"
-    elif not frozenset(record.relevant) - shown:
+    elif (past[0] if past else record).relevant and not frozenset(record.relevant) - shown:
         return "found"
     if len(record.image_ids) <= record.shown and protocol.removes_shown:
         return "exhausted"
