@@ -74,10 +74,17 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Feedback:
-    """What the person pointed at: ids of liked and of disliked images, in the order shown."""
+    """What the person pointed at: ids of liked and of disliked images, in the order shown.
+
+    Attributes:
+        liked: Ids the person picked.
+        disliked: Ids the person turned down.
+        gives_up: Whether the person stops searching here; then nothing is liked or disliked.
+    """
 
     liked: tuple[str, ...] = ()
     disliked: tuple[str, ...] = ()
+    gives_up: bool = False
 
 
 @dataclass(frozen=True)

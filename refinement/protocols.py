@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+
+from records import Query
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,10 @@ class Protocol:
         removes_shown: Whether images shown in a round are no candidates in later rounds.
         target_may_be_picked: Whether the user may point at the target itself while it is not found yet.
         stops_when_worse: Whether a query ends when the target's rank got worse (this uses the ground truth).
+        stops_when_found: Whether a query ends when its target is found.
+        any_relevant: Whether every relevant image satisfies, as if no query had a target; a query then ends
+            when all its relevant images have been shown.
+        measure: The measure that stands for a run in tables.
     """
 
     shown: int
@@ -22,6 +29,9 @@ class Protocol:
     removes_shown: bool
     target_may_be_picked: bool
     stops_when_worse: bool
+    stops_when_found: bool = True
+    any_relevant: bool = False
+    measure: str = "Recall@10"
 
     def __post_init__(self) -> None:
         if not self.hit_rank >= 1 or self.shown < 1:
@@ -31,6 +41,14 @@ class Protocol:
                 f"a target shown below hit_rank {self.hit_rank} would be removed and never found; with "
                 f"removes_shown, hit_rank must be at least shown ({self.shown})"
             )
+        if self.removes_shown and not self.stops_when_found:
+            raise ValueError(
+                "with removes_shown a found target is no candidate any more; stop when it is found"
+            )
+
+    def goal_of(self, query: Query) -> Query:
+        """Returns the query as this protocol asks it: without a target where any relevant image will do."""
+        return dataclasses.replace(query, target=None) if self.any_relevant else query
 
 
 PROTOCOLS = {
@@ -44,4 +62,16 @@ PROTOCOLS = {
     "reference": Protocol(
         shown=50, hit_rank=10, removes_shown=False, target_may_be_picked=True, stops_when_worse=True
     ),
-}
+    # The paper's section on evaluation (arXiv 2404.18746): several images answer a query, every round shows
+    # unseen ones, whoever judges may mark those that answer it, and recall adds up over the rounds.
+    "paper": Protocol(
+        shown=10, hit_rank=10, removes_shown=True, target_may_be_picked=True, stops_when_worse=False,
+        any_relevant=True, measure="Session recall",
+    ),
+    # ChatIR's (arXiv 2305.20062): the whole collection in every round, all rounds played; a target counts
+    # from the round on in which it was among the first ten.
+    "chatir": Protocol(
+        shown=10, hit_rank=10, removes_shown=False, target_may_be_picked=False, stops_when_worse=False,
+        stops_when_found=False, measure="Hits@10",
+    ),
+}  # fmt: skip

@@ -50,7 +50,7 @@ def play_rounds(
     """Plays rounds 0 to ``round_count`` - 1 of all queries.
 
     Args:
-        queries: With distinct ids.
+        queries: With distinct ids; asked without their targets where the protocol says so.
         retriever: Searches.
         user: Gives the feedback.
         strategy: Moves the queries.
@@ -65,8 +65,10 @@ def play_rounds(
         All records, those of the earlier run first.
 
     Raises:
-        ValueError: If a target is not in the index, or records do not belong to these queries.
+        ValueError: If a target is not in the index, records do not belong to these queries, or a user points
+            at what was not shown.
     """
+    queries = [protocol.goal_of(query) for query in queries]
     _check(queries, retriever, played)
     sessions: dict[str, list[Round]] = defaultdict(list)
     for record in played:
@@ -183,7 +185,7 @@ def _seen(past: Sequence[Round]) -> frozenset[str]:
 def _why_stop(record: Round, past: Sequence[Round], protocol: Protocol) -> str:
     shown = frozenset(record.image_ids[: record.shown])
     if record.target_rank is not None:
-        if record.target_rank <= protocol.hit_rank:
+        if record.target_rank <= protocol.hit_rank and protocol.stops_when_found:
             return "found"
         before = past[-1].target_rank if past else None
         if protocol.stops_when_worse and before is not None and record.target_rank > before:
@@ -212,6 +214,8 @@ def take_feedback(
     going = [row for row, record in enumerate(records) if not record.stop]
     views = [_view(batch[row], pasts[row], records[row], protocol) for row in going]
     feedbacks = dict(zip(going, user.judge(views), strict=True))
+    for row, feedback in feedbacks.items():
+        _check_shown(records[row], feedback)
     liked = [image_id for feedback in feedbacks.values() for image_id in feedback.liked]
     texts = iter(captions.captions_of(liked) if strategy.needs_captions else [""] * len(liked))
     judged = []
@@ -224,15 +228,28 @@ def take_feedback(
                 liked=feedback.liked,
                 disliked=feedback.disliked,
                 captions=said if strategy.needs_captions else (),
+                stop="given up" if feedback.gives_up else record.stop,
             )
         )
     return judged
 
 
+def _check_shown(record: Round, feedback: Feedback) -> None:
+    """Refuses feedback on images that were not shown: it would tell the strategy what nobody could see."""
+    shown = record.image_ids[: record.shown]
+    hidden = [image_id for image_id in (*feedback.liked, *feedback.disliked) if image_id not in shown]
+    if hidden:
+        raise ValueError(
+            f"query {record.query_id!r}, round {record.number}: the user pointed at {hidden[0]!r}, expected "
+            f"one of the {record.shown} images shown"
+        )
+
+
 def _view(query: Query, past: Sequence[Round], record: Round, protocol: Protocol) -> View:
     goals = frozenset((query.target,)) if query.target is not None else query.relevant
-    taken = {image_id for earlier in past for image_id in earlier.liked}
+    liked_before = tuple(earlier.liked for earlier in past)
+    taken = {image_id for liked in liked_before for image_id in liked}
     if not protocol.target_may_be_picked:
         taken |= {query.target}
     candidates = tuple(i for i in record.image_ids[: record.shown] if i not in taken)
-    return View(query.id, record.number, goals, candidates)
+    return View(query.id, record.number, goals, candidates, liked_before)

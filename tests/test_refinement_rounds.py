@@ -440,7 +440,7 @@ def test_a_history_holds_words_picks_and_captions_and_no_more(play):
 
 def test_a_user_does_not_read_the_query(play, retriever):
     fields = {field.name for field in dataclasses.fields(View)}
-    assert fields == {"query_id", "round_number", "goals", "candidates"}
+    assert fields == {"query_id", "round_number", "goals", "candidates", "liked_before"}
     views = []
 
     class Watched(FirstUser):
