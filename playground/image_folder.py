@@ -1,19 +1,19 @@
-"""Any folder of pictures, with or without an `images_captions.csv`; named datasets are read through it."""
+"""A folder of pictures, captioned or not. Check it: ``python -m playground.image_folder --root FOLDER``."""
 
 from __future__ import annotations
 
-import argparse
-import logging
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from playground.captions_csv import read_captions
+from playground.check import Piece, check_command
 from records import Dataset, Image, Skip
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 CAPTIONS_FILE = "images_captions.csv"
+HOW_TO_GET = """Put pictures there, at any depth, or name another folder with --root. To play rounds, write
+what they show into an images_captions.csv beside them; first line: image_name,comment_number,comment"""
 _ADVICE = "put pictures there, or name another folder"
 
 
@@ -27,51 +27,34 @@ def read(root: Path, split: str) -> Dataset:
 
     Raises:
         FileNotFoundError: If the folder is missing.
-        ValueError: If it holds no pictures, or the captions file is of no use.
-    """
-    return read_folder("image_folder", root, root / CAPTIONS_FILE, split, _ADVICE, captions_required=False)
-
-
-def read_folder(
-    name: str, folder: Path, captions_file: Path, split: str, next_command: str, *, captions_required: bool
-) -> Dataset:
-    """Reads pictures and the captions of them.
-
-    Args:
-        name: The dataset's.
-        folder: Holds the pictures.
-        captions_file: As `playground.captions_csv` reads it.
-        split: "all": there is no file that says which image belongs to which split.
-        next_command: What to do when data is missing; ends the error messages.
-        captions_required: Whether a missing captions file is an error; else there are no queries.
-
-    Raises:
-        FileNotFoundError: If the folder or a required captions file is missing.
-        ValueError: If the split is not "all", there are no pictures, or the captions are of no use.
+        ValueError: If it holds no pictures, the captions file is of no use, or the split is another.
     """
     if split != "all":
         raise ValueError(
-            f"{name}: got split {split!r}, expected 'all': the dataset has no split file; use all"
+            f"image_folder: got split {split!r}, expected 'all': the dataset has no split file; use all"
         )
-    images, skipped = list_images(folder, next_command)
-    if not captions_required and not captions_file.exists():
-        return Dataset(name, folder, images, (), skipped)
-    captions = read_captions(captions_file, images, next_command)
-    return Dataset(name, folder, captions.images, captions.queries, skipped + captions.skipped)
+    images, skipped = list_images(root, _ADVICE)
+    if not (root / CAPTIONS_FILE).exists():
+        return Dataset("image_folder", root, images, (), skipped)
+    captions = read_captions(root / CAPTIONS_FILE, images, _ADVICE)
+    return Dataset("image_folder", root, captions.images, captions.queries, skipped + captions.skipped)
 
 
 def list_images(folder: Path, next_command: str) -> tuple[tuple[Image, ...], tuple[Skip, ...]]:
     """Lists the pictures of a folder, at any depth, by id.
 
     A file counts by its suffix, in either case; it is not opened. Names that begin with a dot do not count.
-    Linked folders are entered, each folder once, so that a link to a folder above ends there.
+    The folder itself may be a link. Links in it are followed while they stay in it, each folder once, so that
+    a link to a folder above ends there; a link that leads out is left out, so that an archive from somewhere
+    else cannot bring the reader's own files into an index and a report.
 
     Args:
         folder: Where to look.
         next_command: What to do when there are none; ends the error messages.
 
     Returns:
-        Images, sorted by id, and links that lead nowhere.
+        Images, sorted by id, and what was left out: links that lead nowhere or out of the folder, folders
+        that cannot be read, names that are not UTF-8.
 
     Raises:
         FileNotFoundError: If the folder is missing.
@@ -79,6 +62,7 @@ def list_images(folder: Path, next_command: str) -> tuple[tuple[Image, ...], tup
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such image folder; {next_command}")
+    home = Path(os.path.realpath(folder))
     images: list[Image] = []
     skipped: list[Skip] = []
     entered: set[tuple[int, int]] = set()
@@ -89,55 +73,51 @@ def list_images(folder: Path, next_command: str) -> tuple[tuple[Image, ...], tup
         if identity in entered:
             continue
         entered.add(identity)
-        with os.scandir(current) as scan:
-            entries = sorted(scan, key=lambda entry: entry.name)
+        try:
+            with os.scandir(current) as scan:
+                entries = sorted(scan, key=lambda entry: entry.name)
+        except PermissionError:
+            if current == folder:
+                raise
+            skipped.append(Skip(_printable(current, folder), "the folder cannot be read"))
+            continue
         for entry in entries:
+            path = current / entry.name
             if entry.name.startswith("."):
                 continue
-            path = current / entry.name
-            if entry.is_dir():
+            why_not = _flaw_of_link(path, home) if entry.is_symlink() else ""
+            if not why_not and path.is_dir():
                 (linked if entry.is_symlink() else folders).append(path)
-            elif path.suffix.lower() in SUFFIXES:
-                image_id = path.relative_to(folder).as_posix()
-                if entry.is_file():
-                    images.append(Image(image_id, path))
+            elif path.suffix.lower() in SUFFIXES or why_not == _LEADS_OUT:
+                if not why_not and not path.is_file():
+                    why_not = _NO_FILE
+                if not why_not and _printable(path, folder) != path.relative_to(folder).as_posix():
+                    why_not = "the file name is not UTF-8"
+                if why_not:
+                    skipped.append(Skip(_printable(path, folder), why_not))
                 else:
-                    skipped.append(Skip(image_id, "not a file, or a link that leads nowhere"))
+                    images.append(Image(path.relative_to(folder).as_posix(), path))
     if not images:
         kinds = ", ".join(sorted(SUFFIXES))
         raise ValueError(f"{folder}: got no pictures, expected files ending in {kinds}; {next_command}")
     return tuple(sorted(images, key=lambda image: image.id)), tuple(skipped)
 
 
-def check_command(
-    module: str, default_root: Path, how_to_get: str, read_dataset: Callable[[Path, str], Dataset]
-) -> int:
-    """Runs `python -m playground.<module>`: says how to get the data, and what is there.
+_NO_FILE = "not a file, or a link that leads nowhere"
+_LEADS_OUT = "a link that leads out of the folder; copy what it names, or name that as the folder"
 
-    Returns:
-        The exit status: 0 when the dataset is usable, else 1.
-    """
-    parser = argparse.ArgumentParser(prog=f"python -m playground.{module}", description="Check the dataset.")
-    parser.add_argument(
-        "--root", type=Path, default=default_root, help=f"its folder (default: {default_root})"
-    )
-    root = parser.parse_args().root
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    log = logging.getLogger(f"playground.{module}")
-    log.info("%s\n", how_to_get)
-    try:
-        dataset = read_dataset(root, "all")
-    except (ValueError, FileNotFoundError) as error:
-        log.error("not usable: %s", error)
-        return 1
-    uncaptioned = sum(not image.captions for image in dataset.images)
-    log.info(
-        "usable: %d images (%d without a caption), %d queries, %d left out",
-        len(dataset.images),
-        uncaptioned,
-        len(dataset.queries),
-        len(dataset.skipped),
-    )
-    for skip in dataset.skipped[:10]:
-        log.info("  left out: %s: %s", skip.what, skip.why)
-    return 0
+
+def _flaw_of_link(path: Path, home: Path) -> str:
+    goal = Path(os.path.realpath(path))
+    if not goal.is_relative_to(home):
+        return _LEADS_OUT
+    return "" if goal.exists() else _NO_FILE
+
+
+def _printable(path: Path, folder: Path) -> str:
+    name = path.relative_to(folder).as_posix()
+    return name.encode("utf-8", "replace").decode("utf-8")  # a byte that is no UTF-8 becomes "?"
+
+
+if __name__ == "__main__":
+    sys.exit(check_command("image_folder", read, HOW_TO_GET, [Piece(CAPTIONS_FILE, "needed to play rounds")]))

@@ -1,87 +1,115 @@
-"""MSCOCO val2017: 5,000 photographs with five captions each. Check it: ``python -m playground.mscoco``.
+"""MSCOCO: val2017 with 5,000 photographs, or Karpathy's splits. Check it: ``python -m playground.mscoco``.
 
-The captions come as JSON; the first check turns them into `images_captions.csv`.
+Karpathy's splits name pictures of train2014 and val2014. The 2017 folders hold the same pictures under other
+names and in another division; they are found there by COCO's number, as far as they are there.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import re
 import sys
-from collections import Counter
 from pathlib import Path
 
-from playground import DATA_FOLDER
-from playground.image_folder import CAPTIONS_FILE, check_command, read_folder
-from records import Dataset
+from playground.captions import caption_images
+from playground.captions_csv import table_lines
+from playground.captions_json import SplitImage, coco_lines, split_images, split_lines
+from playground.check import Piece, Size, check_command
+from playground.image_folder import CAPTIONS_FILE, list_images
+from records import Dataset, Image, Skip
 
-ANNOTATIONS_FILE = "captions_val2017.json"
-HOW_TO_GET = """MSCOCO: unpack val2017.zip and annotations_trainval2017.zip (https://cocodataset.org/#download)
-  playground/data/mscoco/val2017/                    the pictures
-  playground/data/mscoco/captions_val2017.json       from annotations/; read once
-  playground/data/mscoco/images_captions.csv         made from it by this command, if missing
-Step by step: playground/data/mscoco/README.md"""
+IMAGE_FOLDER = "val2017"
+CAPTIONS_FILES = (CAPTIONS_FILE, "annotations/captions_val2017.json", "captions_val2017.json")
+SPLIT_FILE = "dataset_coco.json"
+SPLIT_FOLDERS = ("val2014", "train2014", "val2017", "train2017")
+FOLD_SIZE = 1000
+SPLITS = ("train", "restval", "val", "test", *(f"test-1k-{fold}" for fold in range(1, 6)))
+SIZES = {
+    "all": Size(5_000, 25_014),
+    "val": Size(5_000, 25_010),
+    "test": Size(5_000, 25_010),
+}
+DOWNLOAD = "bash playground/download_mscoco.sh"
+HOW_TO_GET = f"""MSCOCO: {DOWNLOAD}
+or unpack val2017.zip and annotations_trainval2017.zip (https://cocodataset.org/#download) into
+  playground/data/mscoco/val2017/                            the pictures
+  playground/data/mscoco/annotations/captions_val2017.json   or images_captions.csv
+and for Karpathy's splits (--split test is his 5k, test-1k-1 to test-1k-5 are its folds)
+  playground/data/mscoco/dataset_coco.json
+  playground/data/mscoco/val2014/, train2014/                the pictures
+More: docs/datasets.md"""
+_ADVICE = "see how to get it with: python -m playground.mscoco"
+_NUMBERED = re.compile(r"(?:COCO_\w+_)?(\d{1,12})\.jpg")
 
 
 def read(root: Path, split: str) -> Dataset:
-    """Reads MSCOCO val2017.
+    """Reads MSCOCO.
 
     Args:
-        root: Holds `val2017/` and `images_captions.csv`.
-        split: "all".
+        root: Holds `val2017/` and a captions file, the first there is of `CAPTIONS_FILES`; for Karpathy's
+            splits `dataset_coco.json` and one or more of `SPLIT_FOLDERS`.
+        split: "all" is val2017. Karpathy's: "train", "restval", "val", "test" (5,000 images), and "test-1k-1"
+            to "test-1k-5", the test images in the file's order, 1,000 at a time.
 
     Raises:
-        FileNotFoundError: If the folder or the captions file is missing.
+        FileNotFoundError: If a folder, or the file with captions or splits, is missing.
         ValueError: If the split is another, or the data is of no use.
     """
-    advice = "see how to get it with: python -m playground.mscoco"
-    folder, captions = root / "val2017", root / CAPTIONS_FILE
-    return read_folder("mscoco", folder, captions, split, advice, captions_required=True)
+    if split == "all":
+        return _read_val2017(root)
+    if split not in SPLITS:
+        raise ValueError(f"mscoco: got split {split!r}, expected one of all, {', '.join(SPLITS)}")
+    path = root / SPLIT_FILE
+    wanted = [image for image in split_images(path, _ADVICE) if image.split == split.partition("-")[0]]
+    if split.startswith("test-1k-"):
+        fold = int(split.rpartition("-")[2])
+        wanted = wanted[FOLD_SIZE * (fold - 1) : FOLD_SIZE * fold]
+    by_number, skipped = _numbered_images(root)
+    images = [by_number[image.coco_id] for image in wanted if image.coco_id in by_number]
+
+    def id_of(image: SplitImage) -> str:
+        there = by_number.get(image.coco_id)
+        return there.id if there else image.name
+
+    captions = caption_images(path, split_lines(wanted, id_of), images, _ADVICE)
+    return Dataset("mscoco", root, captions.images, captions.queries, skipped + captions.skipped)
 
 
-def convert_annotations(annotations: Path, captions_file: Path) -> int:
-    """Turns COCO's captions into a captions file; an image's comments are numbered from 0 in COCO's order.
-
-    Args:
-        annotations: `captions_val2017.json`.
-        captions_file: The CSV file to write.
-
-    Returns:
-        How many captions were written.
-
-    Raises:
-        ValueError: If the annotations are not COCO's captions.
-    """
-    try:
-        values = json.loads(annotations.read_text(encoding="utf-8"))
-        names = {image["id"]: image["file_name"] for image in values["images"]}
-        captions = [
-            (names[entry["image_id"]], " ".join(entry["caption"].split())) for entry in values["annotations"]
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{annotations}: got {type(error).__name__}: {error}, expected COCO's captions: an object with "
-            "images (id, file_name) and annotations (image_id, caption); download the file again"
-        ) from error
-    numbers: Counter[str] = Counter()
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["image_name", "comment_number", "comment"])
-    for name, caption in captions:
-        writer.writerow([name, numbers[name], caption])
-        numbers[name] += 1
-    temporary = captions_file.with_name(captions_file.name + ".building")
-    temporary.write_text(text.getvalue(), encoding="utf-8", newline="")
-    temporary.replace(captions_file)
-    return len(captions)
+def _read_val2017(root: Path) -> Dataset:
+    folder = root / IMAGE_FOLDER
+    images, skipped = list_images(folder, _ADVICE)
+    path = next((root / name for name in CAPTIONS_FILES if (root / name).exists()), None)
+    if path is None:
+        raise FileNotFoundError(
+            f"{root}: no captions file, expected one of {', '.join(CAPTIONS_FILES)}; {_ADVICE}"
+        )
+    lines = (coco_lines if path.suffix == ".json" else table_lines)(path, _ADVICE)
+    captions = caption_images(path, lines, images, _ADVICE)
+    return Dataset("mscoco", folder, captions.images, captions.queries, skipped + captions.skipped)
 
 
-def _convert_and_read(root: Path, split: str) -> Dataset:
-    if (root / ANNOTATIONS_FILE).is_file() and not (root / CAPTIONS_FILE).exists():
-        convert_annotations(root / ANNOTATIONS_FILE, root / CAPTIONS_FILE)
-    return read(root, split)
+def _numbered_images(root: Path) -> tuple[dict[int | None, Image], tuple[Skip, ...]]:
+    """Finds pictures by COCO's number in all folders there are; the first folder that has it counts."""
+    folders = [name for name in SPLIT_FOLDERS if (root / name).is_dir()]
+    if not folders:
+        raise FileNotFoundError(
+            f"{root}: no image folder, expected one of {', '.join(SPLIT_FOLDERS)}; {_ADVICE}"
+        )
+    images: dict[int | None, Image] = {}
+    skipped: tuple[Skip, ...] = ()
+    for name in folders:
+        found, left_out = list_images(root / name, _ADVICE)
+        skipped += left_out
+        for image in found:
+            match = _NUMBERED.fullmatch(image.id)
+            if match:
+                images.setdefault(int(match[1]), Image(f"{name}/{image.id}", image.path))
+    return images, skipped
 
 
 if __name__ == "__main__":
-    sys.exit(check_command("mscoco", DATA_FOLDER / "mscoco", HOW_TO_GET, _convert_and_read))
+    PIECES = [
+        *(Piece(f"{name}/", "pictures") for name in SPLIT_FOLDERS),
+        *(Piece(name, "captions of val2017, one of these files is enough") for name in CAPTIONS_FILES),
+        Piece(SPLIT_FILE, "Karpathy's captions and splits"),
+    ]
+    sys.exit(check_command("mscoco", read, HOW_TO_GET, PIECES, sizes=SIZES, download=DOWNLOAD))

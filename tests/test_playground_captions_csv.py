@@ -81,6 +81,7 @@ def test_unusable_lines_are_left_out_with_number_and_reason(read, caplog):
     with caplog.at_level(logging.WARNING):
         got = read(HEADER + "\n".join(lines))
     assert [query.id for query in got.queries] == ["a.jpg#0", "b.jpg#0", "b.jpg#2"]
+    assert got.queries[1].text == "over two lines"
     assert [(skip.what.split(": ")[0].split()[-1], skip.why) for skip in got.skipped] == [
         ("3", "no such image in the folder"),
         ("4", "the comment is empty"),
@@ -106,8 +107,8 @@ def test_unusable_lines_are_left_out_with_number_and_reason(read, caplog):
         ("", "got an empty first line, expected the columns image_name, comment_number, comment"),
         ("\n \n", "got an empty first line"),
         ("a.jpg,0,A cat\n", "got a.jpg, 0, A cat, expected the columns"),
-        ("image_name,comment\na.jpg,A cat\n", "got image_name, comment, expected the columns"),
-        (HEADER, "no usable caption for the 3 images, expected at least one .no lines below the header"),
+        ("image_name,comment_number\na.jpg,0\n", "got image_name, comment_number, expected the columns"),
+        (HEADER, "no usable caption for the 3 images, expected at least one .it holds no captions"),
         (HEADER + "x.jpg,0,x\ny.jpg,0,y\n", r"\(2 x no such image in the folder\); run: python -m x"),
         (HEADER + 'a.jpg,0,good\na.jpg,1,"never closed\nb.jpg,0,good\n', "line 3: got malformed CSV"),
         (HEADER + 'a.jpg,0,"A "red" car"\n', "line 2: got malformed CSV"),
@@ -123,3 +124,71 @@ def test_a_file_of_no_use_is_refused_in_one_line(read, content, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"captions\.csv: no such captions file; run: python -m x"):
         read_captions(tmp_path / "captions.csv", [], "run: python -m x")
+
+
+# Layouts as they are published
+
+
+def test_kaggles_results_csv_with_its_spaces_and_its_broken_line(read):
+    got = read(
+        "image_name| comment_number| comment\n"
+        "a.jpg| 0| Two young guys with shaggy hair look at their hands while hanging out in the yard .\n"
+        'a.jpg| 1| " Stop , " says a sign .\n'
+        "b.jpg| 4   A dog runs across the grass .\n"
+        "b.jpg| 0| A dog | and a cat\n"
+        "b.jpg| 1| Dogs\n"
+    )
+    assert [query.id for query in got.queries] == ["a.jpg#0", "a.jpg#1", "b.jpg#1"]
+    assert got.queries[1].text == '" Stop , " says a sign .'
+    assert [(skip.what, skip.why) for skip in got.skipped] == [
+        ("images_captions.csv line 4: b.jpg", "not as many fields as the header"),
+        ("images_captions.csv line 5: b.jpg", "not as many fields as the header"),
+    ]
+
+
+def test_captions_txt_has_no_numbers_they_follow_from_the_order(read):
+    got = read('image,caption\na.jpg,A cat\nb.jpg,"A dog , running"\na.jpg,A big cat\nnone.jpg,x\n')
+    assert [(query.id, query.text) for query in got.queries] == [
+        ("a.jpg#0", "A cat"),
+        ("b.jpg#0", "A dog , running"),
+        ("a.jpg#1", "A big cat"),
+    ]
+
+
+def test_the_token_file_of_flickr30ks_authors(read):
+    got = read('a.jpg#0\tTwo men , "big" ones\r\nb.jpg#3\tA dog\r\n\r\nno number\tx\nb.jpg#3\tagain\n')
+    assert [(query.id, query.text) for query in got.queries] == [
+        ("a.jpg#0", 'Two men , "big" ones'),
+        ("b.jpg#3", "A dog"),
+    ]
+    assert [(skip.what.split(": ")[0], skip.why) for skip in got.skipped] == [
+        ("images_captions.csv line 4", "not of the form NAME#NUMBER, tab, comment"),
+        ("images_captions.csv line 5", "the image has a comment of this number already"),
+    ]
+
+
+# Hostile lines
+
+
+def test_nul_and_other_characters_that_are_no_text_leave_out_their_line_alone(read):
+    got = read(
+        HEADER.encode()
+        + b"a.jpg,0,A \0 cat\na.\0jpg,1,A cat\na.jpg,2,A \x1b[31mred\x1b[0m cat\na.jpg,3,A\tcat\n\0\n"
+    )
+    assert [(query.id, query.text) for query in got.queries] == [("a.jpg#3", "A cat")]
+    assert [skip.why for skip in got.skipped] == [
+        *["holds characters that are no text, such as NUL"] * 3,
+        "not as many fields as the header",
+    ]
+    assert "\0" not in "".join(skip.what for skip in got.skipped)
+
+
+def test_a_caption_has_a_bound(read):
+    got = read(HEADER + f"a.jpg,0,{'long ' * 2000}\na.jpg,1,{'long ' * 2001}\nb.jpg,1#2,x\n")
+    assert [query.id for query in got.queries] == ["a.jpg#0"]
+    assert [skip.why for skip in got.skipped] == [
+        "the comment is longer than 10,000 characters",
+        "no comment number",
+    ]
+    with pytest.raises(ValueError, match=r"line 2: got malformed CSV .field larger than field limit"):
+        read(HEADER + f"a.jpg,0,{'x' * 200_000}\n")

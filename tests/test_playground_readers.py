@@ -1,16 +1,18 @@
-"""The readers over folders on disk."""
+"""The readers over folders on disk, each in the layouts in which its dataset is found."""
 
 import json
 import logging
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from playground import DATASETS, open_dataset
 from playground.image_folder import list_images
-from playground.mscoco import convert_annotations
 
 PROJECT = Path(__file__).parent.parent
 
@@ -19,12 +21,17 @@ def fill(folder, *names):
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"listed, not opened")
+        Image.new("RGB", (4, 3), "red").save(path, "JPEG")
 
 
-def write_captions(folder, *rows):
+def write_captions(folder, *rows, name="images_captions.csv"):
     lines = ["image_name,comment_number,comment", *rows]
-    (folder / "images_captions.csv").write_text("\n".join(lines), encoding="utf-8")
+    (folder / name).write_text("\n".join(lines), encoding="utf-8")
+
+
+def write_json(path, values):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values), encoding="utf-8")
 
 
 @pytest.mark.parametrize(("name", "images"), [("flickr30k", "flickr30k_images"), ("mscoco", "val2017")])
@@ -50,10 +57,259 @@ def test_missing_parts_of_a_named_dataset_say_what_to_do(tmp_path, name, images)
     with pytest.raises(ValueError, match=rf"got no pictures, expected files ending in .*{advice}"):
         open_dataset(name, tmp_path, "all")
     fill(tmp_path / images, "1.jpg")
-    with pytest.raises(FileNotFoundError, match=rf"images_captions.csv: no such captions file; .*{advice}"):
+    with pytest.raises(FileNotFoundError, match=rf"no captions file, expected one of .*csv.*; .*{advice}"):
         open_dataset(name, tmp_path, "all")
-    with pytest.raises(ValueError, match="got split 'test', expected 'all'"):
+    with pytest.raises(FileNotFoundError, match=rf"dataset_\w+\.json: no such file; .*{advice}"):
         open_dataset(name, tmp_path, "test")
+    with pytest.raises(ValueError, match="got split 'dev', expected one of all, train, "):
+        open_dataset(name, tmp_path, "dev")
+
+
+# Flickr30k
+
+
+FLICKR_LAYOUTS = {
+    "images_captions.csv": "image_name,comment_number,comment\n1.jpg,0,A cat\n2.jpg,0,A dog\n1.jpg,1,Cats\n",
+    "results.csv": "image_name| comment_number| comment\n1.jpg| 0| A cat\n2.jpg| 0| A dog\n1.jpg| 1| Cats\n",
+    "captions.txt": "image_name,comment_number,comment\n1.jpg,0,A cat\n2.jpg,0,A dog\n1.jpg,1,Cats\n",
+    "results_20130124.token": "1.jpg#0\tA cat\n2.jpg#0\tA dog\n1.jpg#1\tCats\n",
+}
+
+
+@pytest.mark.parametrize("name", FLICKR_LAYOUTS)
+@pytest.mark.parametrize("unpacked", ["moved into place", "as Kaggle packs it"])
+def test_flickr30k_in_every_layout(tmp_path, name, unpacked):
+    nested = unpacked == "as Kaggle packs it"
+    folder = tmp_path / "flickr30k_images" / ("flickr30k_images" if nested else "")
+    fill(folder, "1.jpg", "2.jpg")
+    (folder.parent / name).write_text(FLICKR_LAYOUTS[name], encoding="utf-8")
+    dataset = open_dataset("flickr30k", tmp_path, "all")
+    assert dataset.folder == folder
+    assert [(query.id, query.text) for query in dataset.queries] == [
+        ("1.jpg#0", "A cat"),
+        ("2.jpg#0", "A dog"),
+        ("1.jpg#1", "Cats"),
+    ]
+    assert dataset.skipped == ()
+
+
+def karpathy(*images, **more):
+    return {
+        "images": [
+            {
+                "sentids": list(range(len(comments))),
+                "imgid": place,
+                "sentences": [
+                    {"tokens": comment.lower().split(), "raw": comment, "imgid": place, "sentid": number}
+                    for number, comment in enumerate(comments)
+                ],
+                "split": split,
+                "filename": name,
+            }
+            | ({"cocoid": coco_id, "filepath": name.split("_")[1]} if coco_id else {})
+            for place, (name, coco_id, split, comments) in enumerate(images)
+        ],
+        "dataset": "x",
+    } | more
+
+
+def test_flickr30k_by_karpathys_splits(tmp_path):
+    fill(tmp_path / "flickr30k_images", "1.jpg", "2.jpg", "3.jpg")
+    listed = [
+        ("1.jpg", None, "train", ["A cat", "Cats"]),
+        ("2.jpg", None, "test", ["A dog ."]),
+        ("9.jpg", None, "test", ["Gone", "Gone too"]),
+        ("3.jpg", None, "val", ["A  bird\n"]),
+    ]
+    write_json(tmp_path / "dataset_flickr30k.json", karpathy(*listed))
+    test = open_dataset("flickr30k", tmp_path, "test")
+    assert [(image.id, image.captions) for image in test.images] == [("2.jpg", ("A dog .",))]
+    assert [query.id for query in test.queries] == ["2.jpg#0"]
+    assert [(skip.what, skip.why) for skip in test.skipped] == [
+        ("dataset_flickr30k.json image 2, sentence 0: 9.jpg", "no such image in the folder"),
+        ("dataset_flickr30k.json image 2, sentence 1: 9.jpg", "no such image in the folder"),
+    ]
+    assert [query.text for query in open_dataset("flickr30k", tmp_path, "val").queries] == ["A bird"]
+    assert [query.id for query in open_dataset("flickr30k", tmp_path, "train").queries] == [
+        "1.jpg#0",
+        "1.jpg#1",
+    ]
+    everything = open_dataset("flickr30k", tmp_path, "all")  # no other captions file: Karpathy's serves
+    assert (len(everything.images), len(everything.queries)) == (3, 4)
+    write_captions(tmp_path, "1.jpg,0,From the table")
+    assert [query.text for query in open_dataset("flickr30k", tmp_path, "all").queries] == ["From the table"]
+
+
+# MSCOCO
+
+
+ANNOTATIONS = {
+    "info": {"year": 2017},
+    "images": [
+        {"id": 1, "file_name": "000000000001.jpg", "height": 3, "width": 4},
+        {"id": 2, "file_name": "000000000002.jpg"},
+    ],
+    "annotations": [
+        {"image_id": 2, "id": 7, "caption": 'A "red" bus,\nparked '},
+        {"image_id": 1, "id": 8, "caption": "A dog"},
+        {"image_id": 2, "id": 9, "caption": "A bus"},
+    ],
+}
+
+
+@pytest.mark.parametrize("where", ["annotations/captions_val2017.json", "captions_val2017.json"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_cocos_annotations_are_read_as_they_are(tmp_path, where, mark):
+    fill(tmp_path / "val2017", "000000000001.jpg", "000000000002.jpg")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / where).write_bytes(mark + json.dumps(ANNOTATIONS).encode())
+    assert [(query.id, query.text) for query in open_dataset("mscoco", tmp_path, "all").queries] == [
+        ("000000000002.jpg#0", 'A "red" bus, parked'),
+        ("000000000001.jpg#0", "A dog"),
+        ("000000000002.jpg#1", "A bus"),
+    ]
+    write_captions(tmp_path, "000000000001.jpg,0,From the table")
+    assert [query.text for query in open_dataset("mscoco", tmp_path, "all").queries] == ["From the table"]
+
+
+def test_odd_annotations_are_left_out_and_counted(tmp_path, caplog):
+    fill(tmp_path / "val2017", "1.jpg")
+    images = [
+        {"id": 1, "file_name": "1.jpg"},
+        {"id": 2, "file_name": "../../../etc/passwd"},
+        {"id": 3, "file_name": "C:\\secret.jpg"},
+        {"id": 4, "file_name": 5},
+        {"file_name": "nobody"},
+        "nonsense",
+    ]
+    annotations = [
+        {"image_id": 1, "caption": "A dog"},
+        {"image_id": 2, "caption": "x"},
+        {"image_id": 3, "caption": "x"},
+        {"image_id": 4, "caption": "x"},
+        {"image_id": [1], "caption": "x"},
+        {"image_id": 1, "caption": None},
+        {"image_id": 1, "caption": "half a character: \ud83d"},
+        {"image_id": 1, "caption": "a NUL: \0"},
+        {"image_id": 1, "caption": " "},
+        None,
+    ]
+    write_json(tmp_path / "captions_val2017.json", {"images": images, "annotations": annotations})
+    dataset = open_dataset("mscoco", tmp_path, "all")
+    assert [query.id for query in dataset.queries] == ["1.jpg#0"]
+    assert [skip.why for skip in dataset.skipped] == [
+        "the image name leaves the folder",
+        "the image name is an absolute path",
+        "the file does not name this image",
+        "not of the expected form",
+        "not of the expected form",
+        "holds characters that are no text, such as NUL",
+        "holds characters that are no text, such as NUL",
+        "the comment is empty",
+        "not of the expected form",
+    ]
+    assert "left out 9 of 10 lines" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", '{"images": []}', '{"images": [], "annotations": 3}', "\xff", "[" * 100_000, '{"images": [}'],
+)
+def test_other_json_is_refused_in_one_line(tmp_path, content):
+    fill(tmp_path / "val2017", "1.jpg")
+    (tmp_path / "captions_val2017.json").write_text(content, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"captions_val2017\.json: got .*expected COCO's captions") as caught:
+        open_dataset("mscoco", tmp_path, "all")
+    assert "\n" not in str(caught.value)
+
+
+def coco_world(root):
+    """Karpathy's test images lie in val2014; some of them are in val2017 too, under other names."""
+    fill(root / "val2014", "COCO_val2014_000000000011.jpg", "COCO_val2014_000000000012.jpg")
+    fill(root / "val2017", "000000000012.jpg", "000000000013.jpg", "cover.jpg")
+    fill(root / "train2014", "COCO_train2014_000000000021.jpg")
+    listed = [
+        ("COCO_val2014_000000000013.jpg", 13, "test", ["In 2017 alone"]),
+        ("COCO_val2014_000000000011.jpg", 11, "test", ["In 2014 alone", "Again"]),
+        ("COCO_val2014_000000000012.jpg", 12, "test", ["In both"]),
+        ("COCO_val2014_000000000014.jpg", 14, "test", ["Nowhere"]),
+        ("COCO_train2014_000000000021.jpg", 21, "train", ["To learn from"]),
+        ("COCO_val2014_000000000011.jpg", 11, "restval", ["Left over"]),
+    ]
+    write_json(root / "dataset_coco.json", karpathy(*listed))
+
+
+def test_karpathys_coco_finds_pictures_of_2014_and_2017_by_their_number(tmp_path):
+    coco_world(tmp_path)
+    dataset = open_dataset("mscoco", tmp_path, "test")
+    assert dataset.folder == tmp_path
+    assert [image.id for image in dataset.images] == [
+        "val2017/000000000013.jpg",
+        "val2014/COCO_val2014_000000000011.jpg",
+        "val2014/COCO_val2014_000000000012.jpg",
+    ]
+    assert all(image.path == tmp_path / image.id and image.path.is_file() for image in dataset.images)
+    assert [(query.target, query.text) for query in dataset.queries] == [
+        ("val2017/000000000013.jpg", "In 2017 alone"),
+        ("val2014/COCO_val2014_000000000011.jpg", "In 2014 alone"),
+        ("val2014/COCO_val2014_000000000011.jpg", "Again"),
+        ("val2014/COCO_val2014_000000000012.jpg", "In both"),
+    ]
+    assert [(skip.what, skip.why) for skip in dataset.skipped] == [
+        (
+            "dataset_coco.json image 3, sentence 0: COCO_val2014_000000000014.jpg",
+            "no such image in the folder",
+        )
+    ]
+    assert [query.text for query in open_dataset("mscoco", tmp_path, "train").queries] == ["To learn from"]
+    assert [query.text for query in open_dataset("mscoco", tmp_path, "restval").queries] == ["Left over"]
+
+
+def test_only_val2017_serves_for_karpathys_splits_as_far_as_it_goes(tmp_path):
+    coco_world(tmp_path)
+    shutil.rmtree(tmp_path / "val2014")
+    shutil.rmtree(tmp_path / "train2014")
+    dataset = open_dataset("mscoco", tmp_path, "test")
+    assert [image.id for image in dataset.images] == ["val2017/000000000013.jpg", "val2017/000000000012.jpg"]
+    shutil.rmtree(tmp_path / "val2017")
+    with pytest.raises(FileNotFoundError, match="no image folder, expected one of val2014"):
+        open_dataset("mscoco", tmp_path, "test")
+
+
+def test_the_1k_folds_are_the_test_images_in_the_files_order(tmp_path):
+    names = [f"COCO_val2014_{number:012}.jpg" for number in range(1, 1004)]
+    fill(tmp_path / "val2014", names[0])
+    for name in names[1:]:
+        os.link(tmp_path / "val2014" / names[0], tmp_path / "val2014" / name)
+    listed = [(name, number, "test", ["A picture"]) for number, name in enumerate(names, 1)]
+    listed.insert(5, ("COCO_val2014_000000009999.jpg", 9999, "train", ["Not counted"]))
+    write_json(tmp_path / "dataset_coco.json", karpathy(*listed))
+    folds = [open_dataset("mscoco", tmp_path, f"test-1k-{fold}").images for fold in (1, 2)]
+    assert [len(images) for images in folds] == [1000, 3]
+    assert [Path(image.id).name for images in folds for image in images] == names
+
+
+@pytest.mark.parametrize("damage", [{"filename": 3}, {"split": None}, {"sentences": "A dog"}])
+def test_a_damaged_split_file_is_refused_because_the_folds_would_shift(tmp_path, damage):
+    coco_world(tmp_path)
+    values = json.loads((tmp_path / "dataset_coco.json").read_text())
+    values["images"][1] |= damage
+    write_json(tmp_path / "dataset_coco.json", values)
+    with pytest.raises(ValueError, match="image 1 is malformed, expected Karpathy's splits"):
+        open_dataset("mscoco", tmp_path, "test")
+
+
+def test_a_damaged_sentence_is_left_out(tmp_path):
+    coco_world(tmp_path)
+    values = json.loads((tmp_path / "dataset_coco.json").read_text())
+    values["images"][1]["sentences"] = [{"raw": 3}, "text", {"raw": "Still there"}]
+    write_json(tmp_path / "dataset_coco.json", values)
+    dataset = open_dataset("mscoco", tmp_path, "test")
+    assert [query.text for query in dataset.queries] == ["In 2017 alone", "Still there", "In both"]
+    assert dataset.queries[1].id == "val2014/COCO_val2014_000000000011.jpg#2"
+
+
+# A folder of one's own
 
 
 def test_a_folder_of_ones_own_needs_no_captions(tmp_path):
@@ -65,21 +321,42 @@ def test_a_folder_of_ones_own_needs_no_captions(tmp_path):
     dataset = open_dataset("image_folder", tmp_path, "all")
     assert dataset.queries[0].target == "b/2.PNG"
     assert dataset.images[2].captions == ("A picture",)
+    with pytest.raises(ValueError, match="got split 'test', expected 'all'"):
+        open_dataset("image_folder", tmp_path, "test")
 
 
-def test_links_to_folders_above_end_and_dead_links_are_reported(tmp_path):
-    fill(tmp_path / "root", "z/1.jpg", "z/deep/2.jpg")
+def test_links_are_followed_while_they_stay_in_the_folder(tmp_path):
+    root = tmp_path / "root"
+    fill(root, "z/1.jpg", "z/deep/2.jpg")
     fill(tmp_path / "elsewhere", "3.jpg")
-    (tmp_path / "root" / "z" / "deep" / "up").symlink_to(tmp_path / "root")
-    (tmp_path / "root" / "a_second_name_of_z").symlink_to(tmp_path / "root" / "z")
-    (tmp_path / "root" / "linked").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "root" / "dead.jpg").symlink_to(tmp_path / "nothing.jpg")
-    (tmp_path / "root" / "folder.jpg").mkdir()
-    images, skipped = list_images(tmp_path / "root", "look there")
-    assert [image.id for image in images] == ["linked/3.jpg", "z/1.jpg", "z/deep/2.jpg"]
-    assert [(skip.what, skip.why) for skip in skipped] == [
-        ("dead.jpg", "not a file, or a link that leads nowhere")
-    ]
+    (root / "z" / "deep" / "up").symlink_to(root)
+    (root / "a_second_name_of_z").symlink_to(root / "z")
+    (root / "same.jpg").symlink_to("z/1.jpg")
+    (root / "folder_outside").symlink_to(tmp_path / "elsewhere")
+    (root / "picture_outside.jpg").symlink_to(tmp_path / "elsewhere" / "3.jpg")
+    (root / "passwd.jpg").symlink_to("/etc/passwd")
+    (root / "dead.jpg").symlink_to(root / "nothing.jpg")
+    (root / "itself.jpg").symlink_to("itself.jpg")
+    (root / "folder.jpg").mkdir()
+    (tmp_path / "linked_root").symlink_to(root)
+    for folder in (root, tmp_path / "linked_root"):
+        images, skipped = list_images(folder, "look there")
+        assert [image.id for image in images] == ["same.jpg", "z/1.jpg", "z/deep/2.jpg"]
+        assert {(skip.what, skip.why.split(";")[0]) for skip in skipped} == {
+            ("folder_outside", "a link that leads out of the folder"),
+            ("picture_outside.jpg", "a link that leads out of the folder"),
+            ("passwd.jpg", "a link that leads out of the folder"),
+            ("dead.jpg", "not a file, or a link that leads nowhere"),
+            ("itself.jpg", "not a file, or a link that leads nowhere"),
+        }
+
+
+def test_a_file_name_that_is_no_text_is_left_out(tmp_path):
+    fill(tmp_path, "good.jpg")
+    os.link(tmp_path / "good.jpg", os.fsencode(tmp_path) + b"/caf\xe9.jpg")
+    images, skipped = list_images(tmp_path, "look there")
+    assert [image.id for image in images] == ["good.jpg"]
+    assert [(skip.what, skip.why) for skip in skipped] == [("caf?.jpg", "the file name is not UTF-8")]
 
 
 def test_unknown_datasets_are_refused_with_the_known_ones():
@@ -87,34 +364,7 @@ def test_unknown_datasets_are_refused_with_the_known_ones():
         open_dataset("imagenet", None, "all")
 
 
-def test_cocos_annotations_become_a_captions_file(tmp_path):
-    fill(tmp_path / "val2017", "000001.jpg", "000002.jpg")
-    annotations = {
-        "images": [{"id": 1, "file_name": "000001.jpg"}, {"id": 2, "file_name": "000002.jpg"}],
-        "annotations": [
-            {"image_id": 2, "id": 7, "caption": 'A "red" bus,\nparked '},
-            {"image_id": 1, "id": 8, "caption": "A dog"},
-            {"image_id": 2, "id": 9, "caption": "A bus"},
-        ],
-    }
-    (tmp_path / "captions_val2017.json").write_text(json.dumps(annotations))
-    assert convert_annotations(tmp_path / "captions_val2017.json", tmp_path / "images_captions.csv") == 3
-    assert [(query.id, query.text) for query in open_dataset("mscoco", tmp_path, "all").queries] == [
-        ("000002.jpg#0", 'A "red" bus, parked'),
-        ("000001.jpg#0", "A dog"),
-        ("000002.jpg#1", "A bus"),
-    ]
-
-
-@pytest.mark.parametrize(
-    "content", ["", "[]", '{"images": []}', '{"images": [], "annotations": [{"image_id": 1}]}']
-)
-def test_other_json_is_refused(tmp_path, content):
-    path = tmp_path / "captions_val2017.json"
-    path.write_text(content)
-    with pytest.raises(ValueError, match="expected COCO's captions"):
-        convert_annotations(path, tmp_path / "images_captions.csv")
-    assert not (tmp_path / "images_captions.csv").exists()
+# The checks
 
 
 def check(name, *arguments):
@@ -122,24 +372,46 @@ def check(name, *arguments):
     return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60)
 
 
-def test_the_check_says_how_to_get_the_data_and_what_is_there(tmp_path):
+def test_the_check_says_what_is_there_what_is_missing_and_what_comes_next(tmp_path):
     missing = check("flickr30k", "--root", str(tmp_path))
     assert missing.returncode == 1
-    assert "kaggle.com" in missing.stdout
-    assert "not usable: " in missing.stdout
-    fill(tmp_path / "val2017", "1.jpg", "2.jpg")
-    (tmp_path / "captions_val2017.json").write_text(
-        '{"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [{"image_id": 1, "caption": "A dog"}]}'
-    )
+    assert "missing  flickr30k_images/: the pictures" in missing.stdout
+    assert "not usable: " in missing.stdout and "kaggle.com" in missing.stdout
+    assert missing.stdout.rstrip().endswith("next: bash playground/download_flickr30k.sh")
+    fill(tmp_path / "val2017", "000000000001.jpg", "000000000002.jpg", "3.jpg")
+    write_json(tmp_path / "annotations" / "captions_val2017.json", ANNOTATIONS)
     there = check("mscoco", "--root", str(tmp_path))
     assert there.returncode == 0
-    assert "usable: 2 images (1 without a caption), 1 queries, 0 left out" in there.stdout
+    assert "there    annotations/captions_val2017.json: captions of val2017" in there.stdout
+    assert "missing  dataset_coco.json: Karpathy's captions and splits" in there.stdout
+    assert "usable: 3 images (1 without a caption), 3 queries, 0 left out" in there.stdout
+    assert "the whole split has 5000 images and 25014 queries" in there.stdout
+    last = there.stdout.rstrip().splitlines()[-1]
+    assert last == f"next: python embed_image_as_faiss.py --dataset mscoco --root {tmp_path}"
+
+
+def test_the_check_lists_what_was_left_out(tmp_path):
+    fill(tmp_path, "1.jpg")
+    write_captions(tmp_path, "1.jpg,0,A dog", *(f"../{number}.jpg,0,x" for number in range(12)))
+    done = check("image_folder", "--root", str(tmp_path))
+    assert done.returncode == 0
+    assert "usable: 1 images (0 without a caption), 1 queries, 12 left out" in done.stdout
+    assert done.stdout.count("the image name leaves the folder") == 10
+    assert "and 2 more" in done.stdout
+
+
+@pytest.mark.parametrize("name", [name for name in DATASETS if name != "demo"])
+def test_every_dataset_has_a_check_with_help(name):
+    done = check(name, "--help")
+    assert done.returncode == 0
+    assert "--root" in done.stdout and "--split" in done.stdout
 
 
 def test_reading_imports_no_model_and_no_index():
+    names = ", ".join(f"playground.{name}" for name in DATASETS if name != "demo")
     code = (
-        "import sys, playground, playground.flickr30k, playground.mscoco, playground.image_folder\n"
-        "print({'torch', 'faiss', 'transformers', 'numpy', 'PIL'} & set(sys.modules))"
+        f"import sys, playground, {names}\n"
+        "print({'torch', 'faiss', 'transformers', 'numpy', 'PIL', 'av'} & set(sys.modules))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=60
@@ -148,7 +420,9 @@ def test_reading_imports_no_model_and_no_index():
 
 
 def test_a_large_folder_is_listed_without_complaint(tmp_path, caplog):
-    fill(tmp_path, *(f"{number:05}.jpg" for number in range(2000)))
+    fill(tmp_path, "00000.jpg")
+    for number in range(1, 2000):
+        os.link(tmp_path / "00000.jpg", tmp_path / f"{number:05}.jpg")
     with caplog.at_level(logging.WARNING):
         assert len(open_dataset("image_folder", tmp_path, "all").images) == 2000
     assert not caplog.records
