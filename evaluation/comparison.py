@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,12 +19,14 @@ class Difference:
         low: Lower end of the interval.
         high: Upper end. An interval that holds 0 shows no difference.
         query_count: Queries behind it.
+        p_value: Of no difference, two-sided, from the same resamples as the interval.
     """
 
     mean: float
     low: float
     high: float
     query_count: int
+    p_value: float
 
 
 def compare(
@@ -94,14 +97,17 @@ def paired_bootstrap(
         confidence: Share of resampled means inside the interval.
 
     Returns:
-        Mean difference with its interval.
+        Mean difference with its interval and p-value. With b resampled means, the p-value is the smaller of
+        (1 + means <= 0) / (b + 1) and (1 + means >= 0) / (b + 1), times two, at most 1: it falls below 0.05
+        about where the 95 percent interval leaves 0 out.
 
     Raises:
         ValueError: If there are no differences, one is not finite, or ``resamples`` or ``confidence`` is out
             of range.
 
     Source:
-        Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13; Sakai, SIGIR 2006, for
+        Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 13 and 15; Davison and
+        Hinkley, Bootstrap Methods (1997), section 4.2, for counting the sample itself; Sakai, SIGIR 2006, for
         retrieval.
     """
     if differences.ndim != 1 or not len(differences) or not np.isfinite(differences).all():
@@ -121,4 +127,55 @@ def paired_bootstrap(
     )
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
-    return Difference(float(differences.mean()), float(low), float(high), count)
+    rarer = min((means <= 0).sum(), (means >= 0).sum())
+    p_value = min(1.0, 2 * (1 + int(rarer)) / (resamples + 1))
+    return Difference(float(differences.mean()), float(low), float(high), count, p_value)
+
+
+def mean_over_seeds(runs: Sequence[Measures]) -> Measures:
+    """Averages runs of the same queries that differ in the seed alone, query by query.
+
+    A query then stands once in a comparison, however many seeds were played, and the bootstrap over queries
+    speaks of the mean over these seeds.
+
+    Args:
+        runs: At least one.
+
+    Raises:
+        ValueError: If there is none, or they differ in queries, rounds or measures.
+    """
+    if not runs:
+        raise ValueError("no runs to average")
+    first = runs[0]
+    shapes = [{name: array.shape for name, array in run.values.items()} for run in runs]
+    if any(run.query_ids != first.query_ids for run in runs) or any(shape != shapes[0] for shape in shapes):
+        raise ValueError("the runs of several seeds differ in queries, rounds or measures")
+    return replace(
+        first, values={name: np.mean([run.values[name] for run in runs], axis=0) for name in first.values}
+    )
+
+
+def adjusted_by_holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusts p-values for being several, so that calling those below 0.05 real errs in 5 percent of tables.
+
+    The i-th smallest of m is multiplied by m - i + 1 (i from 1), and never lies below the one before it; at
+    most 1. Equal p-values stay equal.
+
+    Args:
+        p_values: Of all comparisons made, not of the best ones.
+
+    Returns:
+        The adjusted values, in the order given; none for none.
+
+    Source:
+        Holm, A Simple Sequentially Rejective Multiple Test Procedure, Scand. J. Statistics 1979.
+
+    Example:
+        0.01, 0.04, 0.03 become 0.03, 0.06, 0.06.
+    """
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for place, number in enumerate(sorted(range(len(p_values)), key=lambda number: p_values[number])):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[number]))
+        adjusted[number] = largest
+    return adjusted

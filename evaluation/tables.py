@@ -1,7 +1,10 @@
-"""The table of a run: one row per round, readable in a terminal and as Markdown."""
+"""Tables: of one run, one row per round, and any rows as Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
+import csv
+import io
+import re
 from collections.abc import Mapping, Sequence
 
 COLUMNS = ("Recall@1", "Recall@5", "Recall@10", "F1@10", "Mean rank")
@@ -39,12 +42,7 @@ def format_table(summary: Mapping[str, Sequence[float]], columns: Sequence[str] 
     rows = [["Round", *columns]]
     for number in range(len(summary[columns[0]])):
         rows.append([str(number), *(format_value(name, summary[name][number]) for name in columns)])
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    rows.insert(1, ["-" * (width - 1) + ":" for width in widths])
-    return "\n".join(
-        "| " + " | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in rows
-    )
+    return as_markdown(rows, left=0)
 
 
 def format_value(name: str, value: float) -> str:
@@ -52,3 +50,62 @@ def format_value(name: str, value: float) -> str:
     if name in NOT_SHARES:
         return f"{value:.3f}" if name == "BRI" else f"{value:.1f}"
     return f"{100 * value:.1f}"
+
+
+def as_markdown(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Lays out rows as a Markdown table that is aligned in a terminal too.
+
+    Args:
+        rows: The header first; all of one length.
+        left: How many columns, from the first, hold words and stand to the left; the others hold numbers.
+
+    Returns:
+        Lines joined by newlines, none at the end. A ``|`` inside a cell is escaped.
+    """
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    widths = [max(3, *(len(row[place]) for row in cells)) for place in range(len(cells[0]))]
+    ruler = ["-" * width if place < left else "-" * (width - 1) + ":" for place, width in enumerate(widths)]
+    return "\n".join(
+        "| "
+        + " | ".join(
+            cell.ljust(width) if place < left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        + " |"
+        for row in (cells[0], ruler, *cells[1:])
+    )
+
+
+def as_csv(rows: Sequence[Sequence[str]]) -> str:
+    """Writes rows as CSV, the header first."""
+    sheet = io.StringIO()
+    csv.writer(sheet, lineterminator="\n").writerows(rows)
+    return sheet.getvalue()
+
+
+def as_latex(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    r"""Writes rows as a LaTeX ``tabular`` with the rules of the booktabs package.
+
+    Args:
+        rows: The header first; all of one length.
+        left: As `as_markdown`.
+
+    Returns:
+        Lines, each with its newline; put them into a ``table``, with ``\usepackage{booktabs}``.
+    """
+    head, *body = [" & ".join(map(_in_latex, row)) + r" \\" for row in rows]
+    columns = "l" * left + "r" * (len(rows[0]) - left)
+    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule"]
+    return "".join(f"{line}\n" for line in (*lines, r"\end{tabular}"))
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
+    "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "|": r"\textbar{}",
+}  # fmt: skip
+
+
+def _in_latex(cell: str) -> str:
+    text = "".join(_LATEX.get(letter, letter) for letter in cell)
+    return re.sub(r"(?<![\w.-])[+-]\d+(?:\.\d+)?", r"$\g<0>$", text)  # a minus sign, not a hyphen

@@ -1,7 +1,11 @@
+import itertools
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from evaluation.comparison import compare, paired_bootstrap
+from evaluation.comparison import adjusted_by_holm, compare, mean_over_seeds, paired_bootstrap
 from evaluation.measures import Measures
 
 
@@ -75,3 +79,59 @@ def test_what_cannot_be_compared_is_refused():
             paired_bootstrap(bad)
     with pytest.raises(ValueError, match="resamples"):
         paired_bootstrap(np.zeros(3), resamples=0)
+
+
+def test_the_p_value_counts_the_resamples_on_the_other_side():
+    # Means of two draws from {-1, 2}: -1, 0.5, 2 with chances 1/4, 1/2, 1/4; a quarter lies below 0.
+    assert paired_bootstrap(np.array([-1.0, 2.0]), 40_000).p_value == pytest.approx(0.5, abs=0.02)
+    assert paired_bootstrap(np.zeros(9)).p_value == 1
+    assert paired_bootstrap(np.full(9, 0.5), 999).p_value == pytest.approx(2 / 1000)
+    assert paired_bootstrap(-np.full(9, 0.5), 999).p_value == pytest.approx(2 / 1000)
+
+
+def test_the_p_value_and_the_interval_agree():
+    random = np.random.default_rng(0)
+    for shift in np.linspace(-0.5, 0.5, 41):
+        difference = paired_bootstrap(random.normal(shift, 1, 50), 2000)
+        if abs(difference.p_value - 0.05) > 0.005:
+            assert (difference.p_value < 0.05) == (difference.low > 0 or difference.high < 0)
+
+
+def test_the_p_value_of_no_difference_is_small_as_often_as_it_says():
+    random = np.random.default_rng(0)
+    p_values = [paired_bootstrap(random.normal(0, 1, 80), 500, seed).p_value for seed in range(400)]
+    assert 0.02 <= np.mean(np.array(p_values) < 0.05) <= 0.09
+
+
+@given(st.lists(st.floats(0.0001, 1), max_size=6))
+def test_holm_agrees_with_the_step_down_procedure(p_values):
+    adjusted = adjusted_by_holm(p_values)
+    for level in (0.01, 0.05, 0.2, 0.9):
+        rejected = set()  # step down: compare the smallest left with level / (how many are left)
+        left = sorted(range(len(p_values)), key=lambda number: p_values[number])
+        while left and p_values[left[0]] <= level / len(left):
+            rejected.add(left.pop(0))
+        # At a tie of value and threshold, rounding may decide either way.
+        clear = [n for n, value in enumerate(adjusted) if abs(value - level) > 1e-9]
+        assert {n for n in clear if adjusted[n] <= level} == rejected & set(clear)
+    for one, two in itertools.permutations(range(len(p_values)), 2):
+        assert p_values[one] > p_values[two] or adjusted[one] <= adjusted[two]
+
+
+def test_holm_by_hand():
+    assert adjusted_by_holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert adjusted_by_holm([0.9, 0.8]) == [1, 1]
+    assert adjusted_by_holm([0.02, 0.02]) == [0.04, 0.04]
+    assert adjusted_by_holm([]) == []
+
+
+def test_runs_of_several_seeds_become_one_run_of_means():
+    runs = [make_measures([[0, 1, np.nan]]), make_measures([[1, 1, np.nan]])]
+    mean = mean_over_seeds(runs)
+    assert mean.values["Recall@10"].tolist()[0][:2] == [0.5, 1] and np.isnan(mean.values["Recall@10"][0][2])
+    assert mean.query_ids == runs[0].query_ids and mean_over_seeds(runs[:1]).values["Recall@10"][0][0] == 0
+    with pytest.raises(ValueError, match="no runs"):
+        mean_over_seeds([])
+    for other in (make_measures([[0, 1, 1]], ["x", "y", "z"]), make_measures([[0, 1, 1], [0, 1, 1]])):
+        with pytest.raises(ValueError, match="differ in queries, rounds or measures"):
+            mean_over_seeds([runs[0], other])
