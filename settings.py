@@ -17,7 +17,8 @@ log = logging.getLogger(__name__)
 PROJECT = Path(__file__).parent
 
 StrategyName = Literal["original", "append", "rewrite", "rewrite-original", "rewrite-anchored"]
-UserName = Literal["independent", "reference", "random", "first"]
+UserName = Literal["independent", "caption", "reference", "ground-truth", "random", "first"]
+ProtocolName = Literal["honest", "reference", "paper", "chatir"]
 
 # Model ids, precision and batch sizes that belong together; any single constant overrides its preset's.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -102,8 +103,13 @@ class SessionSettings(IndexSettings):
     """How sessions are played, whatever the strategy and the user.
 
     Attributes:
-        user_model: Sentence encoder of the independent user: a folder, a hub id, or "all-minilm-l6-v2".
-        protocol: Rules: "honest" or "reference".
+        user_model: Sentence encoder of the users who judge by captions: a folder, a hub id, or
+            "all-minilm-l6-v2".
+        user_dislikes: How many of the shown images a judging user also turns down.
+        user_patience: Rounds in a row without progress after which a judging user gives up; never when not
+            given.
+        protocol: Rules: "honest" (unseen images each round), "reference" (the published code's), "paper"
+            (unseen images, any relevant one satisfies) or "chatir" (all images each round, all rounds played).
         rounds: Rounds played, the first search included.
         caption_model: Describes picked images; the preset's when not given.
         rewrite_model: Rewrites queries; the preset's when not given.
@@ -120,7 +126,9 @@ class SessionSettings(IndexSettings):
     """
 
     user_model: str = "all-minilm-l6-v2"
-    protocol: Literal["honest", "reference"] = "honest"
+    user_dislikes: int = 0
+    user_patience: int | None = None
+    protocol: ProtocolName = "honest"
     rounds: int = 4
     caption_model: str | None = None
     rewrite_model: str | None = None
@@ -156,16 +164,25 @@ class ExperimentSettings(SessionSettings):
         strategy: How feedback moves the query: "original" (none), "append", "rewrite" (the paper's: the last
             query with the last caption), "rewrite-original" (the person's own words with all captions) or
             "rewrite-anchored" (the same, and the own words stay in the query vector).
-        user: Who gives feedback: "independent" (judges by people's captions), "reference" (judges with the
-            retriever's own embedding; flatters), "random" or "first" (controls).
+        user: Who gives feedback: "independent" (judges by people's captions), "caption" (the same without the
+            query among them), "reference" (judges with the retriever's own embedding; flatters),
+            "ground-truth" (likes all that is relevant; protocol "paper"), "random" or "first" (controls).
+        user_noise: Share of the rounds in which a judging user points at a wrong image.
     """
 
     strategy: StrategyName = "rewrite"
     user: UserName = "independent"
+    user_noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_habits(self, self.user_noise)
 
     def run_name(self) -> str:
         """Returns the name of the run's folder."""
-        return f"{super().run_name()}-{self.user}-{self.strategy}"
+        habits = {"noise": self.user_noise, "dislikes": self.user_dislikes, "patience": self.user_patience}
+        user = "-".join([self.user, *(f"{name}{value:g}" for name, value in habits.items() if value)])
+        return f"{super().run_name()}-{user}-{self.strategy}"
 
 
 @dataclass(frozen=True)
@@ -175,14 +192,68 @@ class ComparisonSettings(SessionSettings):
     Attributes:
         strategies: Strategies to play; scrolling, the control, always comes along.
         users: Users to play them with.
+        noises: Shares of wrong picks; every judging user plays once with each.
+        seeds: How often what is random is played: with the seeds SEED, SEED + 1, ...
     """
 
     strategies: tuple[StrategyName, ...] = ("append", "rewrite", "rewrite-original", "rewrite-anchored")
     users: tuple[UserName, ...] = ("independent", "reference", "random", "first")
+    noises: tuple[float, ...] = (0.0,)
+    seeds: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_at_least(self, 1, "seeds")
+        _check_habits(self, *self.noises)
+        for name in ("strategies", "users", "noises"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name}: got {' '.join(map(str, values)) or 'none'}, expected each once")
 
     def run_name(self) -> str:
         """Returns the name of the comparison's folder."""
         return f"compare-{super().run_name()}"
+
+
+@dataclass(frozen=True)
+class DialogueSettings(IndexSettings):
+    """Evaluates other people's dialogues about images: ChatIR's and PlugIR's files as they are.
+
+    Attributes:
+        dialogues: JSON list of {"img": path, "dialog": [caption, "question? answer", ...]}.
+        search_space: JSON list of the image paths searched, below ROOT; the dataset's images when not given.
+        turns: What a round searches: the turns so far "joined" by commas, or the last one "alone", as PlugIR's
+            reformulated dialogues want it.
+        rounds: Rounds, the first caption's included; as many as the longest dialogue has when not given.
+        query_batch: Dialogues searched together.
+        output: Folder of the run; one under runs/, named after the dialogue file, when not given.
+        restart: Throw away what the output folder holds of an earlier run.
+    """
+
+    dialogues: Path | None = None
+    search_space: Path | None = None
+    turns: Literal["joined", "alone"] = "joined"
+    rounds: int | None = None
+    query_batch: int = 256
+    output: Path | None = None
+    restart: bool = False
+
+    def resolved(self) -> Any:
+        """Returns the same settings with every open one filled in.
+
+        Raises:
+            ValueError: If there is no dialogue file, or a search space without its folder.
+        """
+        if self.dialogues is None:
+            raise ValueError("dialogues: got none, expected a JSON file of dialogues; name it with --dialogues")
+        index, space = self.index, self.search_space
+        if space is not None and self.root is None:
+            raise ValueError(f"root: got none, expected the folder below which the images of {space} lie")
+        if space is not None and self.root is not None:
+            index = index or self.root / f"index-{space.stem}"
+        name = f"chatir-{self.dialogues.stem}" + ("-alone" if self.turns == "alone" else "")
+        output = self.output or Path("runs") / name
+        return IndexSettings.resolved(dataclasses.replace(self, index=index, output=output))
 
 
 Settings = TypeVar("Settings", bound=IndexSettings)
@@ -259,6 +330,14 @@ def _checked_constants(kind: type, constants: Mapping[str, Any]) -> dict[str, An
             raise ValueError(f"constant {name} = {value!r}: expected no bool")
         values[field] = value
     return values
+
+
+def _check_habits(settings: SessionSettings, *noises: float) -> None:
+    _check_at_least(settings, 0, "user_dislikes")
+    _check_at_least(settings, 1, "user_patience")
+    for noise in noises:
+        if not 0 <= noise <= 1:
+            raise ValueError(f"noise: got {noise}, expected a share from 0 to 1")
 
 
 def _check_at_least(settings: object, least: int, *names: str) -> None:
