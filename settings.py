@@ -109,7 +109,7 @@ class SessionSettings(IndexSettings):
         user_patience: Rounds in a row without progress after which a judging user gives up; never when not
             given.
         protocol: Rules: "honest" (unseen images each round), "reference" (the published code's), "paper"
-            (unseen images, any relevant one satisfies) or "chatir" (all images each round, all rounds played).
+            (unseen images, any relevant one satisfies) or "chatir" (all images, all rounds played).
         rounds: Rounds played, the first search included.
         caption_model: Describes picked images; the preset's when not given.
         rewrite_model: Rewrites queries; the preset's when not given.
@@ -222,8 +222,8 @@ class DialogueSettings(IndexSettings):
     Attributes:
         dialogues: JSON list of {"img": path, "dialog": [caption, "question? answer", ...]}.
         search_space: JSON list of the image paths searched, below ROOT; the dataset's images when not given.
-        turns: What a round searches: the turns so far "joined" by commas, or the last one "alone", as PlugIR's
-            reformulated dialogues want it.
+        turns: What a round searches: the turns so far "joined" by commas, or the last one "alone", as
+            PlugIR's reformulated dialogues want it.
         rounds: Rounds, the first caption's included; as many as the longest dialogue has when not given.
         query_batch: Dialogues searched together.
         output: Folder of the run; one under runs/, named after the dialogue file, when not given.
@@ -245,7 +245,7 @@ class DialogueSettings(IndexSettings):
             ValueError: If there is no dialogue file, or a search space without its folder.
         """
         if self.dialogues is None:
-            raise ValueError("dialogues: got none, expected a JSON file of dialogues; name it with --dialogues")
+            raise ValueError("dialogues: got none, expected a JSON file; name it with --dialogues")
         index, space = self.index, self.search_space
         if space is not None and self.root is None:
             raise ValueError(f"root: got none, expected the folder below which the images of {space} lie")
