@@ -59,7 +59,11 @@ class Captions:
 
 
 def usable_lines(
-    path: Path, lines: Iterable[Line], known: Collection[str], next_command: str
+    path: Path,
+    lines: Iterable[Line],
+    known: Collection[str],
+    next_command: str,
+    unknown: str = "no such image in the folder",
 ) -> tuple[tuple[Line, ...], tuple[Skip, ...]]:
     """Takes the lines that can be used, and says of each other why not.
 
@@ -68,6 +72,7 @@ def usable_lines(
         lines: Of it.
         known: Image names that are there.
         next_command: What to do when the file is of no use; ends the error message.
+        unknown: What to say of a name that is not known.
 
     Returns:
         Lines with known names, each image's comment numbers distinct, white space in the comment evened out;
@@ -83,7 +88,7 @@ def usable_lines(
     reasons: Counter[str] = Counter()
     seen: set[str] = set()
     for line in lines:
-        reason = _problem(line, known, seen)
+        reason = _problem(line, known, seen, unknown)
         if reason:
             reasons[reason] += 1
             skipped.append(Skip(f"{path.name} {line.where}: {_NO_TEXT.sub('?', line.image_name)}", reason))
@@ -141,7 +146,7 @@ def _plain(name: str) -> str:
     return PurePosixPath(name).as_posix()
 
 
-def _problem(line: Line, known: frozenset[str], seen: set[str]) -> str:
+def _problem(line: Line, known: frozenset[str], seen: set[str], unknown: str) -> str:
     """Returns why the line cannot be used, or nothing."""
     name = line.image_name
     if line.flaw:
@@ -155,7 +160,7 @@ def _problem(line: Line, known: frozenset[str], seen: set[str]) -> str:
     if ".." in PureWindowsPath(name).parts:  # takes both kinds of slash
         return "the image name leaves the folder"
     if _plain(name) not in known:
-        return "no such image in the folder"
+        return unknown
     if not line.comment_number or "#" in line.comment_number:
         return "no comment number"
     if not line.comment.split():

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from playground import DATA_FOLDER
 from records import Dataset
+
+log = logging.getLogger(__name__)
 
 _LISTED = 10
 
@@ -29,89 +32,98 @@ class Piece:
 
 @dataclass(frozen=True)
 class Size:
-    """How much a whole dataset holds, by the word of its authors."""
+    """How much a whole split holds, by the word of its authors."""
 
     images: int
     queries: int
 
 
-def check_command(
-    module: str,
-    read: Callable[[Path, str], Dataset],
-    how_to_get: str,
-    pieces: Sequence[Piece],
-    *,
-    sizes: dict[str, Size] | None = None,
-    default_split: str = "all",
-    download: str = "",
-    arguments: Sequence[str] | None = None,
-) -> int:
-    """Runs `python -m playground.<module>`.
+@dataclass(frozen=True)
+class Check:
+    """How a dataset is checked.
 
-    Args:
-        module: Name of the dataset.
+    Attributes:
+        name: The dataset's, and its module's.
         read: Its reader.
         how_to_get: Where its files come from and go; printed when it is not usable.
         pieces: What may lie in its folder.
         sizes: Of its splits, where known.
         default_split: Checked when none is asked for.
         download: Command that gets it, if there is one.
-        arguments: The command line; `sys.argv`'s when None.
-
-    Returns:
-        The exit status: 0 when the dataset is usable, else 1.
     """
-    from playground import DATA_FOLDER
 
-    parser = argparse.ArgumentParser(
-        prog=f"python -m playground.{module}",
-        description="Says what of the dataset is there, what is missing, and what to do next.",
-        epilog=how_to_get,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    default_root = DATA_FOLDER / module
-    parser.add_argument(
-        "--root", type=Path, default=default_root, help=f"its folder (default: {default_root})"
-    )
-    parser.add_argument("--split", default=default_split, help=f"the part to read (default: {default_split})")
-    options = parser.parse_args(arguments)
+    name: str
+    read: Callable[[Path, str], Dataset]
+    how_to_get: str
+    pieces: Sequence[Piece]
+    sizes: Mapping[str, Size] = field(default_factory=dict)
+    default_split: str = "all"
+    download: str = ""
+
+    def parser(self) -> argparse.ArgumentParser:
+        """Returns the command line; a dataset may add to it."""
+        parser = argparse.ArgumentParser(
+            prog=f"python -m playground.{self.name}",
+            description="Says what of the dataset is there, what is missing, and what to do next.",
+            epilog=self.how_to_get,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        root = DATA_FOLDER / self.name
+        parser.add_argument("--root", type=Path, default=root, help=f"its folder (default: {root})")
+        parser.add_argument(
+            "--split", default=self.default_split, help=f"the part to read (default: {self.default_split})"
+        )
+        return parser
+
+    def run(self, root: Path, split: str) -> int:
+        """Reads the dataset and says what came of it.
+
+        Returns:
+            The exit status: 0 when the dataset is usable, else 1.
+        """
+        start_log()
+        log.info("%s in %s", self.name, root)
+        for piece in self.pieces:
+            state = "there" if (root / piece.path).exists() else "missing"
+            log.info("  %-8s %s: %s", state, piece.path, piece.use)
+        try:
+            dataset = self.read(root, split)
+        except (ValueError, OSError) as error:
+            log.error("not usable: %s\n\n%s", error, self.how_to_get)
+            if self.download:
+                log.info("next: %s", self.download)
+            return 1
+        self._report(dataset, split)
+        flags = f" --dataset {self.name}"
+        flags += f" --root {root}" if root != DATA_FOLDER / self.name else ""
+        flags += f" --split {split}" if split != self.default_split else ""
+        log.info("next: python embed_image_as_faiss.py%s", flags)
+        return 0
+
+    def main(self) -> int:
+        """Runs from the command line."""
+        options = self.parser().parse_args()
+        return self.run(options.root, options.split)
+
+    def _report(self, dataset: Dataset, split: str) -> None:
+        log.info(
+            "usable: %d images (%d without a caption), %d queries, %d left out (split %s)",
+            len(dataset.images),
+            sum(not image.captions for image in dataset.images),
+            len(dataset.queries),
+            len(dataset.skipped),
+            split,
+        )
+        for skip in dataset.skipped[:_LISTED]:
+            log.info("  left out: %s: %s", skip.what, skip.why)
+        if len(dataset.skipped) > _LISTED:
+            log.info("  and %d more", len(dataset.skipped) - _LISTED)
+        whole = self.sizes.get(split)
+        if whole and whole != Size(len(dataset.images), len(dataset.queries)):
+            log.info("the whole split has %d images and %d queries", whole.images, whole.queries)
+
+
+def start_log() -> None:
+    """Sends what a check says to standard output; the readers' own warnings would only say it twice."""
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stdout)
-    log = logging.getLogger(f"playground.{module}")
-    log.setLevel(logging.INFO)
-    log.info("%s in %s", module, options.root)
-    for piece in pieces:
-        log.info("  %-8s %s: %s", _state(options.root / piece.path), piece.path, piece.use)
-    try:
-        dataset = read(options.root, options.split)
-    except (ValueError, OSError) as error:
-        log.error("not usable: %s\n\n%s", error, how_to_get)
-        if download:
-            log.info("next: %s", download)
-        return 1
-    _report(log, dataset, options.split, (sizes or {}).get(options.split))
-    flags = f" --dataset {module}"
-    flags += f" --root {options.root}" if options.root != default_root else ""
-    flags += f" --split {options.split}" if options.split != default_split else ""
-    log.info("next: python embed_image_as_faiss.py%s", flags)
-    return 0
-
-
-def _state(path: Path) -> str:
-    return "there" if path.exists() else "missing"
-
-
-def _report(log: logging.Logger, dataset: Dataset, split: str, size: Size | None) -> None:
-    log.info(
-        "usable: %d images (%d without a caption), %d queries, %d left out (split %s)",
-        len(dataset.images),
-        sum(not image.captions for image in dataset.images),
-        len(dataset.queries),
-        len(dataset.skipped),
-        split,
-    )
-    for skip in dataset.skipped[:_LISTED]:
-        log.info("  left out: %s: %s", skip.what, skip.why)
-    if len(dataset.skipped) > _LISTED:
-        log.info("  and %d more", len(dataset.skipped) - _LISTED)
-    if size and size != Size(len(dataset.images), len(dataset.queries)):
-        log.info("the whole split has %d images and %d queries", size.images, size.queries)
+    logging.getLogger(__name__).setLevel(logging.INFO)

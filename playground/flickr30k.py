@@ -8,7 +8,7 @@ from pathlib import Path
 from playground.captions import Captions, caption_images
 from playground.captions_csv import read_captions
 from playground.captions_json import split_images, split_lines
-from playground.check import Piece, Size, check_command
+from playground.check import Check, Piece, Size
 from playground.image_folder import CAPTIONS_FILE, list_images
 from records import Dataset, Image
 
@@ -83,4 +83,4 @@ if __name__ == "__main__":
         *(Piece(name, "captions, one of these files is enough") for name in CAPTIONS_FILES),
         Piece(SPLIT_FILE, "Karpathy's captions and splits"),
     ]
-    sys.exit(check_command("flickr30k", read, HOW_TO_GET, PIECES, sizes=SIZES, download=DOWNLOAD))
+    sys.exit(Check("flickr30k", read, HOW_TO_GET, PIECES, sizes=SIZES, download=DOWNLOAD).main())

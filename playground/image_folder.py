@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from playground.captions_csv import read_captions
-from playground.check import Piece, check_command
+from playground.check import Check, Piece
 from records import Dataset, Image, Skip
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
@@ -40,7 +40,9 @@ def read(root: Path, split: str) -> Dataset:
     return Dataset("image_folder", root, captions.images, captions.queries, skipped + captions.skipped)
 
 
-def list_images(folder: Path, next_command: str) -> tuple[tuple[Image, ...], tuple[Skip, ...]]:
+def list_images(
+    folder: Path, next_command: str, suffixes: frozenset[str] = SUFFIXES
+) -> tuple[tuple[Image, ...], tuple[Skip, ...]]:
     """Lists the pictures of a folder, at any depth, by id.
 
     A file counts by its suffix, in either case; it is not opened. Names that begin with a dot do not count.
@@ -51,6 +53,7 @@ def list_images(folder: Path, next_command: str) -> tuple[tuple[Image, ...], tup
     Args:
         folder: Where to look.
         next_command: What to do when there are none; ends the error messages.
+        suffixes: Of the files that count, in lower case.
 
     Returns:
         Images, sorted by id, and what was left out: links that lead nowhere or out of the folder, folders
@@ -88,7 +91,7 @@ def list_images(folder: Path, next_command: str) -> tuple[tuple[Image, ...], tup
             why_not = _flaw_of_link(path, home) if entry.is_symlink() else ""
             if not why_not and path.is_dir():
                 (linked if entry.is_symlink() else folders).append(path)
-            elif path.suffix.lower() in SUFFIXES or why_not == _LEADS_OUT:
+            elif path.suffix.lower() in suffixes or why_not == _LEADS_OUT:
                 if not why_not and not path.is_file():
                     why_not = _NO_FILE
                 if not why_not and _printable(path, folder) != path.relative_to(folder).as_posix():
@@ -98,7 +101,7 @@ def list_images(folder: Path, next_command: str) -> tuple[tuple[Image, ...], tup
                 else:
                     images.append(Image(path.relative_to(folder).as_posix(), path))
     if not images:
-        kinds = ", ".join(sorted(SUFFIXES))
+        kinds = ", ".join(sorted(suffixes))
         raise ValueError(f"{folder}: got no pictures, expected files ending in {kinds}; {next_command}")
     return tuple(sorted(images, key=lambda image: image.id)), tuple(skipped)
 
@@ -120,4 +123,4 @@ def _printable(path: Path, folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(check_command("image_folder", read, HOW_TO_GET, [Piece(CAPTIONS_FILE, "needed to play rounds")]))
+    sys.exit(Check("image_folder", read, HOW_TO_GET, [Piece(CAPTIONS_FILE, "needed to play rounds")]).main())

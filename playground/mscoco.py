@@ -13,7 +13,7 @@ from pathlib import Path
 from playground.captions import caption_images
 from playground.captions_csv import table_lines
 from playground.captions_json import SplitImage, coco_lines, split_images, split_lines
-from playground.check import Piece, Size, check_command
+from playground.check import Check, Piece, Size
 from playground.image_folder import CAPTIONS_FILE, list_images
 from records import Dataset, Image, Skip
 
@@ -112,4 +112,4 @@ if __name__ == "__main__":
         *(Piece(name, "captions of val2017, one of these files is enough") for name in CAPTIONS_FILES),
         Piece(SPLIT_FILE, "Karpathy's captions and splits"),
     ]
-    sys.exit(check_command("mscoco", read, HOW_TO_GET, PIECES, sizes=SIZES, download=DOWNLOAD))
+    sys.exit(Check("mscoco", read, HOW_TO_GET, PIECES, sizes=SIZES, download=DOWNLOAD).main())

@@ -1,0 +1,235 @@
+"""MSR-VTT as images: frames of its videos. Check it: ``python -m playground.msrvtt``; frames: ``--extract``.
+
+The paper's own variant of MSR-VTT was never published. This one is ours: some frames spread evenly over every
+video, without near-duplicates (`playground.video_frames`), are the images; every sentence is a query without
+one target, whose relevant images are all frames of its video.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+from playground.captions import Line, usable_lines
+from playground.captions_csv import table_lines
+from playground.captions_json import read_lists
+from playground.check import Check, Piece, start_log
+from playground.image_folder import list_images
+from playground.video_frames import BROKEN_FILE, PER_VIDEO, SAME_WITHIN, extract_frames, read_broken
+from records import Dataset, Image, Query, Skip
+
+log = logging.getLogger(__name__)
+
+VIDEO_FOLDER, FRAME_FOLDER = "videos", "frames"
+VIDEO_SUFFIXES = frozenset({".mp4", ".webm", ".mkv", ".avi", ".mov"})
+SENTENCE_FILES = ("MSRVTT_data.json", "train_val_videodatainfo.json", "test_videodatainfo.json")
+TEST_FILE = "MSRVTT_JSFUSION_test.csv"
+DEFAULT_SPLIT = "1k-A"
+SPLITS = ("all", "train", "validate", "test", DEFAULT_SPLIT)
+HOW_TO_GET = f"""MSR-VTT, put into
+  playground/data/msrvtt/videos/                     video0.mp4 and so on, at any depth
+  playground/data/msrvtt/{TEST_FILE}    the split 1k-A: 1,000 videos, one sentence each
+  playground/data/msrvtt/MSRVTT_data.json            all sentences; or train_val_videodatainfo.json and
+                                                     test_videodatainfo.json
+then take the frames: pip install -r requirements-video.txt
+                      python -m playground.msrvtt --extract
+More: docs/datasets.md"""
+_ADVICE = "see how to get it with: python -m playground.msrvtt"
+_EXTRACT = "python -m playground.msrvtt --extract"
+
+
+def read(root: Path, split: str) -> Dataset:
+    """Reads MSR-VTT.
+
+    Args:
+        root: Holds `frames/`, and the files with the sentences.
+        split: "1k-A" (one sentence a video, `MSRVTT_JSFUSION_test.csv`), "all", or the JSON file's own
+            "train", "validate" and "test".
+
+    Returns:
+        Frames, each with the sentences of its video for captions; and one query a sentence.
+
+    Raises:
+        FileNotFoundError: If frames or sentences are missing.
+        ValueError: If the split is another, the data is of no use, or videos wait for the extraction.
+    """
+    path, all_lines = _sentences(root, split)
+    frames, skipped = _frames(root)
+    named = {line.image_name for line in all_lines}
+    broken = tuple(skip for skip in read_broken(root / FRAME_FOLDER) if skip.what in named)
+    waiting = sorted((named & list_videos(root)[0].keys()) - frames.keys() - {skip.what for skip in broken})
+    if waiting:
+        raise ValueError(
+            f"{root / FRAME_FOLDER}: the frames of {len(waiting)} videos are not there yet, first "
+            f"{waiting[0]}; go on with: {_EXTRACT} --split {split}"
+        )
+    lines, left_out = usable_lines(path, all_lines, frames, _ADVICE, "no frames of the video")
+    wanted = dict.fromkeys(line.image_name for line in lines)
+    captions = _captions(root, wanted, lines)
+    images = tuple(
+        Image(frame.id, frame.path, captions[video]) for video in wanted for frame in frames[video]
+    )
+    queries = tuple(
+        Query(
+            f"{line.image_name}#{line.comment_number}",
+            line.comment,
+            None,
+            frozenset(frame.id for frame in frames[line.image_name]),
+        )
+        for line in lines
+    )
+    return Dataset("msrvtt", root / FRAME_FOLDER, images, queries, skipped + broken + left_out)
+
+
+def extract(root: Path, split: str, per_video: int = PER_VIDEO) -> None:
+    """Takes the frames of the videos of a split.
+
+    Args:
+        root: Holds `videos/`; `frames/` is written beside it.
+        split: As for `read`.
+        per_video: Frames to take of each video.
+
+    Raises:
+        FileNotFoundError: If videos or sentences are missing.
+        ModuleNotFoundError: If PyAV is missing.
+        ValueError: If the split is another, or there are frames taken otherwise.
+    """
+    videos, skipped = list_videos(root)
+    if not videos:
+        raise FileNotFoundError(f"{root / VIDEO_FOLDER}: no videos there; {_ADVICE}")
+    names = dict.fromkeys(line.image_name for line in _sentences(root, split)[1])
+    chosen = {name: videos[name] for name in names if name in videos}
+    done = extract_frames(chosen, root / FRAME_FOLDER, per_video)
+    log.info(
+        "frames of %d videos taken, of %d already there; %d frames, %d near-duplicates dropped "
+        "(difference hash within %d of 64 bits); %d videos of the split are not in %s/",
+        done.extracted,
+        done.there,
+        done.frames,
+        done.dropped,
+        SAME_WITHIN,
+        len(names) - len(chosen),
+        VIDEO_FOLDER,
+    )
+    for skip in skipped + done.broken:
+        log.warning("broken or left out: %s: %s", skip.what, skip.why)
+
+
+def list_videos(root: Path) -> tuple[dict[str, Path], tuple[Skip, ...]]:
+    """Lists the videos by name without suffix, and what was left out; none if there is no folder of them."""
+    folder = root / VIDEO_FOLDER
+    if not folder.is_dir():
+        return {}, ()
+    try:
+        files, skipped = list_images(folder, _ADVICE, VIDEO_SUFFIXES)
+    except ValueError:  # there is none
+        return {}, ()
+    videos: dict[str, Path] = {}
+    for file in files:
+        name = file.path.stem
+        if name in videos:
+            skipped += (Skip(file.id, f"there is {videos[name].name} already"),)
+        videos.setdefault(name, file.path)
+    return videos, skipped
+
+
+def _frames(root: Path) -> tuple[dict[str, list[Image]], tuple[Skip, ...]]:
+    """Lists the frames of each video: what lies in a folder of its name."""
+    folder = root / FRAME_FOLDER
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such image folder; take the frames with: {_EXTRACT}")
+    images, skipped = list_images(folder, f"take the frames with: {_EXTRACT}")
+    frames: dict[str, list[Image]] = {}
+    for image in images:
+        frames.setdefault(PurePosixPath(image.id).parent.name, []).append(image)
+    return frames, skipped
+
+
+def _sentences(root: Path, split: str) -> tuple[Path, list[Line]]:
+    if split not in SPLITS:
+        raise ValueError(f"msrvtt: got split {split!r}, expected one of {', '.join(SPLITS)}")
+    if split == DEFAULT_SPLIT:
+        return root / TEST_FILE, list(table_lines(root / TEST_FILE, _ADVICE))
+    paths = _sentence_files(root)
+    if not paths:
+        raise FileNotFoundError(
+            f"{root}: no sentences, expected {SENTENCE_FILES[0]}, or {' and '.join(SENTENCE_FILES[1:])}; "
+            f"{_ADVICE}"
+        )
+    return paths[0], [line for path in paths for line in _json_lines(path, split)]
+
+
+def _sentence_files(root: Path) -> list[Path]:
+    paths = [root / name for name in SENTENCE_FILES if (root / name).is_file()]
+    return paths[:1] if paths and paths[0].name == SENTENCE_FILES[0] else paths  # it holds all
+
+
+def _json_lines(path: Path, split: str) -> Iterator[Line]:
+    form = "MSR-VTT's sentences: an object with videos (video_id, split) and sentences (video_id, caption)"
+    videos, sentences = read_lists(path, ("videos", "sentences"), form, _ADVICE)
+    split_of = {
+        video["video_id"]: video.get("split") for video in videos if isinstance(video.get("video_id"), str)
+    }
+    numbers: Counter[str] = Counter()
+    for place, sentence in enumerate(sentences):
+        where, video, caption = f"sentence {place}", sentence.get("video_id"), sentence.get("caption")
+        if not isinstance(video, str) or not isinstance(caption, str):
+            yield Line(where, "", flaw="not of the expected form")
+            continue
+        if video not in split_of:
+            yield Line(where, video, flaw="the file does not name this video")
+        elif split in ("all", split_of[video]):
+            yield Line(where, video, str(numbers[video]), caption)
+        numbers[video] += 1
+
+
+def _captions(root: Path, wanted: Mapping[str, None], lines: tuple[Line, ...]) -> dict[str, tuple[str, ...]]:
+    """Returns all sentences of each video: of the JSON files where they are there, else of these lines."""
+    texts: dict[str, list[str]] = {video: [] for video in wanted}
+    for path in _sentence_files(root):
+        for line in _json_lines(path, "all"):
+            if line.image_name in texts and not line.flaw and line.comment.strip():
+                texts[line.image_name].append(" ".join(line.comment.split()))
+    for line in lines:
+        if line.comment not in texts[line.image_name]:
+            texts[line.image_name].append(line.comment)
+    return {video: tuple(of_video) for video, of_video in texts.items()}
+
+
+def _main() -> int:
+    pieces = [
+        Piece(f"{VIDEO_FOLDER}/", "the videos, needed once"),
+        Piece(f"{FRAME_FOLDER}/", f"the images, made by {_EXTRACT}"),
+        Piece(f"{FRAME_FOLDER}/{BROKEN_FILE}", "videos that gave no frame or too few"),
+        Piece(TEST_FILE, "sentences of the split 1k-A"),
+        *(Piece(name, "sentences of the other splits") for name in SENTENCE_FILES),
+    ]
+    check = Check("msrvtt", read, HOW_TO_GET, pieces, default_split=DEFAULT_SPLIT)
+    parser = check.parser()
+    parser.add_argument("--extract", action="store_true", help="first take the frames that are not there yet")
+    parser.add_argument(
+        "--per-video",
+        type=int,
+        default=PER_VIDEO,
+        help=f"frames to take of each video (default: {PER_VIDEO})",
+    )
+    options = parser.parse_args()
+    if options.extract:
+        start_log()
+        log.setLevel(logging.INFO)
+        try:
+            extract(options.root, options.split, options.per_video)
+        except (ValueError, OSError, ModuleNotFoundError) as error:
+            log.error("error: %s", error)
+            return 2
+        except KeyboardInterrupt:
+            log.error("stopped; the same command goes on from here")
+            return 130
+    return check.run(options.root, options.split)
+
+
+if __name__ == "__main__":
+    sys.exit(_main())
