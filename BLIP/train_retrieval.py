@@ -40,10 +40,12 @@ from BLIP.tokenizer import Tokenizer
 from BLIP.training_data import WordTargets, cache_pixels, make_batch, train_vocabulary
 from BLIP.training_heads import HeadSettings, HeadTrainer, image_states
 from BLIP.training_losses import TokenBatch, TrainingModel
+from BLIP.training_regions import PatchTargets
 from playground import open_dataset
 
 log = logging.getLogger(__name__)
 
+LOSSES = ("itc", "lm", "words", "patches", "regions", "itm")  # columns of the log
 COMMON_WORDS = Path(__file__).with_name("common_words.txt")
 
 
@@ -70,7 +72,11 @@ class TrainingSettings:
         vocabulary: WordPiece entries (from nothing only).
         caption_tokens: Longest text in tokens; longer ones are cut. From nothing, also the model's positions.
         prompt: What captions begin with; usual in the training captions, and cut off what is generated.
+        regions: File of labelled boxes that the patches learn to name (see `BLIP.training_regions`); none
+            when not given.
         head_steps: Steps of the second stage, in which only captioner and matching layers train; 0 for none.
+        head_images: How many images the second stage learns from, evenly spread; all when not given.
+        head_captioner: Whether the second stage goes on with the captioner too, or with matching only.
         head_learning_rate: Its peak; warms up over 100 steps, then falls along a cosine.
         seed: Seed of weights and batches.
         checkpoint_every: Steps between checkpoints.
@@ -96,7 +102,10 @@ class TrainingSettings:
     vocabulary: int = 3000
     caption_tokens: int = 64
     prompt: str = "a picture of "
+    regions: Path | None = None
     head_steps: int = 2500
+    head_images: int | None = None
+    head_captioner: bool = True
     head_learning_rate: float = 1e-3
     seed: int = 0
     checkpoint_every: int = 500
@@ -137,8 +146,11 @@ def train(settings: TrainingSettings) -> Path:
         raise ValueError(f"{len(captions)} captioned images do not fill a batch of {settings.batch_size}")
     extra_words = settings.extra_words.read_text(encoding="utf-8").split()
     targets = WordTargets(captions)
+    regions = settings.regions
+    patches = PatchTargets(regions, [image.id for image in images]) if regions else None
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, tokenizer = _start_model(settings, captions, extra_words, len(targets.words))
+    labels = len(patches.labels) if patches else 0
+    model, tokenizer = _start_model(settings, captions, extra_words, len(targets.words), labels)
     dev = open_dataset(settings.dataset, settings.root, settings.dev_split) if settings.dev_split else None
     model.to(device).train()
     optimizer = _optimizer(model, settings)
@@ -162,6 +174,7 @@ def train(settings: TrainingSettings) -> Path:
                 _tokens(tokenizer, batch.captions, settings.caption_tokens, device),
                 targets.rows(batch.rows).to(device),
                 with_matching=step >= settings.matching_from * settings.steps,
+                patches=patches.rows(batch.rows, model.patches_a_side).to(device) if patches else None,
             )
             loss = torch.stack(list(losses.values())).sum()
         optimizer.zero_grad(set_to_none=True)
@@ -189,9 +202,14 @@ def train(settings: TrainingSettings) -> Path:
             settings.caption_tokens,
             settings.seed,
             settings.checkpoint_every,
+            settings.head_captioner,
         )
-        states = image_states(model, pixels, output / "states.npy", _normalise)
-        HeadTrainer(model, tokenizer, heads, output).train(states, captions, extra_words)
+        count = min(settings.head_images or len(captions), len(captions))
+        chosen = [number * len(captions) // count for number in range(count)]
+        states = image_states(model, pixels, chosen, output / "states.npy", _normalise)
+        HeadTrainer(model, tokenizer, heads, output).train(
+            states, [captions[row] for row in chosen], extra_words
+        )
         _save_weights(model, output, settings.prompt)
     return output
 
@@ -213,7 +231,11 @@ def _claim(settings: TrainingSettings) -> None:
 
 
 def _start_model(
-    settings: TrainingSettings, captions: Sequence[Sequence[str]], extra_words: list[str], words: int
+    settings: TrainingSettings,
+    captions: Sequence[Sequence[str]],
+    extra_words: list[str],
+    words: int,
+    labels: int,
 ) -> tuple[TrainingModel, Tokenizer]:
     """Returns the model at step 0 and its tokenizer: a checkpoint's, or new ones."""
     vocabulary = settings.output / "vocab.txt"
@@ -223,7 +245,7 @@ def _start_model(
         retrieval = load_retrieval(settings.start, image_size=settings.image_size, tokenizer=tokenizer)
         tensors = read_checkpoint(settings.start).tensors
         with_captioner = any(name.startswith("text_decoder.") for name in tensors)
-        model = TrainingModel(retrieval.config, words, with_captioner)
+        model = TrainingModel(retrieval.config, words, with_captioner, labels)
         model.initialise()
         model.retrieval.load_state_dict(retrieval.state_dict())
         if with_captioner:
@@ -238,7 +260,7 @@ def _start_model(
         )
         vocabulary.write_text("\n".join(entries) + "\n", encoding="utf-8")
     tokenizer = Tokenizer.open(vocabulary)
-    model = TrainingModel(_new_config(settings, tokenizer), words)
+    model = TrainingModel(_new_config(settings, tokenizer), words, labels=labels)
     model.initialise()
     return model, tokenizer
 
@@ -353,14 +375,13 @@ def _log_recall(output: Path, step: int, recall: dict[str, dict[int, float]]) ->
 
 
 def _log_row(output: Path, step: int, rate: float, seconds: float, losses: dict[str, float]) -> None:
-    names = ("itc", "lm", "words", "patches", "itm")
     path = output / "training_log.csv"
     is_new = not path.is_file()
     with path.open("a", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         if is_new:
-            writer.writerow(("step", "learning_rate", "seconds", *names))
-        values = [f"{losses[name]:.4f}" if name in losses else "" for name in names]
+            writer.writerow(("step", "learning_rate", "seconds", *LOSSES))
+        values = [f"{losses[name]:.4f}" if name in losses else "" for name in LOSSES]
         writer.writerow((step, f"{rate:.6f}", f"{seconds:.1f}", *values))
 
 
@@ -371,7 +392,7 @@ def _plot_curves(output: Path) -> None:
         rows = list(csv.DictReader(file))
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for name in ("itc", "lm", "words", "patches", "itm"):
+    for name in LOSSES:
         points = [(int(row["step"]), float(row[name])) for row in rows if row[name]]
         if points:
             axes.plot(*zip(*points, strict=True), label=name)

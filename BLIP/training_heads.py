@@ -40,13 +40,15 @@ class HeadSettings:
     caption_tokens: int
     seed: int
     checkpoint_every: int
+    with_captioner: bool
 
 
 class HeadTrainer:
     """Trains the captioner and the matching layers over frozen towers.
 
     Attributes:
-        parameters: What is trained: the text decoder, the text encoder's cross-attention, the matching head.
+        parameters: What is trained: the text encoder's cross-attention, the matching head and, if asked for,
+            the text decoder.
     """
 
     def __init__(
@@ -57,7 +59,9 @@ class HeadTrainer:
         trained = {
             name: parameter
             for name, parameter in model.named_parameters()
-            if "text_decoder" in name or "crossattention" in name or "itm_head" in name
+            if (settings.with_captioner and "text_decoder" in name)
+            or ("text_encoder" in name and "crossattention" in name)
+            or "itm_head" in name
         }
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trained)
@@ -92,7 +96,7 @@ class HeadTrainer:
             states = torch.from_numpy(hidden[batch.rows]).to(self._device, torch.float32)
             losses = {}
             with torch.autocast(self._device, torch.bfloat16):
-                if model.with_captioner:
+                if model.with_captioner and settings.with_captioner:
                     losses["lm"] = model.language_loss(states, self._tokens(batch.captions))
                 losses["itm"] = self._matching_loss(
                     hidden, features, batch.rows[:MATCHED], batch.queries[:MATCHED]
@@ -175,13 +179,18 @@ class HeadTrainer:
 
 
 def image_states(
-    model: TrainingModel, pixels: np.ndarray, path: Path, normalise: Callable[[np.ndarray, str], torch.Tensor]
+    model: TrainingModel,
+    pixels: np.ndarray,
+    rows: Sequence[int],
+    path: Path,
+    normalise: Callable[[np.ndarray, str], torch.Tensor],
 ) -> np.ndarray:
-    """Runs the vision tower over all pictures once.
+    """Runs the vision tower over pictures once.
 
     Args:
         model: Its vision tower is used.
-        pixels: (n, side, side, 3) uint8.
+        pixels: (m, side, side, 3) uint8.
+        rows: Those of them that are wanted, n in all.
         path: Where the states lie; reused when they have the right length.
         normalise: Pixels to the tower's input.
 
@@ -190,17 +199,17 @@ def image_states(
     """
     if path.is_file():
         states = np.load(path, mmap_mode="r")
-        if len(states) == len(pixels):
+        if len(states) == len(rows):
             return states
     device = next(model.parameters()).device.type
     unfinished = path.with_suffix(".unfinished.npy")
     states = None
     with torch.no_grad(), torch.autocast(device, torch.bfloat16):
-        for start in tqdm(range(0, len(pixels), 128), desc="pictures through the tower", unit="batch"):
-            batch = normalise(pixels[start : start + 128], device)
+        for start in tqdm(range(0, len(rows), 128), desc="pictures through the tower", unit="batch"):
+            batch = normalise(pixels[rows[start : start + 128]], device)
             hidden = model.retrieval.vision_model(pixel_values=batch).last_hidden_state.float().cpu().numpy()
             if states is None:
-                shape = (len(pixels), *hidden.shape[1:])
+                shape = (len(rows), *hidden.shape[1:])
                 states = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float16, shape=shape)
             states[start : start + len(hidden)] = hidden
     if states is None:

@@ -35,7 +35,7 @@ class TokenBatch:
 class TrainingModel(nn.Module):
     """The retrieval model and the captioner over one vision tower, with the losses' own parameters."""
 
-    def __init__(self, config: BlipConfig, words: int, with_captioner: bool = True) -> None:
+    def __init__(self, config: BlipConfig, words: int, with_captioner: bool = True, labels: int = 0) -> None:
         super().__init__()
         self.with_captioner = with_captioner
         self.retrieval = BlipForImageTextRetrieval(config)
@@ -50,6 +50,8 @@ class TrainingModel(nn.Module):
         self.image_words = nn.Linear(width, words)
         self.text_words = nn.Linear(width, words)
         self.patch_words = nn.Linear(vision_config.hidden_size, words)
+        self.patches_a_side: int = vision_config.image_size // vision_config.patch_size
+        self.patch_labels = nn.Linear(vision_config.hidden_size, 1 + labels) if labels else None
         self.word_scale = nn.Parameter(torch.tensor(math.log(12.0)))
 
     def initialise(self) -> None:
@@ -73,6 +75,7 @@ class TrainingModel(nn.Module):
         captions: TokenBatch,
         words: torch.Tensor,
         with_matching: bool,
+        patches: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Computes the losses of a batch.
 
@@ -82,9 +85,11 @@ class TrainingModel(nn.Module):
             captions: A caption of each, for the captioner.
             words: Word distributions (n, words).
             with_matching: Whether to compute the ITM loss as well.
+            patches: Classes of the patches (n, patches) int64, see `BLIP.training_regions`.
 
         Returns:
-            Scalars by name: "itc", "words", "patches"; "lm" with a captioner; "itm" if asked for.
+            Scalars by name: "itc", "words", "patches"; "lm" with a captioner; "itm" if asked for; "regions"
+            if the patches' classes are given.
         """
         hidden = self.retrieval.vision_model(pixel_values=pixels).last_hidden_state
         image = F.normalize(self.retrieval.vision_proj(hidden[:, 0]).float(), dim=-1)
@@ -100,6 +105,9 @@ class TrainingModel(nn.Module):
             / 2,
             "patches": self._patch_loss(hidden, words),
         }
+        if patches is not None and self.patch_labels is not None:
+            logits = self.patch_labels(hidden[:, 1:]).float()
+            losses["regions"] = F.cross_entropy(logits.flatten(0, 1), patches.flatten())
         if self.with_captioner:
             losses["lm"] = self.language_loss(hidden, captions)
         if with_matching:

@@ -210,7 +210,7 @@ def test_articles(noun, one):
 def test_splits_share_no_scene():
     ranges = sorted((first, first + count) for first, count, _ in SPLITS.values())
     assert all(end <= first for (_, end), (first, _) in itertools.pairwise(ranges))
-    assert set(SPLITS) == {"train", "dev", "test"}
+    assert set(SPLITS) == {"train", "train-large", "dev", "test"}
 
 
 QUARTERS = {
@@ -251,7 +251,22 @@ def test_a_split_is_drawn_and_read(small, tmp_path):
 def test_training_scenes_need_no_relevant_images(small, tmp_path):
     dataset = open_dataset("demo", tmp_path, "train")
     assert not (tmp_path / "train" / "relevant.csv").exists()
+    assert (tmp_path / "train" / "regions.csv").exists()
     assert all(query.relevant == {query.target} for query in dataset.queries)
+
+
+@pytest.mark.demo
+def test_regions_say_what_stands_where(small, tmp_path):
+    folder = ensure_split(tmp_path, "train")
+    with (folder / "regions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    scenes = {image_name(scene): scene for scene in map(make_scene, range(12))}
+    assert len(rows) == sum(item.count for scene in scenes.values() for item in scene.items)
+    for row in rows:
+        left, top, right, bottom = (float(row[side]) * GRID for side in ("left", "top", "right", "bottom"))
+        (item,) = (item for item in scenes[row["image_name"]].items if item.noun == row["label"])
+        assert (round(left), round(top)) in item.corners
+        assert round(right - left) == round(bottom - top) == CELLS[item.size]
 
 
 @pytest.mark.demo
@@ -296,7 +311,8 @@ def test_a_damaged_manifest_is_no_manifest(small, tmp_path):
 
 def test_an_unknown_split_is_an_error(tmp_path):
     with pytest.raises(
-        ValueError, match="unknown split 'all' of the demo scenes; expected one of train, dev"
+        ValueError,
+        match="unknown split 'all' of the demo scenes; expected one of train, train-large, dev, test",
     ):
         open_dataset("demo", tmp_path, "all")
 

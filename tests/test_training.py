@@ -157,6 +157,30 @@ def test_the_second_stage_resumes_exactly(trained, settings, monkeypatch):
     assert [name for name in whole if not torch.equal(whole[name], again[name])] == []
 
 
+def test_patches_learn_to_name_regions(settings, tmp_path):
+    lines = [f"{number}.png,thing {number % 3},0,0,0.5,1" for number in range(COUNT)]
+    regions = tmp_path / "regions.csv"
+    regions.write_text("\n".join(["image_name,label,left,top,right,bottom", *lines]))
+    train(replace(settings, output=tmp_path / "out", regions=regions, head_steps=0))
+    header, row = (tmp_path / "out" / "training_log.csv").read_text().splitlines()
+    losses = dict(zip(header.split(","), row.split(","), strict=True))
+    assert 0 < float(losses["regions"]) < np.log(4)  # four classes: below chance's
+
+
+def test_the_second_stage_can_leave_the_captioner_alone_and_see_fewer_images(trained, settings, tmp_path):
+    shutil.copy(trained / "vocab.txt", tmp_path)
+    matching = replace(settings, output=tmp_path, head_captioner=False, head_images=10, batch_size=8)
+    train(matching)
+    assert len(np.load(tmp_path / "states.npy")) == 10
+    assert len(np.load(trained / "states.npy")) == COUNT
+    towers, heads = torch.load(tmp_path / "checkpoint.pt"), torch.load(tmp_path / "heads.pt")
+    moved = {
+        name for name, tensor in heads["model"].items() if not torch.equal(tensor, towers["model"][name])
+    }
+    assert "retrieval.itm_head.weight" in moved
+    assert not [name for name in moved if "text_decoder" in name]
+
+
 def test_a_finished_run_is_not_trained_on(trained, settings):
     before = (trained / "model.safetensors").read_bytes()
     train(settings)

@@ -21,7 +21,7 @@ def read(root: Path, split: str) -> Dataset:
 
     Args:
         root: The dataset's folder, ``playground/data/demo``.
-        split: "train", "dev" or "test".
+        split: One of `generate.SPLITS`.
 
     Returns:
         Images with captions; one query a caption, its target the captioned image, with all relevant images.

@@ -2,7 +2,8 @@
 
 ``playground/data/demo/SPLIT/`` then holds ``images/``, ``images_captions.csv`` (comment numbers 0 to 4,
 from precise to vague), ``relevant.csv`` (``image_name,comment_number,relevant_image``: one row for each
-image that answers a caption), ``ATTRIBUTION.txt`` and, written last, ``manifest.json``.
+image that answers a caption), ``ATTRIBUTION.txt`` and, written last, ``manifest.json``. Splits for training
+have ``regions.csv`` instead of the relevant images: what stands where, see `BLIP.training_regions`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from playground.demo.drawing import ATTRIBUTION, render
-from playground.demo.scenes import Scene, make_scene
+from playground.demo.scenes import CELLS, GRID, Scene, make_scene
 from playground.demo.wording import LEVELS, Description, describe, matches, word
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,12 @@ log = logging.getLogger(__name__)
 VERSION = 1  # raise it when scenes, drawings or captions change: old files are then made again
 
 # split: first seed, number of scenes, side in pixels. Train is only ever seen by models, at 112 px.
-SPLITS = {"train": (0, 40_000, 224), "dev": (1_000_000, 1_000, 448), "test": (2_000_000, 1_000, 448)}
+SPLITS = {
+    "train": (0, 40_000, 224),
+    "train-large": (100_000, 200_000, 224),
+    "dev": (1_000_000, 1_000, 448),
+    "test": (2_000_000, 1_000, 448),
+}
 
 
 def captions_of(scene: Scene) -> list[tuple[Description, str]]:
@@ -48,7 +54,7 @@ def ensure_split(root: Path, split: str) -> Path:
 
     Args:
         root: Folder of the demo dataset, ``playground/data/demo``.
-        split: "train", "dev" or "test".
+        split: One of `SPLITS`.
 
     Returns:
         The split's folder.
@@ -71,7 +77,11 @@ def ensure_split(root: Path, split: str) -> Path:
     (unfinished / "images").mkdir(parents=True)
     scenes = [make_scene(seed) for seed in range(first_seed, first_seed + count)]
     _write_pictures(scenes, unfinished / "images", size)
-    _write_texts(scenes, unfinished, with_relevant=split != "train")
+    is_for_training = split.startswith("train")
+    _write_texts(scenes, unfinished, with_relevant=not is_for_training)
+    if is_for_training:
+        header = ("image_name", "label", "left", "top", "right", "bottom")
+        _write_csv(unfinished / "regions.csv", header, _region_rows(scenes))
     (unfinished / "ATTRIBUTION.txt").write_text(ATTRIBUTION + "\n", encoding="utf-8")
     (unfinished / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
@@ -124,6 +134,14 @@ def _relevant_rows(
             for other in scenes:
                 if matches(other, description):
                     yield image_name(scene), number, image_name(other)
+
+
+def _region_rows(scenes: list[Scene]) -> Iterator[tuple[str | float, ...]]:
+    for scene in scenes:
+        for item in scene.items:
+            for x, y in item.corners:
+                corners = (x, y, x + CELLS[item.size], y + CELLS[item.size])
+                yield image_name(scene), item.noun, *(round(corner / GRID, 4) for corner in corners)
 
 
 def _write_csv(path: Path, header: tuple[str, ...], rows: Iterable[tuple]) -> None:
