@@ -1,6 +1,5 @@
 """The scripts: a light --help, one line a mistake, a whole small run."""
 
-import ast
 import csv
 import importlib
 import json
