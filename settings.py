@@ -16,8 +16,6 @@ log = logging.getLogger(__name__)
 
 PROJECT = Path(__file__).parent
 
-DEFAULT_SPLITS = {"demo": "test", "msrvtt": "1k-A"}  # of the other datasets all is used
-
 StrategyName = Literal["original", "append", "rewrite", "rewrite-original", "rewrite-anchored"]
 UserName = Literal["independent", "caption", "reference", "ground-truth", "random", "first"]
 ProtocolName = Literal["honest", "reference", "paper", "chatir"]
@@ -46,39 +44,31 @@ PRESETS: dict[str, dict[str, Any]] = {
 PRESETS["rtx3090-int4"] = PRESETS["rtx3090-int8"] | {"quantization": "int4", "caption_batch": 8}
 PRESETS["fp16-48gb"] = PRESETS["rtx3090-int8"] | {"quantization": "fp16", "caption_batch": 8}
 
+_COUNTS = (
+    "image_size", "image_batch", "workers", "caption_batch", "rewrite_batch", "query_batch", "queries",
+    "rounds",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
-class IndexSettings:
-    """Embeds the images of a dataset and saves them as a FAISS index.
+class DatasetSettings:
+    """A dataset, and the models that go with it.
 
     Attributes:
-        dataset: "demo", "flickr30k", "mscoco", "msrvtt" or "image_folder".
+        dataset: "demo", "flickr30k", "mscoco" or "image_folder".
         root: The dataset's folder; playground/data/DATASET when not given.
-        split: Part of the dataset; "test" for the demo, "1k-A" for MSR-VTT and "all" for the others when not
-            given. Flickr30k and MSCOCO also have Karpathy's: "test" and more, see docs/datasets.md.
+        split: Part of the dataset; "test" for the demo and "all" for the others when not given.
         preset: Set of models, precision and batch sizes; "demo" for the demo and "rtx3090-int8" for the
             others when not given.
-        blip: BLIP checkpoint, a file or a folder; the preset's when not given.
-        image_size: Side in pixels to which images are resized; the checkpoint's when not given.
-        index: Folder of the index; ROOT/index-SPLIT when not given.
-        image_batch: Images encoded at a time; the preset's when not given.
-        workers: Threads that decode images.
-        rebuild: Embed again although an index of the same images and model is there.
     """
 
     dataset: str = "flickr30k"
     root: Path | None = None
     split: str | None = None
     preset: Literal["demo", "rtx3090-int8", "rtx3090-int4", "fp16-48gb"] | None = None
-    blip: str | None = None
-    image_size: int | None = None
-    index: Path | None = None
-    image_batch: int | None = None
-    workers: int = 4
-    rebuild: bool = False
 
     def __post_init__(self) -> None:
-        _check_at_least(self, 1, "image_size", "image_batch", "workers")
+        _check_at_least(self, 1, *_COUNTS)
 
     def resolved(self) -> Any:
         """Returns the same settings with every open one filled in, from the preset or the dataset."""
@@ -86,13 +76,14 @@ class IndexSettings:
 
         is_demo = self.dataset == "demo"
         preset = self.preset or ("demo" if is_demo else "rtx3090-int8")
-        split = self.split or DEFAULT_SPLITS.get(self.dataset, "all")
+        split = self.split or ("test" if is_demo else "all")
         root = self.root or DATA_FOLDER / self.dataset
         open_ones = PRESETS[preset] | {
             "preset": preset,
             "split": split,
             "root": root,
             "index": root / f"index-{split}",
+            "caption_cache": DATA_FOLDER / "captions.sqlite",
         }
         names = {field.name for field in dataclasses.fields(self)}
         filled = {
@@ -102,7 +93,48 @@ class IndexSettings:
 
 
 @dataclass(frozen=True)
-class SessionSettings(IndexSettings):
+class IndexSettings(DatasetSettings):
+    """Embeds the images of a dataset and saves them as a FAISS index.
+
+    Attributes:
+        blip: BLIP checkpoint, a file or a folder; the preset's when not given.
+        image_size: Side in pixels to which images are resized; the checkpoint's when not given.
+        index: Folder of the index; ROOT/index-SPLIT when not given.
+        image_batch: Images encoded at a time; the preset's when not given.
+        workers: Threads that decode images.
+        rebuild: Embed again although an index of the same images and model is there.
+    """
+
+    blip: str | None = None
+    image_size: int | None = None
+    index: Path | None = None
+    image_batch: int | None = None
+    workers: int = 4
+    rebuild: bool = False
+
+
+@dataclass(frozen=True)
+class CaptionSettings(DatasetSettings):
+    """Captions all images of a dataset ahead; runs then find the captions ready.
+
+    Attributes:
+        caption_model: Describes images; the preset's when not given.
+        quantization: Of the models that write: "int8", "int4", "fp16", "bf16", "fp32", "auto" (16 bits where
+            the hardware computes in them, else fp32), or True for int8 and False for fp16; the preset's when
+            not given.
+        caption_batch: Images captioned at a time; the preset's when not given.
+        caption_cache: File of all captions made so far, whatever the dataset and the run;
+            playground/data/captions.sqlite when not given.
+    """
+
+    caption_model: str | None = None
+    quantization: Literal["int8", "int4", "fp16", "bf16", "fp32", "auto"] | bool | None = None
+    caption_batch: int | None = None
+    caption_cache: Path | None = None
+
+
+@dataclass(frozen=True)
+class SessionSettings(IndexSettings, CaptionSettings):
     """How sessions are played, whatever the strategy and the user.
 
     Attributes:
@@ -114,11 +146,7 @@ class SessionSettings(IndexSettings):
         protocol: Rules: "honest" (unseen images each round), "reference" (the published code's), "paper"
             (unseen images, any relevant one satisfies) or "chatir" (all images, all rounds played).
         rounds: Rounds played, the first search included.
-        caption_model: Describes picked images; the preset's when not given.
         rewrite_model: Rewrites queries; the preset's when not given.
-        quantization: Of both: "int8", "int4", "fp16", "bf16", "fp32", "auto" (16 bits where the hardware
-            computes in them, else fp32), or True for int8 and False for fp16; the preset's when not given.
-        caption_batch: Images captioned at a time; the preset's when not given.
         rewrite_batch: Queries rewritten at a time; the preset's when not given.
         query_batch: Queries that advance together.
         queries: How many queries, spread evenly over the dataset; all when not given.
@@ -133,10 +161,7 @@ class SessionSettings(IndexSettings):
     user_patience: int | None = None
     protocol: ProtocolName = "honest"
     rounds: int = 4
-    caption_model: str | None = None
     rewrite_model: str | None = None
-    quantization: Literal["int8", "int4", "fp16", "bf16", "fp32", "auto"] | bool | None = None
-    caption_batch: int | None = None
     rewrite_batch: int | None = None
     query_batch: int = 256
     queries: int | None = None
@@ -144,10 +169,6 @@ class SessionSettings(IndexSettings):
     output: Path | None = None
     restart: bool = False
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_at_least(self, 1, "rounds", "caption_batch", "rewrite_batch", "query_batch", "queries")
 
     def resolved(self) -> Any:
         """Returns the same settings with every open one filled in."""
@@ -259,7 +280,7 @@ class DialogueSettings(IndexSettings):
         return IndexSettings.resolved(dataclasses.replace(self, index=index, output=output))
 
 
-Settings = TypeVar("Settings", bound=IndexSettings)
+Settings = TypeVar("Settings", bound=DatasetSettings)
 
 
 def read_settings(
@@ -345,6 +366,6 @@ def _check_habits(settings: SessionSettings, *noises: float) -> None:
 
 def _check_at_least(settings: object, least: int, *names: str) -> None:
     for name in names:
-        value = getattr(settings, name)
+        value = getattr(settings, name, None)  # not every kind of settings has them all
         if value is not None and value < least:
             raise ValueError(f"{name}: got {value}, expected at least {least}")

@@ -5,7 +5,6 @@ A pickle is only ever read with ``weights_only=True``; a file that needs more is
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import pickle
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+
+from indexes.manifest import file_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -97,11 +98,7 @@ def fingerprint(path: Path | str) -> str:
         FileNotFoundError: If there is no weights file.
         ValueError: If a folder holds several.
     """
-    digest = hashlib.sha256()
-    with find_weights(path).open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
+    return file_sha256(find_weights(path))[:16]
 
 
 def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:

@@ -13,8 +13,8 @@ from settings import PROJECT, SessionSettings
 # What does not change a run's results, and so may differ when it is resumed.
 FREE_SETTINGS = frozenset(
     (
-        "index", "image_batch", "workers", "rebuild", "caption_batch", "rewrite_batch", "query_batch",
-        "output", "restart", "preset",
+        "index", "image_batch", "workers", "rebuild", "caption_batch", "caption_cache", "rewrite_batch",
+        "query_batch", "output", "restart", "preset",
     )
 )  # fmt: skip
 

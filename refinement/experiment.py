@@ -45,7 +45,7 @@ def run_experiment(settings: ExperimentSettings) -> Path:
     rounds = parts.play(settings.strategy, settings.user, folder / "rounds.jsonl")
     control = parts.play("original", settings.user, folder / f"{SCROLLING}.rounds.jsonl")
     _write_results(folder, parts, settings.strategy, rounds, control)
-    _log_summary(rounds, parts.captions.made, time.monotonic() - started)
+    _log_summary(rounds, parts.captions.counts(), time.monotonic() - started)
     return folder
 
 
@@ -78,15 +78,15 @@ def _per_round(measures: Measures) -> str:
     return " ".join(f"{100 * value:.1f}" for value in measures.summary().get("Recall@10", ()))
 
 
-def _log_summary(rounds: Sequence[Round], captions_made: int, seconds: float) -> None:
+def _log_summary(rounds: Sequence[Round], captions: str, seconds: float) -> None:
     moved = sum(record.number > 0 for record in rounds)
     reasons = Counter(record.fallback.split(" ")[0] for record in rounds if record.fallback)
     fell_back = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     log.info(
-        "%d refined queries, %d fell back to appending%s; %d captions made; %.0f s",
+        "%d refined queries, %d fell back to appending%s; %s; %.0f s",
         moved,
         sum(reasons.values()),
         f" ({fell_back})" if fell_back else "",
-        captions_made,
+        captions,
         seconds,
     )

@@ -19,7 +19,7 @@ class Turn:
         shown: Ids of the images that the person saw, best first.
         liked: Ids of the picked images.
         disliked: Ids of those turned down.
-        captions: Captions of ``liked``.
+        captions: Captions of ``liked``, in order; none for a picture that could not be read.
     """
 
     text: str
@@ -40,7 +40,13 @@ class History:
         """Takes from the records what a strategy may know."""
         return cls(
             tuple(
-                Turn(turn.text, turn.image_ids[: turn.shown], turn.liked, turn.disliked, turn.captions)
+                Turn(
+                    turn.text,
+                    turn.image_ids[: turn.shown],
+                    turn.liked,
+                    turn.disliked,
+                    tuple(caption for caption in turn.captions if caption),
+                )
                 for turn in rounds
             )
         )

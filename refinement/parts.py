@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
 from embedding.build import build_index
 from evaluation.runs import append_rounds, read_rounds
-from generation.caption_store import CaptionStore
+from generation.caption_cache import CaptionCache
+from generation.image_captions import ImageCaptions
 from indexes.faiss_index import FaissIndex
 from playground import open_dataset
 from records import Dataset, Query, Round
@@ -23,11 +27,17 @@ from refinement.rounds import play_rounds
 from refinement.strategies import Rewriter, make_strategy
 from refinement.users import FirstUser, NearestUser, RandomUser, User, caption_vectors
 from retriever import Retriever
-from settings import PROJECT, IndexSettings, SessionSettings, UserName
+from settings import (
+    PROJECT,
+    CaptionSettings,
+    DatasetSettings,
+    ExperimentSettings,
+    IndexSettings,
+    SessionSettings,
+    UserName,
+)
 
 log = logging.getLogger(__name__)
-
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 
 
 def embed_dataset(settings: IndexSettings) -> FaissIndex:
@@ -44,6 +54,39 @@ def embed_dataset(settings: IndexSettings) -> FaissIndex:
     return _open_index(settings, _open_dataset(settings), _open_encoder(settings))
 
 
+def caption_dataset(settings: CaptionSettings) -> ImageCaptions:
+    """Captions all images of a dataset that have no caption yet.
+
+    Each batch is kept as soon as it is made, and the batches come in random order, so that several processes
+    share the work.
+
+    Args:
+        settings: Dataset, captioner, cache.
+
+    Returns:
+        The captions, with the counts of images reused, made and broken.
+
+    Raises:
+        FileNotFoundError: If the dataset is missing.
+        ValueError: If it, the captioner or the cache cannot be used.
+    """
+    settings = settings.resolved()
+    dataset = _open_dataset(settings)
+    captions = _open_captions(settings, dataset)
+    image_ids = [image.id for image in dataset.images]
+    size = settings.caption_batch or len(image_ids)
+    starts = list(range(0, len(image_ids), size))
+    random.shuffle(starts)
+    log.info("captions by %s in %s", captions.captioner_name, settings.caption_cache)
+    with tqdm(total=len(image_ids), desc="captioning", unit="image") as bar, logging_redirect_tqdm():
+        for start in starts:
+            batch = image_ids[start : start + size]
+            captions.captions_of(batch)
+            bar.update(len(batch))
+            bar.set_postfix_str(captions.counts(), refresh=False)
+    return captions
+
+
 @dataclass(frozen=True)
 class Parts:
     """The parts of an experiment; the models among them are loaded when first used, and once.
@@ -53,14 +96,12 @@ class Parts:
         dataset: The collection.
         retriever: Searches its index.
         queries: Those to play.
-        captions: Of its images, made once ever.
     """
 
     settings: SessionSettings
     dataset: Dataset
     retriever: Retriever
     queries: tuple[Query, ...]
-    captions: CaptionStore
 
     @classmethod
     def open(cls, settings: SessionSettings, needs_queries: bool = True) -> Parts:
@@ -78,15 +119,21 @@ class Parts:
         encoder = _open_encoder(settings)
         retriever = Retriever(encoder, _open_index(settings, dataset, encoder))
         queries = choose_queries(dataset, settings, retriever.index.ids) if needs_queries else ()
-        return cls(settings, dataset, retriever, queries, _open_captions(settings, dataset))
+        return cls(settings, dataset, retriever, queries)
 
     @property
     def model_names(self) -> dict[str, str]:
         """What names the weights that a run depends on, for its settings.json."""
+        without = isinstance(self.settings, ExperimentSettings) and self.settings.strategy == "original"
         return {
             "blip_fingerprint": self.retriever.encoder.fingerprint,
-            "captioner": self.captions.captioner_name,
+            "captioner": "" if without else self.captions.captioner_name,
         }
+
+    @cached_property
+    def captions(self) -> ImageCaptions:
+        """Captions of the dataset's images, each made once ever."""
+        return _open_captions(self.settings, self.dataset)
 
     @cached_property
     def rewriter(self) -> Rewriter:
@@ -189,7 +236,7 @@ def choose_queries(dataset: Dataset, settings: SessionSettings, indexed: Sequenc
     return tuple(usable[number * len(usable) // count] for number in range(count))
 
 
-def _open_dataset(settings: IndexSettings) -> Dataset:
+def _open_dataset(settings: DatasetSettings) -> Dataset:
     return open_dataset(settings.dataset, settings.root, settings.split or "all")
 
 
@@ -219,34 +266,19 @@ def _open_index(settings: IndexSettings, dataset: Dataset, encoder: Any) -> Fais
     )
 
 
-def _open_captions(settings: SessionSettings, dataset: Dataset) -> CaptionStore:
+def _open_captions(settings: CaptionSettings, dataset: Dataset) -> ImageCaptions:
     from captioning import Captioning
 
+    if settings.caption_cache is None:
+        raise ValueError("caption_cache: the settings are not resolved")
     model_id = settings.caption_model or ""
     local = PROJECT / model_id
-    captioner = Captioning(
-        str(local) if local.exists() else model_id, _quantization(settings), settings.caption_batch or 8
-    )
-    name = captioner.name.replace(str(local), model_id)
-    if local.exists():  # a hub id names its weights, a path does not
-        name = f"{_content_hash(local)} {name}"
-    words = "".join(letter if letter.isalnum() else "-" for letter in name.split(":")[0])
-    path = settings.index / f"captions-{words}.jsonl" if settings.index else None
-    return CaptionStore(captioner, name, dataset.images, path)
+    size = settings.caption_batch or 8
+    captioner = Captioning(str(local) if local.exists() else model_id, _quantization(settings), size)
+    return ImageCaptions(captioner, dataset.images, CaptionCache(settings.caption_cache), size)
 
 
-def _content_hash(path: Path) -> str:
-    """Names the weights under a path: the first 16 hex digits of a SHA-256 over all weights files."""
-    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in WEIGHT_SUFFIXES)
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()[:16]
-
-
-def _quantization(settings: SessionSettings) -> str | bool:
+def _quantization(settings: CaptionSettings) -> str | bool:
     from generation.precision import fastest_precision
 
     return fastest_precision() if settings.quantization in ("auto", None) else settings.quantization

@@ -1,20 +1,25 @@
-"""Captions are made once ever, survive a kill, and are never another captioner's."""
+"""Images are captioned once ever, whatever their names; broken ones stop nothing; equal models share."""
 
-import json
+import shutil
 
 import pytest
 from PIL import Image as PILImage
 
-from generation.caption_store import BATCH_SIZE, CaptionStore
+from generation.caption_cache import CaptionCache
+from generation.image_captions import ImageCaptions
+from generation.model_identity import model_identity
 from records import Image
 
-COUNT = BATCH_SIZE + 6
+COUNT = 11
+BATCH = 4
 
 
 class RedCaptioner:
     """Says how red a picture is, which tells the test's pictures apart."""
 
-    def __init__(self):
+    def __init__(self, model_id):
+        self.model_id = str(model_id)
+        self.name = f"{model_id} fp32: say how red"
         self.batches = []
 
     def caption(self, images):
@@ -22,16 +27,33 @@ class RedCaptioner:
         return [f"{image.getpixel((0, 0))[0]} réd" for image in images]
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
     images = [Image(f"{n}.png", folder / f"{n}.png", ("what people said",)) for n in range(COUNT)]
     for number, image in enumerate(images):
         PILImage.new("RGB", (2, 2), (number, 0, 0)).save(image.path)
     return images
 
 
-def captions(*numbers):
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "red.pth"
+    path.write_bytes(b"weights")
+    return path
+
+
+@pytest.fixture
+def open_captions(images, model, tmp_path):
+    def open_captions(captioner=None, images=images, cache="captions.sqlite"):
+        cache = CaptionCache(tmp_path / "cache" / cache)
+        return ImageCaptions(captioner or RedCaptioner(model), images, cache, BATCH)
+
+    return open_captions
+
+
+def said(*numbers):
     return [f"{number} réd" for number in numbers]
 
 
@@ -39,87 +61,166 @@ def ids(*numbers):
     return [f"{number}.png" for number in numbers]
 
 
-def test_each_image_is_captioned_once(images):
-    captioner = RedCaptioner()
-    store = CaptionStore(captioner, "red", images, None)
-    assert store.captions_of(ids(3, 1, 3)) == captions(3, 1, 3)
-    assert store.captions_of(ids(1, 2)) == captions(1, 2)
-    assert store.captions_of([]) == []
-    assert captioner.batches == [2, 1] and store.made == 3
-    assert store.captions_of([image.id for image in images]) == captions(*range(COUNT))
-    assert captioner.batches == [2, 1, BATCH_SIZE, COUNT - 3 - BATCH_SIZE] and store.made == COUNT
+def counts(captions):
+    return captions.reused, captions.made, len(captions.broken)
 
 
-def test_the_file_is_read_again(images, tmp_path):
-    path = tmp_path / "new" / "captions.jsonl"
-    CaptionStore(RedCaptioner(), "red", images, path).captions_of(ids(3, 1))
-    captioner = RedCaptioner()
-    store = CaptionStore(captioner, "red", images, path)
-    assert store.captions_of(ids(1, 3)) == captions(1, 3)
-    assert captioner.batches == [] and store.made == 0
-    store.captions_of(ids(5))
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert lines == [
-        {"captioner": "red"},
-        *({"image": f"{n}.png", "caption": f"{n} réd"} for n in (3, 1, 5)),
+def test_each_image_is_captioned_once(open_captions, model):
+    captioner = RedCaptioner(model)
+    captions = open_captions(captioner)
+    assert captions.captions_of(ids(3, 1, 3)) == said(3, 1, 3)
+    assert captions.captions_of(ids(1, 2)) == said(1, 2)
+    assert captions.captions_of([]) == []
+    assert captioner.batches == [2, 1] and counts(captions) == (0, 3, 0)
+    assert captions.captions_of(ids(*range(COUNT))) == said(*range(COUNT))
+    assert captioner.batches == [2, 1, 4, 4] and counts(captions) == (0, COUNT, 0)
+    assert captions.counts() == "11 captions made, 0 reused"
+
+
+def test_another_run_finds_them(open_captions, model):
+    open_captions().captions_of(ids(3, 1))
+    captioner = RedCaptioner(model)
+    captions = open_captions(captioner)
+    assert captions.captions_of(ids(1, 5, 3)) == said(1, 5, 3)
+    assert captioner.batches == [1] and counts(captions) == (2, 1, 0)
+
+
+def test_moved_renamed_and_copied_pictures_are_not_captioned_again(open_captions, images, tmp_path):
+    open_captions().captions_of(ids(1, 2, 3))
+    images[1].path.rename(tmp_path / "renamed.png")
+    shutil.copy(images[2].path, tmp_path / "copy.png")
+    elsewhere = [Image("a", tmp_path / "renamed.png"), Image("b", tmp_path / "copy.png"), images[3]]
+    captions = open_captions(images=elsewhere)
+    assert captions.captions_of(["a", "b", "3.png"]) == said(1, 2, 3)
+    assert counts(captions) == (3, 0, 0)
+
+
+def test_equal_pictures_are_captioned_once(open_captions, images, model):
+    shutil.copy(images[2].path, images[7].path)
+    captioner = RedCaptioner(model)
+    captions = open_captions(captioner)
+    assert captions.captions_of(ids(7, 1, 2)) == said(2, 1, 2)
+    assert captioner.batches == [2] and counts(captions) == (1, 2, 0)
+
+
+def test_a_changed_picture_is_captioned_again(open_captions, images):
+    open_captions().captions_of(ids(1, 2))
+    PILImage.new("RGB", (2, 2), (99, 0, 0)).save(images[1].path)
+    captions = open_captions()
+    assert captions.captions_of(ids(1, 2)) == said(99, 2)
+    assert counts(captions) == (1, 1, 0)
+
+
+def test_a_broken_picture_has_the_empty_caption_and_is_tried_again(open_captions, images, caplog):
+    images[1].path.write_bytes(images[1].path.read_bytes()[:40])
+    images[2].path.unlink()
+    captions = open_captions()
+    assert captions.captions_of(ids(0, 1, 2, 3, 1)) == ["0 réd", "", "", "3 réd", ""]
+    assert counts(captions) == (0, 2, 2)
+    assert captions.counts() == "2 captions made, 0 reused, 2 pictures broken"
+    assert captions.broken["2.png"] == "no such file" and "not a picture" in captions.broken["1.png"]
+    assert [
+        record.getMessage().split(" ")[0] for record in caplog.records if record.levelname == "WARNING"
+    ] == [
+        str(images[2].path),
+        str(images[1].path),
     ]
+    for number in (1, 2):
+        PILImage.new("RGB", (2, 2), (number, 0, 0)).save(images[number].path)
+    assert open_captions().captions_of(ids(0, 1, 2, 3)) == said(0, 1, 2, 3)
 
 
-def test_a_file_cut_anywhere_is_mended(images, tmp_path):
-    path = tmp_path / "captions.jsonl"
-    CaptionStore(RedCaptioner(), "red", images, path).captions_of(ids(3, 1))
-    whole = path.read_bytes()
-    for length in range(len(whole) + 1):  # in the middle of the é as well
-        path.write_bytes(whole[:length])
-        store = CaptionStore(RedCaptioner(), "red", images, path)
-        assert store.captions_of(ids(3, 1)) == captions(3, 1)
-        assert store.made == 3 - max(1, whole[:length].count(b"\n"))
-        assert path.read_bytes() == whole
+def test_only_broken_pictures_need_no_captioner(open_captions, images, model):
+    captioner = RedCaptioner(model)
+    images[1].path.write_bytes(b"")
+    assert open_captions(captioner).captions_of(ids(1)) == [""]
+    assert captioner.batches == []
 
 
-def test_a_kill_between_batches_loses_the_last_batch_only(images, tmp_path):
+def test_a_kill_loses_the_batch_that_was_being_made_alone(open_captions, model):
     class Killed(RedCaptioner):
         def caption(self, images):
-            if self.batches:
+            if len(self.batches) == 2:
                 raise KeyboardInterrupt
             return super().caption(images)
 
-    path = tmp_path / "captions.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        CaptionStore(Killed(), "red", images, path).captions_of([image.id for image in images])
-    store = CaptionStore(RedCaptioner(), "red", images, path)
-    assert store.captions_of([image.id for image in images]) == captions(*range(COUNT))
-    assert store.made == COUNT - BATCH_SIZE
+        open_captions(Killed(model)).captions_of(ids(*range(COUNT)))
+    captions = open_captions()
+    assert captions.captions_of(ids(*range(COUNT))) == said(*range(COUNT))
+    assert counts(captions) == (2 * BATCH, COUNT - 2 * BATCH, 0)
 
 
-def test_another_captioners_file_is_refused(images, tmp_path):
-    path = tmp_path / "captions.jsonl"
-    CaptionStore(RedCaptioner(), "red", images, path)
-    with pytest.raises(ValueError, match="captions by 'red', expected 'green'; remove it"):
-        CaptionStore(RedCaptioner(), "green", images, path)
+def test_what_another_process_made_meanwhile_is_used(open_captions, model):
+    class Slow(RedCaptioner):
+        def caption(self, images):
+            if not self.batches:
+                open_captions(RedCaptioner(model)).captions_of(ids(*range(6)))
+            return [f"late {text}" for text in super().caption(images)]
+
+    captioner = Slow(model)
+    captions = open_captions(captioner)
+    late = [f"late {text}" for text in said(*range(6, COUNT))]
+    assert captions.captions_of(ids(*range(COUNT))) == said(*range(6)) + late
+    assert captioner.batches == [BATCH, 2, COUNT - 2 * BATCH]
+    assert counts(captions)[0] + counts(captions)[1] == COUNT
 
 
-@pytest.mark.parametrize("damage", ['{"captioner": "red"}\nrubbish\n', "[]\n", '{"captioner": "red"}\n{}\n'])
-def test_a_damaged_file_is_refused(images, tmp_path, damage):
-    path = tmp_path / "captions.jsonl"
-    path.write_text(damage)
-    with pytest.raises(ValueError, match=r"captions.jsonl: damaged .*remove it"):
-        CaptionStore(RedCaptioner(), "red", images, path)
+def test_other_weights_precision_or_prompt_are_another_captioner(open_captions, model, tmp_path):
+    open_captions().captions_of(ids(1))
+
+    def made(model_id, name=None):
+        captioner = RedCaptioner(model_id)
+        captioner.name = f"{model_id} {name}" if name else captioner.name
+        captions = open_captions(captioner)
+        captions.captions_of(ids(1))
+        return captions.made
+
+    moved = tmp_path / "moved.pth"
+    shutil.copy(model, moved)
+    assert made(moved) == 0
+    assert made(model, "int8: say how red") == 1
+    assert made(model, "fp32: say it again") == 1
+    model.write_bytes(b"WEIGHTS")
+    assert made(model) == 1
+    assert made(moved) == 0
 
 
-def test_images_that_cannot_be_captioned_are_named(images, tmp_path):
-    gone = Image("gone.png", tmp_path / "gone.png")
-    store = CaptionStore(RedCaptioner(), "red", [*images, gone], None)
-    with pytest.raises(ValueError, match=r"got image id 'other.png', expected one of the collection's 71"):
-        store.captions_of(["1.png", "other.png"])
-    with pytest.raises(ValueError, match=r"gone.png: no such file"):
-        store.captions_of(["gone.png"])
+def test_an_image_of_another_collection_is_refused(open_captions):
+    with pytest.raises(ValueError, match=r"got image id 'other.png', expected one of the collection's 11"):
+        open_captions().captions_of(["1.png", "other.png"])
 
 
-def test_a_captioner_that_forgets_one_is_caught(images):
+def test_a_captioner_that_forgets_one_is_caught(open_captions, model):
     class Forgetful(RedCaptioner):
         def caption(self, images):
             return super().caption(images)[1:]
 
     with pytest.raises(ValueError, match="zip"):
-        CaptionStore(Forgetful(), "red", images, None).captions_of(ids(1, 2))
+        open_captions(Forgetful(model)).captions_of(ids(1, 2))
+
+
+def test_a_model_is_known_by_all_files_that_change_what_it_says(tmp_path):
+    hashes_of = CaptionCache(tmp_path / "captions.sqlite").hashes_of
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "chat_template.jinja").write_text("say it")
+    (folder / "README.md").write_text("a model")
+    first = model_identity(str(folder), hashes_of)
+    assert len(first) == 16
+    moved = folder.rename(tmp_path / "moved")
+    (moved / "README.md").write_text("the same model")
+    assert model_identity(str(moved), hashes_of) == first
+    (moved / "chat_template.jinja").write_text("say it again")
+    assert model_identity(str(moved), hashes_of) != first
+
+
+def test_models_that_cannot_be_known_are_named(tmp_path):
+    hashes_of = CaptionCache(tmp_path / "captions.sqlite").hashes_of
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty cannot be opened: the folder holds no model files"):
+        model_identity(str(tmp_path / "empty"), hashes_of)
+    with pytest.raises(ValueError, match="the model /no/such cannot be opened") as caught:
+        model_identity("/no/such", hashes_of)
+    assert "\n" not in str(caught.value)

@@ -6,8 +6,10 @@ import json
 import logging
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,8 +130,15 @@ def arguments(pictures, models, tmp_path):
         "--strategy": "append",
         "--user": "reference",
         "--rounds": 3,
+        "--caption-cache": tmp_path / "captions.sqlite",
         "--output": tmp_path / "run",
     }
+
+
+def captioners(cache):
+    """Names of those whose captions are kept."""
+    with closing(sqlite3.connect(cache)) as database:
+        return [name for (name,) in database.execute("SELECT name FROM captioners")]
 
 
 def flat(arguments, **changes):
@@ -174,15 +183,14 @@ def test_other_weights_under_the_captioners_path_are_another_captioner(run, argu
     shutil.copytree(models["captioner"], folder)
     name, command = "multi_modal_query_expansion", flat(arguments, caption_model=folder)
     assert run(name, *command) == (0, [])
-    captions = arguments["--root"] / "index-all"
-    assert len(list(captions.glob("captions-*.jsonl"))) == 1
+    assert len(captioners(arguments["--caption-cache"])) == 1
     state = torch.load(folder / "captioner.pth", weights_only=True)
     state["model"]["visual_encoder.norm.bias"] += 0.5
     torch.save(state, folder / "captioner.pth")
     status, errors = run(name, *command)  # the run is the old captioner's
     assert status == 2 and len(errors) == 1 and "captioner:" in errors[0]
     assert run(name, *command, "--restart") == (0, [])
-    assert len(list(captions.glob("captions-*.jsonl"))) == 2
+    assert len(captioners(arguments["--caption-cache"])) == 2
 
 
 def test_a_comparison_puts_every_run_beside_scrolling(run, arguments, capsys, tmp_path):
@@ -209,6 +217,44 @@ def test_a_comparison_puts_every_run_beside_scrolling(run, arguments, capsys, tm
     )
     assert run("compare", *command) == (0, [])  # nothing is played again
     assert capsys.readouterr().out == table
+
+
+CAPTIONING = ("--dataset", "--root", "--caption-model", "--quantization", "--caption-cache")
+
+
+def test_captions_made_ahead_are_found_by_the_run(run, arguments, pictures, caplog):
+    caplog.set_level(logging.INFO)
+    ahead = {key: arguments[key] for key in CAPTIONING} | {"--caption-batch": 4}
+    (pictures / "7.png").write_bytes(b"")
+    assert run("caption_images", *flat(ahead)) == (0, [])
+    assert caplog.messages[-1] == "29 captions made, 0 reused, 1 pictures broken"
+    assert sum("7.png cannot be captioned: the file is empty" in line for line in caplog.messages) == 1
+    assert run("caption_images", *flat(ahead)) == (0, [])
+    assert caplog.messages[-1] == "0 captions made, 29 reused, 1 pictures broken"
+    assert run("multi_modal_query_expansion", *flat(arguments)) == (0, [])
+    (summary,) = (line for line in caplog.messages if "refined queries" in line)
+    assert "; 0 captions made, " in summary and " 0 reused" not in summary
+
+
+def test_without_feedback_no_captioner_is_needed(run, arguments):
+    plain = flat(arguments, strategy="original", caption_model="/no/such")
+    assert run("multi_modal_query_expansion", *plain) == (0, [])
+
+
+def test_a_picture_that_broke_after_embedding_moves_no_query(run, arguments, pictures, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    embedding = {key: arguments[key] for key in ("--dataset", "--root", "--blip")}
+    assert run("embed_image_as_faiss", *flat(embedding)) == (0, [])
+    for number in range(0, 30, 2):
+        (pictures / f"{number}.png").write_bytes(b"broken")
+    assert run("multi_modal_query_expansion", *flat(arguments)) == (0, [])
+    records = {(r.query_id, r.number): r for r in read_rounds(tmp_path / "run" / "rounds.jsonl")}
+    broken = [r for r in records.values() if r.captions == ("",)]
+    assert broken and all(int(r.liked[0].split(".")[0]) % 2 == 0 for r in broken)
+    for record in broken:
+        after = records.get((record.query_id, record.number + 1))
+        assert after is None or after.text == record.text
+    assert any("pictures broken" in line for line in caplog.messages)
 
 
 def test_the_index_is_made_once_and_again_for_another_model(run, arguments, models, pictures):
@@ -259,8 +305,7 @@ def test_a_users_mistake_is_one_line_and_can_be_mended(run, arguments, models, m
     assert len(errors) == 1 and words in errors[0] and "\n" not in errors[0]
     (arguments["--root"] / "images_captions.csv").write_text(good_csv)
     mended = flat(arguments, strategy="original", rounds=1)
-    if mistake != "no such captioner":  # found out after the first round is on record
-        assert run("multi_modal_query_expansion", *mended) == (0, [])
+    assert run("multi_modal_query_expansion", *mended) == (0, [])
 
 
 def test_an_index_is_refused_to_a_folder_without_pictures(run, tmp_path, models):

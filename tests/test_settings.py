@@ -101,6 +101,7 @@ def test_what_is_given_is_kept():
         "dataset": "demo", "root": Path("r"), "split": "dev", "preset": "rtx3090-int4", "blip": "b",
         "index": Path("i"), "image_batch": 3, "caption_model": "c", "rewrite_model": "m",
         "quantization": False, "caption_batch": 4, "rewrite_batch": 5, "output": Path("o"),
+        "caption_cache": Path("k"),
     }  # fmt: skip
     settings = ExperimentSettings(**given)
     assert settings.resolved() == settings

@@ -1,0 +1,30 @@
+"""Captions all images of a dataset ahead, so that runs find them ready; goes on where it was stopped.
+
+    python caption_images.py                                   # the constants below
+    python caption_images.py --dataset demo --preset demo      # any constant, overridden
+
+Captions are kept in one file for all datasets and runs: playground/data/captions.sqlite.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from settings import CaptionSettings, read_settings, run_script
+
+DATASET = "flickr30k"  # "demo", "flickr30k", "mscoco" or "image_folder"
+# All other constants: python caption_images.py --help; for example
+# PRESET = "rtx3090-int4"
+# CAPTION_BATCH = 8
+
+
+def main() -> None:
+    """Reads the constants and the command line, and captions."""
+    settings = read_settings(CaptionSettings, globals())
+    from refinement.parts import caption_dataset
+
+    logging.getLogger(__name__).info("%s", caption_dataset(settings).counts())
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_script(main))
