@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 
 PROJECT = Path(__file__).parent
 
+DEFAULT_SPLITS = {"demo": "test", "msrvtt": "1k-A"}  # of the other datasets all is used
+
 StrategyName = Literal["original", "append", "rewrite", "rewrite-original", "rewrite-anchored"]
 UserName = Literal["independent", "caption", "reference", "ground-truth", "random", "first"]
 ProtocolName = Literal["honest", "reference", "paper", "chatir"]
@@ -55,7 +57,7 @@ class DatasetSettings:
     """A dataset, and the models that go with it.
 
     Attributes:
-        dataset: "demo", "flickr30k", "mscoco" or "image_folder".
+        dataset: "demo", "flickr30k", "mscoco", "msrvtt" or "image_folder".
         root: The dataset's folder; playground/data/DATASET when not given.
         split: Part of the dataset; "test" for the demo and "all" for the others when not given.
         preset: Set of models, precision and batch sizes; "demo" for the demo and "rtx3090-int8" for the
@@ -76,7 +78,7 @@ class DatasetSettings:
 
         is_demo = self.dataset == "demo"
         preset = self.preset or ("demo" if is_demo else "rtx3090-int8")
-        split = self.split or ("test" if is_demo else "all")
+        split = self.split or DEFAULT_SPLITS.get(self.dataset, "all")
         root = self.root or DATA_FOLDER / self.dataset
         open_ones = PRESETS[preset] | {
             "preset": preset,
