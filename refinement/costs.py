@@ -38,49 +38,51 @@ class Spent:
 
 
 class Costs:
-    """The account of one or several runs; kept in a file, so that a stopped run goes on counting.
+    """The account of one or several runs; kept in a file if one is named, so that a stop loses none.
 
     Attributes:
         run: Name of the run that pays now.
         spent: What each run has spent in each stage.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        """Opens the account.
-
-        Args:
-            path: The file; read if it is there. None: in memory alone.
-        """
+    def __init__(self) -> None:
         self.run = ""
         self.spent: dict[str, dict[str, Spent]] = {}
-        self._path = path
+        self._path: Path | None = None
         self._open: list[float] = []  # seconds of the stages inside, for each stage that is running
-        if path is not None and path.is_file():
+
+    def keep_in(self, path: Path) -> None:
+        """Goes on with the account in a file, and keeps it there.
+
+        Args:
+            path: Read if it is there; `save` writes it.
+        """
+        self._path = path
+        if path.is_file():
             self.spent = {
                 run: {stage: Spent(**values) for stage, values in stages.items()}
                 for run, stages in read_json(path).items()
             }
 
     @contextmanager
-    def measure(self, stage: str, items: int) -> Iterator[Spent]:
+    def measure(self, stage: str, items: int, model: object = None) -> Iterator[None]:
         """Charges the block's time to a stage of the current run, without that of stages inside.
 
         Args:
             stage: Its name.
             items: How much work it is.
-
-        Yields:
-            The stage's account, for its tokens.
+            model: Does the work; its ``tokens_written`` is read, if it has one.
         """
         account = self.spent.setdefault(self.run, {}).setdefault(stage, Spent())
-        started = time.perf_counter()
+        started, written = time.perf_counter(), _tokens_written(model)
         self._open.append(0.0)
         try:
-            yield account
+            yield
         finally:
             seconds = time.perf_counter() - started
             account.seconds += seconds - self._open.pop()
             account.items += items
+            account.tokens += _tokens_written(model) - written
             if self._open:
                 self._open[-1] += seconds
 
@@ -147,7 +149,7 @@ class CountedRewriter:
         pairs = list(zip(queries, captions, strict=True))
         new = [pair for pair in dict.fromkeys(pairs) if pair not in self._written]
         if new:
-            with self._costs.measure("rewrite", len(new)) as account, counted_tokens(self._rewriter, account):
+            with self._costs.measure("rewrite", len(new), self._rewriter):
                 made = self._rewriter.rewrite([query for query, _ in new], [caption for _, caption in new])
             self._written.update(zip(new, made, strict=True))
         return [self._written[pair] for pair in pairs]
@@ -169,16 +171,8 @@ class CountedCaptioner:
 
     def caption(self, images: list[Any]) -> list[str]:
         """Describes each picture in one line."""
-        with self._costs.measure("caption", len(images)) as account, counted_tokens(self._captioner, account):
+        with self._costs.measure("caption", len(images), self._captioner):
             return self._captioner.caption(images)
-
-
-@contextmanager
-def counted_tokens(model: object, account: Spent) -> Iterator[None]:
-    """Adds the tokens that a model writes in the block; a model from outside need not count them."""
-    before = getattr(model, "tokens_written", 0)
-    yield
-    account.tokens += getattr(model, "tokens_written", 0) - before
 
 
 def counts_of(rounds: Sequence[Round], needs_captions: bool, rewrites: bool) -> dict[str, int]:
@@ -199,6 +193,10 @@ def counts_of(rounds: Sequence[Round], needs_captions: bool, rewrites: bool) -> 
         "caption": len(liked) if needs_captions else 0,
         "rewrite": asked if rewrites else 0,
     }
+
+
+def _tokens_written(model: object) -> int:
+    return getattr(model, "tokens_written", 0)  # a model from outside need not count
 
 
 def _total(parts: Sequence[float | None]) -> float | None:

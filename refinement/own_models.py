@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from embedding.decode import open_image
 from records import Image
+from refinement.costs import Costs
 from refinement.strategies import Rewriter
 
 log = logging.getLogger(__name__)
@@ -111,16 +112,18 @@ class GivenCaptions:
         made: How many captions were made.
     """
 
-    def __init__(self, captioner: PictureCaptioner, images: Sequence[Image]) -> None:
+    def __init__(self, captioner: PictureCaptioner, images: Sequence[Image], costs: Costs) -> None:
         """Opens nothing yet.
 
         Args:
             captioner: Makes the captions.
             images: The collection.
+            costs: Charged for captions.
         """
         self.captioner_name = name_of(captioner)
         self.made = 0
         self._captioner = captioner
+        self._costs = costs
         self._paths = {image.id: image.path for image in images}
         self._captions: dict[str, str] = {}
 
@@ -135,7 +138,9 @@ class GivenCaptions:
         starts = range(0, len(missing), BATCH_SIZE)
         for start in tqdm(starts, desc="captioning", unit="batch", disable=len(starts) < 2, leave=False):
             batch = missing[start : start + BATCH_SIZE]
-            made = list(self._captioner.caption([open_image(self._paths[image_id]) for image_id in batch]))
+            pictures = [open_image(self._paths[image_id]) for image_id in batch]
+            with self._costs.measure("caption", len(batch), self._captioner):
+                made = list(self._captioner.caption(pictures))
             if len(made) != len(batch) or not all(isinstance(caption, str) for caption in made):
                 raise ValueError(
                     f"captioner: got {made!r:.80} for {len(batch)} pictures, expected one text each"

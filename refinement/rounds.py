@@ -16,6 +16,7 @@ from typing import Protocol as Interface
 from tqdm import tqdm
 
 from records import Feedback, Query, Round
+from refinement.costs import Costs
 from refinement.history import History, NextQuery, Strategy
 from refinement.protocols import Protocol
 from refinement.users import User, View
@@ -46,6 +47,7 @@ def play_rounds(
     played: Sequence[Round] = (),
     batch_size: int = 256,
     keep: Callable[[list[Round]], None] = lambda rounds: None,
+    costs: Costs | None = None,
 ) -> list[Round]:
     """Plays rounds 0 to ``round_count`` - 1 of all queries.
 
@@ -60,6 +62,7 @@ def play_rounds(
         played: Records of an earlier run; what they hold is not played again.
         batch_size: Queries that advance together.
         keep: Called with each batch's records as soon as they are there.
+        costs: Charged for moving queries ("move"), searching ("search") and simulated judging ("judge").
 
     Returns:
         All records, those of the earlier run first.
@@ -68,6 +71,7 @@ def play_rounds(
         ValueError: If a target is not in the index, records do not belong to these queries, or a user points
             at what was not shown.
     """
+    costs = costs or Costs()
     queries = [protocol.goal_of(query) for query in queries]
     _check(queries, retriever, played)
     sessions: dict[str, list[Round]] = defaultdict(list)
@@ -79,10 +83,13 @@ def play_rounds(
         with tqdm(total=len(due), desc=f"round {number}", unit="query", disable=not due) as bar:
             for batch in _batches(due, batch_size):
                 pasts = [sessions[query.id] for query in batch]
-                searches = next_searches(batch, pasts, strategy)
-                fresh = search_round(batch, pasts, searches, number, retriever, protocol)
+                with costs.measure("move", len(batch) if number else 0):
+                    searches = next_searches(batch, pasts, strategy)
+                with costs.measure("search", len(batch)):
+                    fresh = search_round(batch, pasts, searches, number, retriever, protocol)
                 if number + 1 < round_count:
-                    fresh = take_feedback(batch, pasts, fresh, user, strategy, captions, protocol)
+                    with costs.measure("judge", len(batch)):
+                        fresh = take_feedback(batch, pasts, fresh, user, strategy, captions, protocol)
                 keep(fresh)
                 for record in fresh:
                     sessions[record.query_id].append(record)
