@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from settings import ComparisonSettings, read_settings, run_script
 
-DATASET = "flickr30k"  # "demo", "flickr30k", "mscoco" or "image_folder"
+DATASET = "flickr30k"  # "demo", "flickr30k", "mscoco", "msrvtt" or "image_folder"
 STRATEGIES = ("append", "rewrite", "rewrite-original", "rewrite-anchored")
 USERS = ("independent", "reference", "random", "first")
 PROTOCOL = "honest"  # or "reference"

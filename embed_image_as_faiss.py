@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from settings import IndexSettings, read_settings, run_script
 
-DATASET = "flickr30k"  # "demo", "flickr30k", "mscoco" or "image_folder"
+DATASET = "flickr30k"  # "demo", "flickr30k", "mscoco", "msrvtt" or "image_folder"
 # All other constants: python embed_image_as_faiss.py --help; for example
 # BLIP = "BLIP/chatir_weights.ckpt"
 # IMAGE_SIZE = 224

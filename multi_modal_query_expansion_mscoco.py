@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from settings import ExperimentSettings, read_settings, run_script
 
-DATASET = "mscoco"  # "demo", "flickr30k", "mscoco" or "image_folder"
+DATASET = "mscoco"  # "demo", "flickr30k", "mscoco", "msrvtt" or "image_folder"
 QUANTIZATION = None  # "int8", "int4", "fp16", "bf16", "fp32"; None: the preset's (int8)
 STRATEGY = "rewrite"  # "original", "append", "rewrite", "rewrite-original" or "rewrite-anchored"
-PROTOCOL = "honest"  # or "reference"
-USER = "independent"  # "reference", "random" or "first"
+PROTOCOL = "honest"  # "honest", "reference", "paper" or "chatir"
+USER = "independent"  # "independent", "caption", "reference", "ground-truth", "random" or "first"
 ROUNDS = 4
 # All other constants: python multi_modal_query_expansion_mscoco.py --help; for example
 # PRESET = "rtx3090-int4"

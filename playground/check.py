@@ -11,6 +11,7 @@ from pathlib import Path
 
 from playground import DATA_FOLDER
 from records import Dataset
+from settings import DEFAULT_SPLITS
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,6 @@ class Check:
         how_to_get: Where its files come from and go; printed when it is not usable.
         pieces: What may lie in its folder.
         sizes: Of its splits, where known.
-        default_split: Checked when none is asked for.
         download: Command that gets it, if there is one.
     """
 
@@ -57,8 +57,12 @@ class Check:
     how_to_get: str
     pieces: Sequence[Piece]
     sizes: Mapping[str, Size] = field(default_factory=dict)
-    default_split: str = "all"
     download: str = ""
+
+    @property
+    def default_split(self) -> str:
+        """Read when none is asked for."""
+        return DEFAULT_SPLITS.get(self.name, "all")
 
     def parser(self) -> argparse.ArgumentParser:
         """Returns the command line; a dataset may add to it."""

@@ -27,8 +27,8 @@ VIDEO_FOLDER, FRAME_FOLDER = "videos", "frames"
 VIDEO_SUFFIXES = frozenset({".mp4", ".webm", ".mkv", ".avi", ".mov"})
 SENTENCE_FILES = ("MSRVTT_data.json", "train_val_videodatainfo.json", "test_videodatainfo.json")
 TEST_FILE = "MSRVTT_JSFUSION_test.csv"
-DEFAULT_SPLIT = "1k-A"
-SPLITS = ("all", "train", "validate", "test", DEFAULT_SPLIT)
+ONE_SENTENCE_SPLIT = "1k-A"
+SPLITS = ("all", "train", "validate", "test", ONE_SENTENCE_SPLIT)
 HOW_TO_GET = f"""MSR-VTT, put into
   playground/data/msrvtt/videos/                     video0.mp4 and so on, at any depth
   playground/data/msrvtt/{TEST_FILE}    the split 1k-A: 1,000 videos, one sentence each
@@ -151,7 +151,7 @@ def _frames(root: Path) -> tuple[dict[str, list[Image]], tuple[Skip, ...]]:
 def _sentences(root: Path, split: str) -> tuple[Path, list[Line]]:
     if split not in SPLITS:
         raise ValueError(f"msrvtt: got split {split!r}, expected one of {', '.join(SPLITS)}")
-    if split == DEFAULT_SPLIT:
+    if split == ONE_SENTENCE_SPLIT:
         return root / TEST_FILE, list(table_lines(root / TEST_FILE, _ADVICE))
     paths = _sentence_files(root)
     if not paths:
@@ -207,7 +207,7 @@ def _main() -> int:
         Piece(TEST_FILE, "sentences of the split 1k-A"),
         *(Piece(name, "sentences of the other splits") for name in SENTENCE_FILES),
     ]
-    check = Check("msrvtt", read, HOW_TO_GET, pieces, default_split=DEFAULT_SPLIT)
+    check = Check("msrvtt", read, HOW_TO_GET, pieces)
     parser = check.parser()
     parser.add_argument("--extract", action="store_true", help="first take the frames that are not there yet")
     parser.add_argument(
