@@ -1,22 +1,27 @@
 """Pictures to sentences: `Captioning(model_id, quantization).caption(images)`.
 
-The model is a BLIP captioner's file or folder, or a vision-language model of the hub that follows
-instructions, such as ``llava-hf/llava-v1.6-mistral-7b-hf``.
+The model is a BLIP captioner (file, folder or hub id), or a vision-language model of the hub that follows
+instructions, such as ``llava-hf/llava-v1.6-mistral-7b-hf`` or ``HuggingFaceTB/SmolVLM-256M-Instruct``.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from generation.opening import naming_model
+from generation.attention import choose_attention
+from generation.batching import ShrinkingBatches, free_memory
+from generation.opening import naming_model, open_model, say_once
 from generation.parsing import one_line
-from generation.precision import Quantization, device_options, loading_options, precision_of
+from generation.precision import Quantization, loading_options, precision_of
 from generation.prompts import CAPTION
+from generation.residency import Residency
 
 log = logging.getLogger(__name__)
 
@@ -28,52 +33,27 @@ class Captioning:
     """Describes pictures in one line each; the model is loaded on first use.
 
     Attributes:
-        model_id: A BLIP captioner's path, or a vision-language model's hub id or folder.
+        model_id: A BLIP captioner's path or hub id, or a vision-language model's hub id or folder.
         name: What makes captions differ: model, precision and prompt.
+        role: What it is called in a memory plan.
         empty: How many captions came out empty so far; they become "an image".
     """
 
-    def __init__(self, model_id: str, quantization: Quantization = "fp16", batch_size: int = 16) -> None:
+    role = "caption"
+
+    def __init__(
+        self,
+        model_id: str,
+        quantization: Quantization = "fp16",
+        batch_size: int = 16,
+        residency: Residency | None = None,
+    ) -> None:
         self.model_id = model_id
         self.quantization = precision_of(quantization)
         self.name = f"{model_id} {self.quantization}: {CAPTION}"
         self.empty = 0
-        self._batch_size = batch_size
-
-    @cached_property
-    def _blip(self) -> Any:
-        """The BLIP captioner, or None when the model is another kind."""
-        path = Path(self.model_id)
-        if not path.exists():
-            return None
-        config = path / "config.json"
-        if path.is_dir() and config.is_file() and '"blip' not in config.read_text(encoding="utf-8"):
-            return None
-        from BLIP.model import BlipCaptioner
-
-        options = loading_options(self.quantization)
-        if "quantization_config" in options:
-            raise ValueError(
-                f"quantization: got {self.quantization} for a BLIP captioner, expected fp16, bf16 or fp32"
-            )
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return BlipCaptioner.open(path, device=device, dtype=options["dtype"], batch_size=self._batch_size)
-
-    @cached_property
-    def _vision_language(self) -> tuple[Any, Any]:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        log.info("loading the captioner %s", self.model_id)
-        with naming_model(self.model_id):
-            processor = AutoProcessor.from_pretrained(self.model_id)
-            # Else answers of unequal prompts in a batch come out empty.
-            processor.tokenizer.padding_side = "left"
-            model = AutoModelForImageTextToText.from_pretrained(
-                self.model_id, **loading_options(self.quantization), **device_options()
-            )
-        return model.eval(), processor
+        self._batches = ShrinkingBatches(batch_size)
+        self._residency = residency
 
     def caption(self, images: list[Image.Image]) -> list[str]:
         """Describes pictures.
@@ -83,29 +63,110 @@ class Captioning:
 
         Returns:
             One line each, at most `MOST_WORDS` words, in order.
+
+        Raises:
+            ValueError: If the model cannot be opened, or does not fit into memory.
         """
-        captions: list[str] = []
-        for start in range(0, len(images), self._batch_size):
-            batch = images[start : start + self._batch_size]
-            texts = self._with_blip(batch) if self._blip else self._with_instructions(batch)
-            captions += [one_line(text, MOST_WORDS) for text in texts]
+        if not images:
+            return []
+        if self._residency is not None:
+            self._residency.make_room(self)
+        describe = self._with_blip if self._blip else self._with_instructions
+        texts = self._batches.map(images, describe, "captioning")
+        captions = [one_line(text, MOST_WORDS, prompt=CAPTION) for text in texts]
         self.empty += captions.count("")
         return [caption or "an image" for caption in captions]
 
-    def _with_blip(self, images: list[Image.Image]) -> list[str]:
+    def release(self) -> None:
+        """Lets go of the model; the next use loads it again."""
+        if {"_blip", "_vision_language"} & self.__dict__.keys():
+            log.info("releasing the captioner %s", self.model_id)
+        self.__dict__.pop("_blip", None)
+        self.__dict__.pop("_vision_language", None)
+        free_memory()
+
+    @cached_property
+    def _blip(self) -> Any:
+        """The BLIP captioner, or None when the model is another kind."""
+        path = _blip_captioner(self.model_id)
+        if path is None:
+            return None
+        import torch
+
+        from BLIP.model import BlipCaptioner
+
+        if self.quantization in ("int8", "int4"):
+            raise ValueError(
+                f"quantization: got {self.quantization} for a BLIP captioner, expected fp16, bf16 or fp32:"
+                " it is small, and its loader knows no bitsandbytes"
+            )
+        dtype = loading_options(self.quantization)["dtype"]
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        captioner = BlipCaptioner.open(path, device=device, dtype=dtype, batch_size=self._batches.size)
+        attention, reason = choose_attention(captioner.model, dtype, None, False)
+        say_once(f"opened {self.model_id} in {self.quantization}; attention: {attention} ({reason})")
+        return captioner
+
+    @cached_property
+    def _vision_language(self) -> tuple[Any, Any]:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        with naming_model(self.model_id):
+            processor = AutoProcessor.from_pretrained(self.model_id)
+        if not (getattr(processor, "chat_template", None) and hasattr(processor, "image_processor")):
+            raise ValueError(
+                f"the model {self.model_id} has no chat template for pictures, expected a vision-language"
+                " model that follows instructions, or a BLIP captioner"
+            )
+        # Else answers of unequal prompts in a batch come out empty.
+        processor.tokenizer.padding_side = "left"
+        if processor.tokenizer.pad_token is None:
+            processor.tokenizer.pad_token = processor.tokenizer.eos_token
+        return open_model(AutoModelForImageTextToText, self.model_id, self.quantization), processor
+
+    def _with_blip(self, images: Sequence[Image.Image]) -> list[str]:
         longest = min(MOST_TOKENS, self._blip.model.config.text_config.max_position_embeddings)
         return self._blip.caption(images, num_beams=1, max_length=longest)
 
-    def _with_instructions(self, images: list[Image.Image]) -> list[str]:
+    def _with_instructions(self, images: Sequence[Image.Image]) -> list[str]:
         import torch
 
         model, processor = self._vision_language
-        content = [{"type": "image"}, {"type": "text", "text": CAPTION}]
-        prompt = processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
-        inputs = processor(images=images, text=[prompt] * len(images), padding=True, return_tensors="pt")
-        inputs = inputs.to(model.device, model.dtype)
+        prompt = {"type": "text", "text": CAPTION}
+        inputs = processor.apply_chat_template(
+            [[{"role": "user", "content": [{"type": "image", "image": image}, prompt]}] for image in images],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True},
+        ).to(model.device, model.dtype)
         with torch.inference_mode():
-            output = model.generate(**inputs, max_new_tokens=MOST_TOKENS, do_sample=False)
+            output = model.generate(
+                **inputs,
+                max_new_tokens=MOST_TOKENS,
+                do_sample=False,
+                pad_token_id=processor.tokenizer.pad_token_id,
+            )
         return processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def _blip_captioner(model_id: str) -> Path | None:
+    """Returns where a BLIP captioner lies, fetched from the hub if need be; None for other models."""
+    path = Path(model_id)
+    if path.is_file():
+        return path
+    if path.is_dir() and not (path / "config.json").is_file():
+        return path
+    from transformers import AutoConfig
+
+    if path.is_dir():
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        return path if config.get("model_type", "blip") == "blip" else None
+    with naming_model(model_id):
+        kind = AutoConfig.from_pretrained(model_id).model_type
+    if kind != "blip":
+        return None
+    from BLIP.hub import fetch_checkpoint
+
+    return fetch_checkpoint(model_id)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from generation.parsing import one_line, plain_text
 from generation.precision import Quantization, precision_of
 from generation.prompts import REWRITE_CHAT, REWRITE_FEW_SHOT
+from generation.residency import Residency
 from generation.text_model import PACKAGED, TextModel
 
 MOST_WORDS = 60
@@ -25,12 +26,22 @@ class QueryEditing:
     Attributes:
         model_id: Hub id, folder, or a name of `generation.text_model.PACKAGED`.
         name: What makes rewrites differ: model and precision.
+        role: What it is called in a memory plan.
     """
 
-    def __init__(self, model_id: str, quantization: Quantization = "fp16", batch_size: int = 32) -> None:
+    role = "rewrite"
+
+    def __init__(
+        self,
+        model_id: str,
+        quantization: Quantization = "fp16",
+        batch_size: int = 32,
+        residency: Residency | None = None,
+    ) -> None:
         self.model_id = model_id
         self.name = f"{model_id} {precision_of(quantization)}"
         self._model = TextModel(model_id, quantization, batch_size)
+        self._residency = residency
         self._written: dict[tuple[str, str], str] = {}  # no pair is ever rewritten twice
 
     def rewrite(self, queries: Sequence[str], captions: Sequence[str]) -> list[str]:
@@ -51,27 +62,29 @@ class QueryEditing:
             raise ValueError(f"got {len(queries)} queries and {len(captions)} captions, expected as many")
         pairs = list(zip(queries, captions, strict=True))
         new = [pair for pair in dict.fromkeys(pairs) if pair not in self._written]
-        self._written.update(zip(new, self._write(new), strict=True))
+        if new:
+            self._written.update(zip(new, self._write(new), strict=True))
         return [self._written[pair] for pair in pairs]
 
+    def release(self) -> None:
+        """Lets go of the model; the next use loads it again."""
+        self._model.release()
+
     def _write(self, pairs: list[tuple[str, str]]) -> list[str]:
+        if self._residency is not None:
+            self._residency.make_room(self)
         special = self._model.special_tokens
-        filled = [tuple(_bounded(plain_text(text, special)) for text in pair) for pair in pairs]
+        filled = [tuple(plain_text(text, special, MOST_WORDS_READ) for text in pair) for pair in pairs]
         if self.model_id in PACKAGED:
-            prompts = [
-                REWRITE_FEW_SHOT.open.format(query=query, caption=caption) for query, caption in filled
-            ]
+            told = [REWRITE_FEW_SHOT.open.format(query=query, caption=caption) for query, caption in filled]
             answers = self._model.complete(
-                prompts, prefix=REWRITE_FEW_SHOT.prefix, most_tokens=MOST_TOKENS, stops_at_line_end=True
+                told, prefix=REWRITE_FEW_SHOT.prefix, most_tokens=MOST_TOKENS, stops_at_line_end=True
             )
         else:
-            prompts = [
-                self._model.chat_prompt(REWRITE_CHAT.format(query=query, caption=caption))
-                for query, caption in filled
-            ]
+            told = [REWRITE_CHAT.format(query=query, caption=caption) for query, caption in filled]
+            prompts = [self._model.chat_prompt(message) for message in told]
             answers = self._model.complete(prompts, most_tokens=MOST_TOKENS)
-        return [one_line(answer, MOST_WORDS, special) for answer in answers]
-
-
-def _bounded(text: str) -> str:
-    return " ".join(text.split(" ")[:MOST_WORDS_READ])
+        return [
+            one_line(answer, MOST_WORDS, special, prompt)
+            for answer, prompt in zip(answers, told, strict=True)
+        ]

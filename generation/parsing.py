@@ -9,41 +9,61 @@ from collections.abc import Iterable
 _LEAD_INS = re.compile(
     r"^(?:rewritten query|new query|query|combined|caption|answer|output)\s*:\s*", re.IGNORECASE
 )
+# What chat templates write as plain words, which no tokenizer lists: Llama 2's and Mistral's.
+_TEMPLATE_WORDS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
+_LETTERS_PER_WORD = 20  # more than any language has on average: bounds a "word" without end
 _QUOTES = "\"'`“”‘’"
 
 
-def plain_text(text: str, special_tokens: Iterable[str] = ()) -> str:
+def plain_text(text: str, special_tokens: Iterable[str] = (), most_words: int | None = None) -> str:
     """Makes foreign text safe for a prompt: one line, no control characters, no tokens of a chat template.
 
     Args:
         text: A person's query or a model's caption.
         special_tokens: The tokenizer's; they are taken out wherever they stand.
+        most_words: Where to cut; so many words are at most 20 letters each on average, so that one word of
+            100,000 letters is cut as well.
 
     Returns:
         The words, single spaces between them.
     """
-    for token in special_tokens:
+    if most_words is not None:  # first: the rest takes time for every letter
+        text = text[: 4 * _LETTERS_PER_WORD * most_words]
+    for token in (*special_tokens, *_TEMPLATE_WORDS):
         text = text.replace(token, " ")
     text = "".join(
-        " " if unicodedata.category(letter) in ("Cc", "Cf", "Zl", "Zp") else letter for letter in text
+        " " if unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp") else letter for letter in text
     )
-    return " ".join(text.split())
+    words = text.split()
+    if most_words is None:
+        return " ".join(words)
+    return " ".join(words[:most_words])[: _LETTERS_PER_WORD * most_words].rstrip()
 
 
-def one_line(text: str, most_words: int, special_tokens: Iterable[str] = ()) -> str:
+def one_line(text: str, most_words: int, special_tokens: Iterable[str] = (), prompt: str = "") -> str:
     """Takes the answer out of what a model wrote.
 
     Args:
         text: The generated part, without the prompt.
-        most_words: Where to cut.
+        most_words: Where to cut; `plain_text` says how many letters that is.
         special_tokens: The tokenizer's.
+        prompt: What the model was told. A model may say it again: that is no answer.
 
     Returns:
         The first line that says something, without lead-in ("Rewritten query:"), quotes or special tokens;
-        cut to ``most_words``; a phrase repeated without end is kept once. Empty when nothing was said.
+        cut to ``most_words``; a phrase repeated without end is kept once. Empty when nothing was said, or
+        nothing but the prompt.
     """
-    for line in text.splitlines():
-        line, longer = plain_text(line, special_tokens), None
+    special = tuple(special_tokens)
+    told = plain_text(prompt, special)
+    lines_told = {plain_text(line, special) for line in prompt.splitlines()}
+    said = plain_text(text[: 2 * len(prompt) + 4 * _LETTERS_PER_WORD * most_words], special) if told else ""
+    if told and said.startswith(told):
+        text = said[len(told) :]
+    for written in text.splitlines():
+        line, longer = plain_text(written, special, 4 * most_words), None
+        if line in lines_told:
+            continue
         while line != longer:  # taking one thing off may bare another
             line, longer = _shortened(line, most_words), line
         if any(letter.isalnum() for letter in line):
@@ -52,8 +72,9 @@ def one_line(text: str, most_words: int, special_tokens: Iterable[str] = ()) -> 
 
 
 def _shortened(line: str, most_words: int) -> str:
-    words = _LEAD_INS.sub("", line).strip(_QUOTES + " ").split(" ")[: 4 * most_words]
-    return " ".join(_without_loop(words)[:most_words]).rstrip(" ,;:-")
+    words = _LEAD_INS.sub("", line).strip(_QUOTES + " ").split(" ")
+    kept = " ".join(_without_loop(words)[:most_words])
+    return kept[: _LETTERS_PER_WORD * most_words].rstrip(" ,;:-")
 
 
 def _without_loop(words: list[str]) -> list[str]:

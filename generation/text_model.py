@@ -10,10 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from generation.opening import naming_model
-from generation.precision import Quantization, device_options, loading_options
+from generation.batching import ShrinkingBatches, free_memory
+from generation.opening import naming_model, open_model
+from generation.precision import Quantization, loading_options
 
 log = logging.getLogger(__name__)
 
@@ -36,40 +35,61 @@ class TextModel:
 
     def __init__(self, model_id: str, quantization: Quantization, batch_size: int) -> None:
         self.model_id = model_id
-        self._options = loading_options(quantization)
-        self._batch_size = batch_size
+        self._quantization = quantization
+        self._batches = ShrinkingBatches(batch_size)
+        loading_options(quantization)  # a mistake shows before anything is loaded
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        log.info("loading the language model %s", self.model_id)
-        source, options = _source(self.model_id)
+        source, options = source_of(self.model_id)
         with naming_model(self.model_id):
             tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **options)
-            if tokenizer.pad_token_id is None:
-                tokenizer.pad_token = tokenizer.eos_token
-            if options:
-                from transformers import GgufConfig
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        model = open_model(AutoModelForCausalLM, self.model_id, self._quantization, source=source, **options)
+        return model, tokenizer
 
-                # Unpacked: a batch of prompts is faster through dense matrices than through 4-bit blocks.
-                options |= {"quantization_config": GgufConfig(dequantize=True)}
-            model = AutoModelForCausalLM.from_pretrained(
-                source, **options, **self._options, **device_options()
-            )
-        return model.eval(), tokenizer
+    def release(self) -> None:
+        """Lets go of the model; the next use loads it again."""
+        if self.__dict__.pop("_loaded", None) is not None:
+            log.info("releasing the language model %s", self.model_id)
+        free_memory()
 
     @property
     def special_tokens(self) -> list[str]:
-        """What text from outside must not hold: the tokenizer's special tokens, the chat template's too."""
+        """What text from outside must not hold: the tokenizer's special tokens and its template's.
+
+        Some models list tokens of their template as common ones (Qwen's ``<tool_call>``); common added
+        tokens that are plain words stay allowed.
+        """
         tokenizer = self._loaded[1]
-        added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        added = [
+            token.content
+            for token in tokenizer.added_tokens_decoder.values()
+            if token.special or any(sign in token.content for sign in "<>[]|")
+        ]
         return list(dict.fromkeys((*tokenizer.all_special_tokens, *added)))
 
     def chat_prompt(self, message: str) -> str:
-        """Wraps a message in the model's chat template, the answer's opening included."""
-        messages = [{"role": "user", "content": message}]
-        return self._loaded[1].apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        """Wraps a message in the model's chat template, the answer's opening included.
+
+        Raises:
+            ValueError: If the model has no chat template.
+        """
+        tokenizer = self._loaded[1]
+        if tokenizer.chat_template is None:
+            raise ValueError(
+                f"the model {self.model_id} has no chat template, expected a chat model: most are named"
+                " -Instruct"
+            )
+        return tokenizer.apply_chat_template(
+            [{"role": "user", "content": message}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,  # Qwen 3 would think first; other templates do not look at it
+        )
 
     def complete(
         self, prompts: Sequence[str], *, most_tokens: int, prefix: str = "", stops_at_line_end: bool = False
@@ -89,24 +109,15 @@ class TextModel:
 
         model, tokenizer = self._loaded
         starts = tokenizer(prefix, add_special_tokens=False)["input_ids"] if prefix else []
+        # A template holds its own <s>: with another one most models answer worse.
         rows = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
         order = sorted(range(len(rows)), key=lambda row: len(rows[row]))  # little padding in a batch
-        ends = [tokenizer.eos_token_id, *(self._line_ends if stops_at_line_end else ())]
-        answers = [""] * len(rows)
-        batches = [
-            order[start : start + self._batch_size] for start in range(0, len(order), self._batch_size)
-        ]
+        ends = [*self._ends, *(self._line_ends if stops_at_line_end else ())]
         with torch.inference_mode():
             shared = self._read_prefix(starts)
-            for batch in tqdm(batches, desc="writing", unit="batch", disable=len(batches) < 2, leave=False):
-                longest = max(len(rows[row]) for row in batch)
-                ids = torch.full((len(batch), len(starts) + longest), tokenizer.pad_token_id)
-                mask = torch.zeros_like(ids)
-                for place, row in enumerate(batch):
-                    ids[place, : len(starts)] = torch.tensor(starts, dtype=torch.long)
-                    ids[place, ids.shape[1] - len(rows[row]) :] = torch.tensor(rows[row])
-                    mask[place, : len(starts)] = 1
-                    mask[place, ids.shape[1] - len(rows[row]) :] = 1
+
+            def write(batch: Sequence[int]) -> list[str]:
+                ids, mask = _left_padded(starts, [rows[row] for row in batch], tokenizer.pad_token_id)
                 cache = copy.deepcopy(shared)
                 if cache is not None:
                     cache.batch_repeat_interleave(len(batch))
@@ -119,9 +130,21 @@ class TextModel:
                     eos_token_id=ends,
                     pad_token_id=tokenizer.pad_token_id,
                 )
-                for place, row in enumerate(batch):
-                    answers[row] = tokenizer.decode(output[place, ids.shape[1] :], skip_special_tokens=True)
+                return tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+
+            written = self._batches.map(order, write, "writing")
+        answers = [""] * len(rows)
+        for row, answer in zip(order, written, strict=True):
+            answers[row] = answer
         return answers
+
+    @property
+    def _ends(self) -> list[int]:
+        """All tokens that end an answer: the tokenizer's, and the model's own list (Llama 3.1 has three)."""
+        model, tokenizer = self._loaded
+        stated = model.generation_config.eos_token_id
+        listed = stated if isinstance(stated, list) else [stated]
+        return list(dict.fromkeys(end for end in (tokenizer.eos_token_id, *listed) if end is not None))
 
     @cached_property
     def _line_ends(self) -> list[int]:
@@ -139,7 +162,21 @@ class TextModel:
         return model(torch.tensor([ids], device=model.device), use_cache=True).past_key_values
 
 
-def _source(model_id: str) -> tuple[str, dict[str, Any]]:
+def _left_padded(starts: list[int], rows: list[list[int]], pad: int) -> tuple[Any, Any]:
+    """Puts rows of tokens right-aligned behind the starts that all share.
+
+    Returns:
+        Tokens and mask, (rows, longest) int64; padding stands between the starts and a row.
+    """
+    import torch
+
+    width = len(starts) + max(len(row) for row in rows)
+    ids = [[*starts, *[pad] * (width - len(starts) - len(row)), *row] for row in rows]
+    mask = [[1] * len(starts) + [0] * (width - len(starts) - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+def source_of(model_id: str) -> tuple[str, dict[str, Any]]:
     """Returns where the model lies, and the options that name a GGUF file."""
     if model_id not in PACKAGED:
         return model_id, {}
