@@ -1,7 +1,7 @@
 """Text and pictures to rankings: one encoder and the index that it made.
 
-A query travels through the rounds as a `SearchQuery`, words or a vector or both; here it becomes one unit
-row, is searched and is ranked.
+A query travels through the rounds as a `SearchQuery`: words, a vector, or scores of all images. Words and
+vectors become unit rows here; then the query is searched and ranked.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from PIL import Image
 from embedding.encoder import Encoder, checked_rows
 from indexes.exclusions import Exclusions
 from indexes.faiss_index import FaissIndex, Ranking
+from indexes.score_rankings import count_ranks, list_best
 
 BATCH_SIZE = 64
 
@@ -28,17 +29,30 @@ class SearchQuery:
         text: The words; encoded when there is no vector.
         vector: (d,) floats of any length above zero, such as a weighted sum of embeddings; only its direction
             counts. It wins over the text, which then is kept for the record alone.
+        scores: (images,) float32 in the index's order, for what no single vector can say: the images are
+            ranked by them, the higher first. They win over vector and text.
 
     Raises:
-        ValueError: If both are missing, the text is blank, or the vector is not a finite direction.
+        ValueError: If all are missing, the text is blank, the vector is not a finite direction, or the scores
+            are not finite.
     """
 
     text: str | None = None
     vector: np.ndarray | None = None
+    scores: np.ndarray | None = None
 
     def __post_init__(self) -> None:
+        if self.scores is not None:
+            scores = np.asarray(self.scores)
+            if scores.ndim != 1 or scores.dtype != np.float32:
+                raise ValueError(
+                    f"search query: got scores of shape {scores.shape} and dtype {scores.dtype}, "
+                    "expected one dimension of float32"
+                )
+            if not np.isfinite(scores).all():
+                raise ValueError("search query: got scores with NaN or infinity, expected finite numbers")
         if self.vector is None:
-            if self.text is None or not self.text.strip():
+            if self.scores is None and (self.text is None or not self.text.strip()):
                 raise ValueError(f"search query: got text {self.text!r}, expected words, or a vector instead")
             return
         vector = np.asarray(self.vector)
@@ -138,9 +152,15 @@ class Retriever:
             (q, d) float32, rows of unit length.
 
         Raises:
-            ValueError: If a query is empty, or a vector does not fit the index.
+            ValueError: If a query is empty, a vector does not fit the index, or a query has scores.
         """
         asked = [_search_query(query) for query in queries]
+        scored = [row for row, query in enumerate(asked) if query.scores is not None]
+        if scored:
+            raise ValueError(
+                f"query {scored[0]}: got scores of all images, expected words or a vector: no single vector "
+                "stands for them; search and rank take such a query as it is"
+            )
         rows = np.empty((len(asked), self.index.dimension), dtype=np.float32)
         words = [(row, query.text) for row, query in enumerate(asked) if query.vector is None and query.text]
         rows[[row for row, _ in words]] = self.encode_texts([text for _, text in words])
@@ -154,6 +174,24 @@ class Retriever:
                 rows[row] = _unit(query.vector)
         return rows
 
+    def prepared(self, queries: Sequence[SearchQuery | str] | np.ndarray) -> list[SearchQuery]:
+        """Encodes what is to be searched and ranked, once for both.
+
+        Args:
+            queries: As for `search`.
+
+        Returns:
+            q queries; each has its scores, or its unit row as vector.
+
+        Raises:
+            ValueError: If a query does not fit the index.
+        """
+        asked = [_search_query(query) for query in queries]
+        worded = [row for row, query in enumerate(asked) if query.scores is None]
+        for row, vector in zip(worded, self.query_vectors([asked[row] for row in worded]), strict=True):
+            asked[row] = SearchQuery(asked[row].text, vector)
+        return asked
+
     def search(
         self,
         queries: Sequence[SearchQuery | str] | np.ndarray,
@@ -163,7 +201,7 @@ class Retriever:
         """Lists the k best images of each query; fewer when fewer are left.
 
         Args:
-            queries: As `query_vectors`.
+            queries: q queries, q texts, or their vectors (q, d) of any length above zero.
             k: At least 1.
             exclude: For each query the image ids that may not be listed, or None.
 
@@ -173,7 +211,20 @@ class Retriever:
         Raises:
             ValueError: If the arguments do not fit the index.
         """
-        return self.index.search(self.query_vectors(queries), k, exclude)
+        asked = self.prepared(queries)
+        _check_exclusions(exclude, len(asked))
+        rankings: list[Ranking] = [Ranking((), ())] * len(asked)
+        vectors, scores = _by_kind(asked)
+        found = self.index.search(self._stacked(asked, vectors), k, _some(exclude, vectors))
+        listed = list_best(
+            [row for query in asked if (row := query.scores) is not None],
+            self.index.ids if scores else (),
+            k,
+            _some(exclude, scores),
+        )
+        for row, ranking in zip(vectors + scores, found + listed, strict=True):
+            rankings[row] = ranking
+        return rankings
 
     def rank(
         self,
@@ -183,7 +234,7 @@ class Retriever:
     ) -> np.ndarray:
         """Counts the place of one target a query in the whole collection, as `search` would list it.
 
-        To search and rank the same texts, encode them once with `query_vectors`.
+        To search and rank the same queries, encode them once with `prepared`.
 
         Returns:
             (q,) int64, from 1.
@@ -191,7 +242,24 @@ class Retriever:
         Raises:
             ValueError: If the arguments do not fit the index, or a target is excluded.
         """
-        return self.index.rank_of(self.query_vectors(queries), target_ids, exclude)
+        asked = self.prepared(queries)
+        _check_exclusions(exclude, len(asked))
+        if len(target_ids) != len(asked):
+            raise ValueError(
+                f"rank: got {len(target_ids)} targets for {len(asked)} queries, expected as many"
+            )
+        ranks = np.empty(len(asked), dtype=np.int64)
+        vectors, scores = _by_kind(asked)
+        ranks[vectors] = self.index.rank_of(
+            self._stacked(asked, vectors), [target_ids[row] for row in vectors], _some(exclude, vectors)
+        )
+        ranks[scores] = count_ranks(
+            [row for query in asked if (row := query.scores) is not None],
+            self.index.ids if scores else (),
+            [target_ids[row] for row in scores],
+            _some(exclude, scores),
+        )
+        return ranks
 
     def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
         """Looks up the vectors of indexed images, (n, d) float32, without encoding them again.
@@ -200,6 +268,10 @@ class Retriever:
             ValueError: If an id is not in the index.
         """
         return self.index.vectors_of(ids)
+
+    def _stacked(self, asked: Sequence[SearchQuery], rows: Sequence[int]) -> np.ndarray:
+        vectors = [vector for row in rows if (vector := asked[row].vector) is not None]
+        return np.stack(vectors) if vectors else self._no_rows()
 
     def _batches(self, items: Sequence) -> list[Sequence]:
         return [items[first : first + self._batch_size] for first in range(0, len(items), self._batch_size)]
@@ -212,6 +284,23 @@ def _search_query(query: SearchQuery | str | np.ndarray) -> SearchQuery:
     if isinstance(query, SearchQuery):
         return query
     return SearchQuery(text=query) if isinstance(query, str) else SearchQuery(vector=query)
+
+
+def _by_kind(asked: Sequence[SearchQuery]) -> tuple[list[int], list[int]]:
+    """Returns the places of the queries that are vectors, and of those that are scores."""
+    kinds = [query.scores is not None for query in asked]
+    return [row for row, kind in enumerate(kinds) if not kind], [
+        row for row, kind in enumerate(kinds) if kind
+    ]
+
+
+def _check_exclusions(exclude: Exclusions | None, count: int) -> None:
+    if exclude is not None and len(exclude) != count:
+        raise ValueError(f"exclude: got {len(exclude)} entries for {count} queries, expected as many")
+
+
+def _some(exclude: Exclusions | None, rows: Sequence[int]) -> Exclusions | None:
+    return None if exclude is None else [exclude[row] for row in rows]
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:

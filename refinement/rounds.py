@@ -159,12 +159,14 @@ def search_round(
         protocol: The rules.
     """
     seen = [_seen(past) if protocol.removes_shown else frozenset() for past in pasts]
-    vectors = retriever.query_vectors([search.search for search in searches])
-    rankings = retriever.search(vectors, max(protocol.shown, DEPTH), exclude=seen)
+    asked = retriever.prepared([search.search for search in searches])
+    rankings = retriever.search(asked, max(protocol.shown, DEPTH), exclude=seen)
     with_target = [row for row, query in enumerate(batch) if query.target is not None]
     targets = [target for row in with_target if (target := batch[row].target) is not None]
     ranks = (
-        retriever.rank(vectors[with_target], targets, [seen[row] for row in with_target]) if targets else []
+        retriever.rank([asked[row] for row in with_target], targets, [seen[row] for row in with_target])
+        if targets
+        else []
     )
     rank_of = dict(zip(with_target, map(int, ranks), strict=True))
     records = []

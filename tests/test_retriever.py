@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from indexes.faiss_index import FaissIndex
@@ -85,6 +87,73 @@ def test_an_array_of_vectors_is_searched_as_it_is(retriever):
     assert retriever.search(vectors, 4) == retriever.search(texts, 4)
     assert retriever.search([], 4) == []
     assert retriever.rank([], []).shape == (0,)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=st.lists(st.lists(st.integers(-2, 2), min_size=4, max_size=4), min_size=1, max_size=4),
+    left_out=st.sets(st.sampled_from(sorted(COLOURS)), max_size=3),
+    k=st.integers(1, 5),
+)
+def test_scores_are_listed_and_ranked_as_brute_force_does(rows, left_out, k):
+    encoder = WordEncoder()
+    retriever = Retriever(encoder, FaissIndex.build(list(COLOURS), encoder.encode_images(pictures())))
+    queries = [SearchQuery("red", scores=np.array(row, dtype=np.float32)) for row in rows]
+    queries.insert(1, SearchQuery("green"))  # rows of vectors and rows of scores in one call
+    exclude = [left_out] * len(queries)
+    rankings = retriever.search(queries, k, exclude)
+    assert rankings[1] == retriever.search(["green"], k, exclude[:1])[0]
+    ids = list(COLOURS)
+    for row, ranking in zip(rows, rankings[:1] + rankings[2:], strict=True):
+        order = sorted((i for i in range(4) if ids[i] not in left_out), key=lambda i: (-row[i], i))
+        assert ranking.ids == tuple(ids[i] for i in order[:k])
+        assert ranking.scores == tuple(row[i] for i in order[:k])
+    for target in set(ids) - left_out:
+        ranks = retriever.rank(queries, [target] * len(queries), exclude)
+        whole = retriever.search(queries, 4, exclude)
+        assert ranks.tolist() == [ranking.ids.index(target) + 1 for ranking in whole]
+
+
+def test_scores_win_over_vector_and_text_and_stand_for_no_vector(retriever):
+    green, scores = retriever.vectors_of(["green"])[0], np.array([0, 0, 3, 0], dtype=np.float32)
+    query = SearchQuery("red", green, scores)
+    assert retriever.search([query], 1)[0].ids == ("blue",)
+    assert retriever.prepared([query]) == [query]
+    assert retriever.search([SearchQuery(scores=scores)], 4)[0].ids == ("blue", "red", "green", "grey")
+    with pytest.raises(ValueError, match="query 1: got scores of all images, expected words or a vector"):
+        retriever.query_vectors(["red", query])
+
+
+def test_scores_that_do_not_fit_are_refused(retriever):
+    for scores, message in (
+        (np.zeros((1, 4), dtype=np.float32), r"got scores of shape \(1, 4\)"),
+        (np.zeros(4), "dtype float64, expected one dimension of float32"),
+        (np.array([0, np.nan], dtype=np.float32), "NaN or infinity"),
+        (np.array([0, np.inf], dtype=np.float32), "NaN or infinity"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SearchQuery("red", scores=scores)
+    query = SearchQuery(scores=np.zeros(3, dtype=np.float32))
+    with pytest.raises(ValueError, match="got 3 scores, expected one for each of 4 images"):
+        retriever.search([query], 1)
+    query = SearchQuery(scores=np.zeros(4, dtype=np.float32))
+    with pytest.raises(ValueError, match="got k=0"):
+        retriever.search([query], 0)
+    with pytest.raises(ValueError, match="target 'red' is excluded"):
+        retriever.rank([query], ["red"], [{"red"}])
+    with pytest.raises(ValueError, match="got 2 targets for 1 queries"):
+        retriever.rank([query], ["red", "red"])
+    with pytest.raises(ValueError, match="got 2 entries for 1 queries"):
+        retriever.search([query], 1, [None, None])
+
+
+def test_what_is_prepared_is_encoded_once(retriever):
+    asked = retriever.prepared(["red", SearchQuery(scores=np.zeros(4, dtype=np.float32)), "blue"])
+    retriever.encoder.batch_sizes.clear()
+    assert retriever.search(asked, 4)[::2] == retriever.search(["red", "blue"], 4)
+    assert retriever.encoder.batch_sizes == [2]
+    assert retriever.rank(asked, ["grey"] * 3).tolist()[1] == 4
+    assert retriever.encoder.batch_sizes == [2]
 
 
 def test_texts_and_pictures_are_encoded_in_batches(retriever):
