@@ -1,14 +1,14 @@
-"""Captions by the tiny BLIP captioner, and by a tiny random LLaVA-NeXT in the hub's layout."""
+"""Captions by the tiny BLIP captioner, and by tiny random models of the hub's kinds."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
+import tiny_vlms
 import torch
-from conftest import tiny_tokenizer
-from PIL import Image
+from tiny_vlms import BUILDERS, pictures
 
 from BLIP.model import BlipCaptioner
 from captioning import MOST_TOKENS, MOST_WORDS, Captioning
@@ -16,13 +16,6 @@ from generation.parsing import one_line
 from generation.prompts import CAPTION
 
 FIXTURES = Path(__file__).parent / "fixtures" / "blip"
-
-
-def pictures():
-    """Of unlike shapes, so that LLaVA's prompts are of unlike lengths."""
-    random = np.random.default_rng(1)
-    sides = [(40, 30), (20, 60), (100, 30), (28, 28), (30, 90)]
-    return [Image.fromarray(random.integers(0, 256, (*side, 3), dtype=np.uint8)) for side in sides]
 
 
 @pytest.fixture(scope="module")
@@ -36,60 +29,8 @@ def blip_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def llava_folder(tmp_path_factory):
-    from transformers import (
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaNextConfig,
-        LlavaNextForConditionalGeneration,
-        LlavaNextProcessor,
-    )
-    from transformers.models.llava_next import LlavaNextImageProcessorPil
-
-    folder = tmp_path_factory.mktemp("llava")
-    tokenizer = tiny_tokenizer(["<image>"])
-    grid = [[28, 56], [56, 28]]
-    images = LlavaNextImageProcessorPil(
-        size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, image_grid_pinpoints=grid
-    )
-    LlavaNextProcessor(
-        image_processor=images,
-        tokenizer=tokenizer,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        image_token="<image>",
-        num_additional_image_tokens=1,
-        chat_template="{% for m in messages %}[INST] {% for c in m['content'] %}{% if c['type'] == 'image' %}"
-        "<image>\n{% else %}{{ c['text'] }}{% endif %}{% endfor %} [/INST]{% endfor %}",
-    ).save_pretrained(folder)
-    small = {
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    }
-    torch.manual_seed(0)
-    text = LlamaConfig(
-        **small,
-        vocab_size=len(tokenizer),
-        initializer_range=0.4,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=2,
-    )
-    vision = CLIPVisionConfig(**small, image_size=28, patch_size=14, projection_dim=32)
-    config = LlavaNextConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_grid_pinpoints=grid,
-        vision_feature_layer=-1,
-        initializer_range=0.4,
-    )
-    model = LlavaNextForConditionalGeneration(config)
-    model.lm_head.weight.data[1] *= 2  # so that some captions end
-    model.save_pretrained(folder)
-    return str(folder)
+def vlm_folders(tmp_path_factory):
+    return {kind: build(tmp_path_factory.mktemp(kind)) for kind, build in BUILDERS.items()}
 
 
 def test_blip_describes_as_its_captioner_does(blip_folder):
@@ -109,12 +50,38 @@ def test_blip_by_its_file(blip_folder):
     assert by_file == Captioning(blip_folder, "fp32").caption(pictures()[:2])
 
 
-def test_blip_takes_no_bitsandbytes(blip_folder, monkeypatch):
-    import captioning
+def test_blip_of_the_hub_goes_the_same_way(blip_folder, monkeypatch):
+    """A hub id is known by its configuration; only the download itself is replaced."""
+    import transformers
 
-    monkeypatch.setattr(captioning, "loading_options", lambda _: {"quantization_config": "8 bits"})
-    with pytest.raises(ValueError, match="got int8 for a BLIP captioner, expected fp16, bf16 or fp32"):
-        Captioning(blip_folder, "int8").caption(pictures())
+    import BLIP.hub
+
+    fetched = []
+    monkeypatch.setattr(
+        transformers.AutoConfig, "from_pretrained", lambda *_, **__: transformers.BlipConfig()
+    )
+    monkeypatch.setattr(
+        BLIP.hub, "fetch_checkpoint", lambda hub_id: fetched.append(hub_id) or Path(blip_folder)
+    )
+    captions = Captioning("Salesforce/blip-image-captioning-base", "fp32").caption(pictures()[:2])
+    assert captions == Captioning(blip_folder, "fp32").caption(pictures()[:2])
+    assert fetched == ["Salesforce/blip-image-captioning-base"]
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4", True])
+def test_blip_takes_no_bitsandbytes(blip_folder, precision):
+    with pytest.raises(ValueError, match=r"got int. for a BLIP captioner, expected fp16, bf16 or fp32"):
+        Captioning(blip_folder, precision).caption(pictures())
+
+
+def test_blip_has_plain_attention_only_and_says_so(blip_folder, caplog):
+    with caplog.at_level(logging.INFO):
+        captioning = Captioning(f"{blip_folder}/", "fp32")
+        captioning.caption(pictures()[:1])
+        captioning.release()
+        captioning.caption(pictures()[:1])
+    said = [message for message in caplog.messages if "attention" in message]
+    assert len(said) == 1 and "attention: eager (Blip" in said[0]
 
 
 def test_empty_captions_are_counted(blip_folder, monkeypatch):
@@ -125,16 +92,113 @@ def test_empty_captions_are_counted(blip_folder, monkeypatch):
     assert captioning.empty == 2
 
 
-def test_a_vision_language_model_describes_in_batches_as_alone(llava_folder):
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_a_vision_language_model_describes_in_batches_as_alone(vlm_folders, kind):
     images = pictures()
-    captions = Captioning(llava_folder, "fp32", batch_size=5).caption(images)
+    captions = Captioning(vlm_folders[kind], "fp32", batch_size=5).caption(images)
     assert len(set(captions)) > 2
-    alone = Captioning(llava_folder, "fp32", batch_size=1)
+    alone = Captioning(vlm_folders[kind], "fp32", batch_size=1)
     assert [alone.caption([image])[0] for image in images] == captions
-    assert Captioning(llava_folder, "fp32", batch_size=2).caption(images[::-1]) == captions[::-1]
+    assert Captioning(vlm_folders[kind], "fp32", batch_size=2).caption(images[::-1]) == captions[::-1]
     for caption in captions:
         assert "\n" not in caption and len(caption.split()) <= MOST_WORDS
         assert CAPTION not in caption and "[/INST]" not in caption
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_the_prompt_is_the_templates_read_once(vlm_folders, kind):
+    """One <s>, the picture's tokens, the words; padding on the left; what is decoded begins behind it."""
+    captioning = Captioning(vlm_folders[kind], "fp32")
+    model, processor = captioning._vision_language
+    seen = []
+    generate = model.generate
+
+    def watched(**inputs):
+        seen.append((inputs, generate(**inputs)))
+        return seen[-1][1]
+
+    model.generate = watched
+    captioning.caption(pictures())
+    ((inputs, output),) = seen
+    tokenizer = processor.tokenizer
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    assert (
+        len({int(row.sum()) for row in mask}) > 1 or kind == "llava"
+    )  # unequal prompts, else nothing is tested
+    for row, seen_row in zip(ids, mask, strict=True):
+        starts = int((seen_row == 0).sum())
+        assert seen_row[starts:].all() and (row[:starts] == tokenizer.pad_token_id).all()
+        told = row[starts:].tolist()
+        assert told[0] == tokenizer.bos_token_id and told.count(tokenizer.bos_token_id) == 1
+        image = tokenizer.convert_tokens_to_ids("<image>")
+        assert told.count(image) >= 1
+        assert tokenizer.decode(told).endswith(f"{CAPTION} [/INST]")
+    assert (output[:, : ids.shape[1]] == ids).all()
+    assert output.shape[1] - ids.shape[1] <= MOST_TOKENS
+
+
+def test_generation_settings_that_come_with_a_model_do_not_change_greedy_decoding(vlm_folders, tmp_path):
+    plain = Captioning(vlm_folders["llava_next"], "fp32").caption(pictures())
+    shutil.copytree(vlm_folders["llava_next"], tmp_path / "model")
+    config = {"do_sample": True, "temperature": 5.0, "repetition_penalty": 3.0, "eos_token_id": 1}
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(config))
+    assert Captioning(str(tmp_path / "model"), "fp32").caption(pictures()) == plain
+
+
+def test_every_end_that_the_model_lists_ends_a_caption(vlm_folders, tmp_path):
+    folder = shutil.copytree(vlm_folders["llava_next"], tmp_path / "model")
+    plain = Captioning(str(folder), "fp32")
+    (first,) = set(plain._with_instructions(pictures()[:1]))
+    token = plain._vision_language[1].tokenizer(first, add_special_tokens=False)["input_ids"][3]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, token]}))
+    (ended,) = Captioning(str(folder), "fp32")._with_instructions(pictures()[:1])
+    assert len(ended) < len(first)
+
+
+def test_a_model_that_says_the_prompt_again_has_said_nothing(blip_folder, monkeypatch):
+    captioning = Captioning(blip_folder, "fp32")
+    said = [CAPTION, f"{CAPTION}\na dog", f"{CAPTION} a cat", "a " + "very " * 500 + "red dog", "x" * 100_000]
+    monkeypatch.setattr(captioning._blip, "caption", lambda *_, **__: said)
+    captions = captioning.caption(pictures())
+    assert captions[:4] == ["an image", "a dog", "a cat", "a very"]
+    assert len(captions[4]) == 20 * MOST_WORDS
+
+
+def test_out_of_memory_halves_the_batch_and_keeps_every_caption(vlm_folders, caplog):
+    images = pictures()
+    expected = Captioning(vlm_folders["llava_next"], "fp32", batch_size=1).caption(images)
+    captioning = Captioning(vlm_folders["llava_next"], "fp32", batch_size=5)
+    model = captioning._vision_language[0]
+    generate, tried = model.generate, []
+
+    def small_memory(**inputs):
+        tried.append(len(inputs["input_ids"]))
+        if tried[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return generate(**inputs)
+
+    model.generate = small_memory
+    assert captioning.caption(images) == expected
+    assert tried == [5, 2, 2, 1]
+    assert "captioning: out of memory with a batch of 5, going on with 2" in caplog.messages
+    assert captioning.caption(images[:3]) == expected[:3]
+    assert tried[4:] == [2, 1]  # what was learned is kept
+
+    def no_memory(**_):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried")
+
+    model.generate = no_memory
+    with pytest.raises(ValueError, match=r"not suffice for a batch of 1; .*memory_plan \(CUDA out of memory"):
+        captioning.caption(images)
+
+
+def test_a_released_captioner_comes_back(vlm_folders, blip_folder):
+    for folder in (vlm_folders["smolvlm"], blip_folder):
+        captioning = Captioning(folder, "fp32")
+        before = captioning.caption(pictures())
+        captioning.release()
+        assert not {"_blip", "_vision_language"} & captioning.__dict__.keys()
+        assert captioning.caption(pictures()) == before
 
 
 def test_the_name_is_what_makes_captions_differ():
@@ -142,9 +206,33 @@ def test_the_name_is_what_makes_captions_differ():
     assert Captioning("some/model", "bf16").name == f"some/model bf16: {CAPTION}"
     with pytest.raises(ValueError, match="quantization: got 'int2'"):
         Captioning("some/model", "int2")
+    with pytest.raises(ValueError, match="batch size: got 0, expected at least 1"):
+        Captioning("some/model", "fp32", batch_size=0)
 
 
 def test_a_missing_model_is_named_in_one_line():
     with pytest.raises(ValueError, match="the model /no/such cannot be opened, expected a folder") as caught:
         Captioning("/no/such", "fp32").caption(pictures())
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_without_eyes_is_named_in_one_line(language_model):
+    with pytest.raises(ValueError, match="no chat template for pictures, expected a vision-language"):
+        Captioning(language_model, "fp32").caption(pictures())
+
+
+def test_a_missing_package_is_named_with_its_command(tmp_path):
+    """Qwen-VL's processor wants torchvision, for the videos we never show it."""
+    from transformers.utils import is_torchvision_available
+
+    if is_torchvision_available():
+        pytest.skip("torchvision is installed")
+    tiny_vlms.tiny_tokenizer(["<|image_pad|>"]).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_vl"}))
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor"})
+    )
+    with pytest.raises(
+        ModuleNotFoundError, match=r"needs the package torchvision; run: pip install torchvision$"
+    ):
+        Captioning(str(tmp_path), "fp32").caption(pictures())
