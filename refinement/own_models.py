@@ -149,6 +149,10 @@ class GivenCaptions:
             self.made += len(batch)
         return [self._captions[image_id] for image_id in image_ids]
 
+    def describe(self, picture: PILImage.Image) -> str:
+        """Captions a picture that is not of the collection; nothing of it is kept."""
+        return self._captioner.caption([picture])[0]
+
     def counts(self) -> str:
         """Says how many captions were made, for the log."""
         return f"{self.made} captions made"

@@ -1,0 +1,1 @@
+"""A person at the search: the page, the terminal, and the find-this-picture study over one session."""

@@ -1,0 +1,89 @@
+"""What every person's session works with: the retriever, captions and strategies, shared by all."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
+
+from PIL import Image
+
+from interactive.mistake import Mistake
+from refinement.history import Strategy
+from refinement.parts import Parts
+from refinement.rounds import Captions
+from retriever import Retriever
+from settings import StrategyName
+
+
+@dataclass(frozen=True)
+class Desk:
+    """The parts that sessions share. Models among them are used from the worker's threads alone.
+
+    Attributes:
+        name: Of the collection, for people.
+        retriever: Searches it.
+        captions: Of its pictures, made once ever.
+        describe: Captions a picture that is not of the collection.
+        strategy: A strategy by name.
+        paths: Where the pictures lie, by image id.
+        strategies: Names to choose from.
+    """
+
+    name: str
+    retriever: Retriever
+    captions: Captions
+    describe: Callable[[Image.Image], str]
+    strategy: Callable[[str], Strategy]
+    paths: Mapping[str, Path]
+    strategies: tuple[str, ...] = get_args(StrategyName)
+    _known: dict[str, str] = field(default_factory=dict)
+    _numbers: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._numbers.update({image_id: row for row, image_id in enumerate(self.retriever.index.ids)})
+
+    @classmethod
+    def of(cls, parts: Parts) -> Desk:
+        """Takes what a person's session needs of an experiment's parts."""
+        settings = parts.settings
+        return cls(
+            name=settings.dataset if settings.split == "all" else f"{settings.dataset} {settings.split}",
+            retriever=parts.retriever,
+            captions=parts.captions,
+            describe=parts.captions.describe,
+            strategy=parts.strategy,
+            paths={image.id: image.path for image in parts.dataset.images},
+        )
+
+    @property
+    def version(self) -> str:
+        """Names the collection in the pictures' addresses, so that no browser shows another one's."""
+        return hashlib.sha256("\n".join(self.retriever.index.ids).encode()).hexdigest()[:8]
+
+    def number_of(self, image_id: str) -> int:
+        """Returns the number by which pages call a picture: its row in the index."""
+        return self._numbers[image_id]
+
+    def id_of(self, number: int) -> str:
+        """Returns the id of a picture's number.
+
+        Raises:
+            Mistake: If the index has no such picture.
+        """
+        ids = self.retriever.index.ids
+        if not 0 <= number < len(ids):
+            raise Mistake(f"picture: got number {number}, expected 0 to {len(ids) - 1}")
+        return ids[number]
+
+    def captions_of(self, image_ids: Sequence[str]) -> list[str]:
+        """Returns captions, made where they are missing, and remembers them for `known`."""
+        captions = self.captions.captions_of(image_ids)
+        self._known.update(zip(image_ids, captions, strict=True))
+        return captions
+
+    def known(self, image_id: str) -> str | None:
+        """Returns a picture's caption if it has been asked for before; asks no model."""
+        return self._known.get(image_id)

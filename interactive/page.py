@@ -1,0 +1,507 @@
+"""The page's routes. Slow work goes to two threads: searching in one, captioning and rewriting in the other.
+
+Every action answers with the page's main part as it is then: finished if the work took less than a second,
+else saying what is being done and how many are ahead; the browser then waits at ``/progress``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import jinja2
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from embedding.decode import BrokenImage
+from interactive.desk import Desk
+from interactive.guards import read_body, read_form
+from interactive.mistake import Mistake
+from interactive.people import Crowded, People, Person
+from interactive.pictures import LARGE_PIXELS, MOST_UPLOADED_BYTES, SMALL_PIXELS, PictureCache, read_upload
+from interactive.saved import MOST_BYTES, export_rounds, open_session, save_session
+from interactive.session import Options, Say, Session
+from interactive.study import Study
+from interactive.verdict import measure, with_target
+from interactive.view import captions_shown, view
+from interactive.worker import Busy, Worker
+
+log = logging.getLogger(__name__)
+
+HERE = Path(__file__).parent
+COOKIE = "session"
+MOST_WAITING = 16  # jobs in each queue
+QUICK_SECONDS = 1.0  # an answer waits so long for the work
+POLL_SECONDS = 20.0
+TICK_SECONDS = 0.05
+DESCRIBED_AT_ONCE = 4
+
+Action = Callable[[Person, Mapping[str, str], Say], None]
+
+
+class Page:
+    """The page over one collection.
+
+    Attributes:
+        desk: The shared parts.
+        people: Who is there.
+        study: Gives pictures to find.
+        searching: The thread that searches.
+        writing: The thread that captions and rewrites.
+    """
+
+    def __init__(
+        self, desk: Desk, options: Options, study: Study, *, describe: bool = True, names_shown: bool = False
+    ) -> None:
+        """Starts the threads.
+
+        Args:
+            desk: The shared parts.
+            options: Everybody's at first.
+            study: Gives pictures to find.
+            describe: Whether shown pictures are captioned when nothing else is to be done.
+            names_shown: Whether the pictures' names in the collection may be shown.
+        """
+        self.desk = desk
+        self.people = People(lambda: Session(desk, options))
+        self.study = study
+        self._options = options
+        self._describe = describe
+        self._names_shown = names_shown
+        self._undescribed: deque[str] = deque(maxlen=256)
+        self._pictures = PictureCache()
+        self._templates = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(HERE / "templates"),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self.searching = Worker("searching", MOST_WAITING)
+        self.writing = Worker("writing", MOST_WAITING, idle=self._describe_some)
+
+    def app(self) -> Starlette:
+        """Returns the ASGI application, still without its `interactive.guards.Guard`."""
+        routes = [
+            Route("/", self.whole),
+            Route("/view", self.main),
+            Route("/progress", self.progress),
+            Route("/thumbnail/{number:int}", self.thumbnail),
+            Route("/picture/{number:int}", self.picture),
+            Route("/session.json", self.save),
+            Route("/rounds.jsonl", self.export),
+            Route("/measures.json", self.measures),
+            Route("/mark", self.mark, methods=["POST"]),
+            Route("/by-picture", self.by_picture, methods=["POST"]),
+            Route("/open", self.open, methods=["POST"]),
+            Mount("/static", StaticFiles(directory=HERE / "static")),
+        ]
+        for path, (worker, action) in self._actions().items():
+            routes.append(Route(path, self._acting(worker, action), methods=["POST"]))
+        return Starlette(
+            routes=routes,
+            exception_handlers={HTTPException: _refused, Exception: _failed},
+            lifespan=self._lifespan,
+        )
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        yield
+        self.searching.close()
+        self.writing.close()
+
+    def warm_up(self) -> None:
+        """Searches once, then opens the other models while the person types; logs what cannot be opened."""
+        Session(self.desk, self._options).search("a picture")
+
+        def open_models(say: Say) -> None:
+            try:
+                self.desk.captions_of(self.desk.retriever.index.ids[:1])
+                session = Session(self.desk, self._options)
+                session.search("a picture")
+                session.mark(session.now.shown_ids[0], "like")
+                session.propose()
+            except (ValueError, OSError, ModuleNotFoundError) as error:
+                log.warning("the models of strategy %s cannot be used: %s", self._options.strategy, error)
+
+        self.writing.submit(open_models)
+
+    # What a person sees
+
+    async def whole(self, request: Request) -> Response:
+        """The page."""
+        return HTMLResponse(self._render("page.html.j2", self._person(request)))
+
+    async def main(self, request: Request) -> Response:
+        """Its main part alone."""
+        return HTMLResponse(self._render("main.html.j2", self._person(request)))
+
+    async def progress(self, request: Request) -> Response:
+        """Waits until something differs from what the browser knows, at most `POLL_SECONDS`."""
+        person = self.people.find(request.cookies.get(COOKIE))
+        known = request.query_params.get("known", "")
+        until = time.monotonic() + POLL_SECONDS
+        while True:
+            state = self._progress_of(person)
+            if state["state"] != known or time.monotonic() > until or await request.is_disconnected():
+                return JSONResponse(state)
+            await asyncio.sleep(TICK_SECONDS)
+
+    def _progress_of(self, person: Person | None) -> dict[str, Any]:
+        if person is None:
+            return {"state": "gone", "busy": False, "stage": "", "ahead": 0, "captions": {}}
+        job = person.job if person.is_waiting else None
+        stage = job.stage if job else ""
+        ahead = max(self.searching.ahead(job), self.writing.ahead(job)) if job else 0
+        captions = captions_shown(person)
+        return {
+            "state": f"{job is not None} {stage} {ahead} {len(captions)}",
+            "busy": job is not None,
+            "stage": stage,
+            "ahead": ahead,
+            "captions": captions,
+        }
+
+    async def thumbnail(self, request: Request) -> Response:
+        """A picture of the index, small."""
+        return await self._jpeg(request, SMALL_PIXELS)
+
+    async def picture(self, request: Request) -> Response:
+        """A picture of the index, large."""
+        return await self._jpeg(request, LARGE_PIXELS)
+
+    async def _jpeg(self, request: Request, side: int) -> Response:
+        try:
+            path = self.desk.paths[self.desk.id_of(request.path_params["number"])]
+            data = await run_in_threadpool(self._pictures.jpeg, path, side)
+        except (Mistake, KeyError) as error:
+            raise HTTPException(404, "There is no such picture.") from error
+        except BrokenImage as error:
+            log.warning("a picture cannot be shown: %s", error)
+            raise HTTPException(404, "This picture cannot be read.") from error
+        return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=86400"})
+
+    # What a person takes along
+
+    async def save(self, request: Request) -> Response:
+        """The session as a file that can be opened again."""
+        return _download(lambda: save_session(self._known(request).session), "session.json")
+
+    async def export(self, request: Request) -> Response:
+        """The rounds up to the one looked at, as an experiment's records; with the target once declared."""
+        person = self._known(request)
+        return _download(lambda: export_rounds(_records(person)), "rounds.jsonl")
+
+    async def measures(self, request: Request) -> Response:
+        """The measures of a session whose target was declared."""
+        person = self._known(request)
+        if person.verdict is None:
+            raise HTTPException(409, "Declare a picture found first.")
+        return JSONResponse(person.verdict["measures"], headers=_attachment("measures.json"))
+
+    # What a person does
+
+    def _actions(self) -> dict[str, tuple[Worker, Action]]:
+        return {
+            "/search": (self.searching, self._search),
+            "/more": (self.writing, lambda person, form, say: person.session.more(say=say)),
+            "/propose": (self.writing, lambda person, form, say: person.session.propose(say) and None),
+            "/edited": (
+                self.writing,
+                lambda person, form, say: person.session.more(form.get("text", ""), say),
+            ),
+            "/round": (self.searching, self._go_to),
+            "/options": (self.searching, self._set_options),
+            "/over": (self.searching, self._over),
+            "/found": (self.searching, self._found),
+            "/study": (self.searching, self._begin_task),
+            "/give-up": (self.searching, self._give_up),
+        }
+
+    def _search(self, person: Person, form: Mapping[str, str], say: Say) -> None:
+        if person.task is not None and person.session.turns:
+            raise Mistake("this search has begun; edit the query instead")
+        person.verdict = None
+        person.session.search(form.get("text", ""), say)
+
+    def _go_to(self, person: Person, form: Mapping[str, str], say: Say) -> None:
+        self._forbid_in_study(person)
+        person.verdict = None
+        person.session.go_to(_whole(form, "number"))
+
+    def _set_options(self, person: Person, form: Mapping[str, str], say: Say) -> None:
+        self._forbid_in_study(person)
+        try:
+            threshold = float(form.get("threshold") or -1)
+        except ValueError as error:
+            raise Mistake("the threshold is no number") from error
+        options = Options(
+            strategy=form.get("strategy", ""),
+            shown=_whole(form, "shown"),
+            threshold=threshold,
+            shows_again=form.get("shows_again") == "on",
+        )
+        person.verdict = None
+        person.session.set_options(options, say)
+
+    def _over(self, person: Person, form: Mapping[str, str], say: Say) -> None:
+        self._forbid_in_study(person)
+        person.verdict = None
+        person.session.over()
+
+    def _found(self, person: Person, form: Mapping[str, str], say: Say) -> None:
+        image_id = self.desk.id_of(_whole(form, "picture"))
+        session, task = person.session, person.task
+        if image_id not in session.now.shown_ids:
+            raise Mistake("that picture is not shown in this round")
+        if task is not None:
+            if image_id != task.target:
+                task.wrong += 1
+                raise Mistake("that is another picture; look again")
+            self._end_task(person, found=True)
+            return
+        records = with_target(session.turns[: session.at + 1], image_id, self.desk.retriever, "found")
+        person.verdict = {
+            "records": records,
+            "ranks": [record.target_rank for record in records],
+            "measures": measure(records, len(self.desk.retriever.index)),
+            "study": None,
+            "picture": self.desk.number_of(image_id),
+        }
+
+    def _begin_task(self, person: Person, form: Mapping[str, str], say: Say) -> None:
+        if person.task is not None:
+            self._forbid_in_study(person)
+        say("Choosing a picture")
+        task = self.study.give(person.name, person.tasks_given)
+        person.session = Session(self.desk, self._options)
+        person.task, person.verdict = task, None
+        person.tasks_given += 1
+
+    def _give_up(self, person: Person, form: Mapping[str, str], say: Say) -> None:
+        if person.task is None:
+            raise Mistake("there is nothing to give up")
+        self._end_task(person, found=False)
+
+    def _end_task(self, person: Person, found: bool) -> None:
+        task = person.task
+        if task is None:
+            raise Mistake("there is no picture to find")
+        line = self.study.end(task, person.session, found)
+        person.verdict = {
+            "records": [],
+            "ranks": [],
+            "measures": line,
+            "study": "found" if found else "given up",
+            "picture": self.desk.number_of(task.target),
+        }
+        person.task = None
+        person.session = Session(self.desk, self._options)
+
+    def _forbid_in_study(self, person: Person) -> None:
+        if person.task is not None:
+            raise Mistake("not while you look for a picture; find it, or give up")
+
+    async def mark(self, request: Request) -> Response:
+        """Likes or dislikes a picture; quick, so it needs no thread."""
+        form = await read_form(request)
+        person = self._known(request)
+        mark = form.get("mark", "")
+        try:
+            if person.is_waiting:
+                raise Mistake("wait for the next round")
+            if mark not in ("like", "dislike", "none"):
+                raise Mistake("a mark is like, dislike or none")
+            image_id = self.desk.id_of(_whole(form, "picture"))
+            person.session.mark(image_id, mark)  # type: ignore[arg-type]  # checked above
+        except Mistake as error:
+            if not _is_fetch(request):
+                person.notice = (_sentence(error), True)
+                return RedirectResponse("/", 303)
+            raise HTTPException(409, _sentence(error)) from error
+        if mark == "like" and self.desk.known(image_id) is None:
+            self._undescribed.appendleft(image_id)  # before those that are only shown
+            self.writing.wake()
+        if not _is_fetch(request):
+            return RedirectResponse("/", 303)
+        record = person.session.now.record
+        return JSONResponse({"liked": len(record.liked), "disliked": len(record.disliked)})
+
+    async def by_picture(self, request: Request) -> Response:
+        """Searches by an uploaded picture; the body is the file itself."""
+        data = await read_body(request, MOST_UPLOADED_BYTES)
+        words = unquote(request.headers.get("x-words", ""))
+
+        def search(person: Person, form: Mapping[str, str], say: Say) -> None:
+            self._forbid_in_study(person)
+            person.verdict = None
+            say("Reading your picture")
+            person.session.search_picture(read_upload(data), words, say)
+
+        return await self._act(request, self.writing, search, {})
+
+    async def open(self, request: Request) -> Response:
+        """Takes up a saved session; the body is the file itself."""
+        data = await read_body(request, MOST_BYTES)
+
+        def take_up(person: Person, form: Mapping[str, str], say: Say) -> None:
+            self._forbid_in_study(person)
+            person.session = open_session(data.decode("utf-8", errors="replace"), self.desk)
+            person.verdict = None
+
+        return await self._act(request, self.searching, take_up, {})
+
+    def _acting(self, worker: Worker, action: Action) -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(request: Request) -> Response:
+            return await self._act(request, worker, action, await read_form(request))
+
+        return endpoint
+
+    async def _act(
+        self, request: Request, worker: Worker, action: Action, form: Mapping[str, str]
+    ) -> Response:
+        person = self.people.find(request.cookies.get(COOKIE))
+        is_new = person is None
+        try:
+            person = person or self.people.welcome()
+            if person.is_waiting:
+                raise HTTPException(409, "Your last request is still being worked on.")
+            job = worker.submit(lambda say: self._timed(person, action, form, say))
+        except (Crowded, Busy) as error:
+            raise HTTPException(
+                429, "Too many people are searching; try again in a moment.", headers={"Retry-After": "5"}
+            ) from error
+        person.job = job
+        until = time.monotonic() + QUICK_SECONDS
+        while not job.future.done() and time.monotonic() < until:
+            await asyncio.sleep(0.005)
+        if _is_fetch(request):
+            response: Response = HTMLResponse(self._render("main.html.j2", person))
+        else:
+            response = RedirectResponse("/", 303)
+        if is_new:
+            response.set_cookie(COOKIE, person.token, httponly=True, samesite="strict", path="/")
+        return response
+
+    def _timed(self, person: Person, action: Action, form: Mapping[str, str], say: Say) -> None:
+        begun, task = time.monotonic(), person.task
+        try:
+            action(person, form, say)
+        finally:
+            if task is not None:
+                task.waiting_seconds += time.monotonic() - begun
+            self._want_captions(person)
+
+    def _want_captions(self, person: Person) -> None:
+        if not self._describe or not person.session.turns:
+            return
+        shown = person.session.now.shown_ids
+        self._undescribed.extend(image_id for image_id in shown if self.desk.known(image_id) is None)
+        self.writing.wake()
+
+    def _describe_some(self) -> bool:
+        """Captions a few pictures that somebody sees; runs in the writing thread when it is idle."""
+        some: dict[str, None] = {}
+        while self._undescribed and len(some) < DESCRIBED_AT_ONCE:
+            image_id = self._undescribed.popleft()
+            if self.desk.known(image_id) is None:
+                some[image_id] = None
+        if some:
+            self.desk.captions_of(list(some))
+        return bool(some)
+
+    def _person(self, request: Request) -> Person:
+        """Returns who asks; somebody new is not remembered before they do something."""
+        person = self.people.find(request.cookies.get(COOKIE))
+        return person or Person("", Session(self.desk, self._options))
+
+    def _known(self, request: Request) -> Person:
+        person = self.people.find(request.cookies.get(COOKIE))
+        if person is None:
+            raise HTTPException(409, "Your session is over; search again.")
+        return person
+
+    def _render(self, template: str, person: Person) -> str:
+        _settle(person)
+        values = view(person, self.study, self._names_shown)
+        person.notice = ("", False)
+        return self._templates.get_template(template).render(values)
+
+
+def _settle(person: Person) -> None:
+    """Turns what came of the work into a notice, once."""
+    job = person.job
+    if job is None or not job.future.done():
+        return
+    person.job = None
+    error = job.future.exception()
+    if isinstance(error, Mistake):
+        person.notice = (_sentence(error), True)
+    elif error is not None:
+        person.notice = (_log_failure(error), True)
+
+
+def _log_failure(error: BaseException) -> str:
+    """Logs an error in full and returns what the person may know of it."""
+    number = secrets.token_hex(4)
+    log.error("error %s", number, exc_info=error)
+    return f"Something went wrong here. Whoever runs this page finds more in its log under {number}."
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _records(person: Person) -> list:
+    if person.verdict is not None and person.verdict["records"]:
+        return person.verdict["records"]
+    session = person.session
+    session.now  # noqa: B018  says that there is nothing to export
+    return [turn.record for turn in session.turns[: session.at + 1]]
+
+
+def _download(make: Callable[[], str], name: str) -> Response:
+    try:
+        return Response(make(), media_type="application/json", headers=_attachment(name))
+    except Mistake as error:
+        raise HTTPException(409, _sentence(error)) from error
+
+
+def _attachment(name: str) -> dict[str, str]:
+    return {"Content-Disposition": f'attachment; filename="{name}"'}
+
+
+def _whole(form: Mapping[str, str], field: str) -> int:
+    text = form.get(field, "")
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise Mistake(f"{field}: that is no number")
+    return int(text)
+
+
+def _is_fetch(request: Request) -> bool:
+    return "x-fragment" in request.headers
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    status, detail, headers = 500, "", None
+    if isinstance(error, HTTPException):
+        status, detail, headers = error.status_code, error.detail, error.headers
+    return PlainTextResponse(detail, status, headers=headers)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return PlainTextResponse(_log_failure(error), 500)

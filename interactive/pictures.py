@@ -1,0 +1,94 @@
+"""Pictures on their way in and out: small JPEGs of the index's, made once, and uploads read with care."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import threading
+import warnings
+from collections import OrderedDict
+from pathlib import Path
+
+from PIL import Image
+
+from embedding.decode import FORMATS, BrokenImage, open_image
+from interactive.mistake import Mistake
+
+SMALL_PIXELS = 384  # longest side in the grid, sharp on dense screens
+LARGE_PIXELS = 1024
+MOST_CACHED_BYTES = 64 * 2**20
+MOST_UPLOADED_BYTES = 10 * 2**20
+MOST_UPLOADED_PIXELS = 40_000_000
+
+
+class PictureCache:
+    """JPEGs by path and size, the least recently used dropped first. Drawn anew: no camera data goes out."""
+
+    def __init__(self, most_bytes: int = MOST_CACHED_BYTES) -> None:
+        self.most_bytes = most_bytes
+        self.bytes = 0
+        self._made: OrderedDict[tuple[Path, int], bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def jpeg(self, path: Path, side: int) -> bytes:
+        """Returns a picture as JPEG, upright, its longest side at most ``side`` pixels.
+
+        Raises:
+            BrokenImage: (a ValueError) If the file gives no picture.
+        """
+        key = (path, side)
+        with self._lock:
+            if key in self._made:
+                self._made.move_to_end(key)
+                return self._made[key]
+        picture = open_image(path)
+        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+        stream = io.BytesIO()
+        picture.save(stream, "JPEG", quality=85, optimize=True)
+        data = stream.getvalue()
+        with self._lock:
+            if key not in self._made:
+                self._made[key] = data
+                self.bytes += len(data)
+            while self.bytes > self.most_bytes and len(self._made) > 1:
+                self.bytes -= len(self._made.popitem(last=False)[1])
+        return data
+
+
+def read_upload(data: bytes) -> Image.Image:
+    """Reads an uploaded picture; its size is known before a pixel is decoded.
+
+    Args:
+        data: The file's bytes, whatever it is called.
+
+    Returns:
+        A picture in mode RGB.
+
+    Raises:
+        Mistake: If it is too large, or no picture.
+    """
+    if len(data) > MOST_UPLOADED_BYTES:
+        raise Mistake(f"the file is too large; at most {MOST_UPLOADED_BYTES // 2**20} MB are read")
+    kinds = ", ".join(FORMATS)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound below is lower
+            with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+                width, height = opened.size
+    except Image.DecompressionBombError as error:
+        raise Mistake(_too_many_pixels()) from error
+    except Exception as error:  # damaged bytes make Pillow's parsers raise nearly any type
+        raise Mistake(f"this is not a picture in one of the formats {kinds}") from error
+    if width * height > MOST_UPLOADED_PIXELS:
+        raise Mistake(_too_many_pixels())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "upload"
+        path.write_bytes(data)
+        try:
+            return open_image(path)
+        except BrokenImage as error:
+            raise Mistake("the picture is damaged and cannot be decoded") from error
+
+
+def _too_many_pixels() -> str:
+    return f"the picture has too many pixels; at most {MOST_UPLOADED_PIXELS // 1_000_000} million are read"

@@ -1,0 +1,173 @@
+"""A session as a file, and back. A file from outside is checked field by field before it is believed."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from evaluation.sessions import build_sessions
+from interactive.desk import Desk
+from interactive.mistake import Mistake
+from interactive.session import MOST_LETTERS, MOST_ROUNDS, MOST_SHOWN, Options, Session, Turn
+from records import Round
+from refinement.rounds import DEPTH
+from retriever import SearchQuery
+
+FORMAT = 1
+MOST_BYTES = 10 * 2**20
+MOST_CAPTION_LETTERS = 2000
+
+
+def save_session(session: Session) -> str:
+    """Writes a session as JSON.
+
+    Raises:
+        Mistake: If nothing has been searched yet, or the file would be too large to be opened.
+    """
+    turn = session.now  # says that there is nothing to save
+    options = session.options
+    text = json.dumps(
+        {
+            "format": FORMAT,
+            "model": session.desk.retriever.encoder.fingerprint,
+            "collection": session.desk.version,
+            "at": turn.record.number,
+            "options": {
+                "strategy": options.strategy,
+                "shown": options.shown,
+                "threshold": options.threshold,
+                "shows_again": options.shows_again,
+            },
+            "picture": _packed(session.picture),
+            "turns": [
+                {
+                    "record": turn.record.to_json(),
+                    "vector": _packed(turn.search.vector),
+                    "scores": _packed(turn.search.scores),
+                    "strategy": turn.strategy,
+                    "shows_again": turn.shows_again,
+                }
+                for turn in session.turns
+            ],
+        },
+        ensure_ascii=False,
+        allow_nan=False,
+    )
+    if len(text.encode()) > MOST_BYTES:
+        raise Mistake("this session has grown too large to be opened again; export its rounds instead")
+    return text
+
+
+def open_session(text: str, desk: Desk) -> Session:
+    """Takes up a saved session.
+
+    Args:
+        text: What `save_session` wrote.
+        desk: The parts; of the same collection and model.
+
+    Raises:
+        Mistake: If it is no saved session, or one of another collection; the message may be shown.
+    """
+    try:
+        values = json.loads(text)
+        kind = values["format"], values["model"], values["collection"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Mistake("this is not a saved session; choose a file that this page saved") from error
+    if kind[0] != FORMAT:
+        raise Mistake("this session was saved by another version; open it with that version")
+    if kind[1:] != (desk.retriever.encoder.fingerprint, desk.version):
+        raise Mistake("this session belongs to another collection or model; open it there")
+    try:
+        return _opened(values, desk)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise Mistake("this saved session is damaged; choose another file") from error
+
+
+def _opened(values: dict[str, Any], desk: Desk) -> Session:
+    options = Options(
+        strategy=_one_of(values["options"]["strategy"], desk.strategies),
+        shown=_whole(values["options"]["shown"]),
+        threshold=float(values["options"]["threshold"]),
+        shows_again=values["options"]["shows_again"] is True,
+    )
+    turns = [_turn(turn, number, desk) for number, turn in enumerate(values["turns"])]
+    at = _whole(values["at"])
+    if not 1 <= len(turns) <= MOST_ROUNDS or not 0 <= at < len(turns):
+        raise ValueError("the rounds do not fit")
+    records = [turn.record for turn in turns]
+    if len({record.query_id for record in records}) > 1:
+        raise ValueError("the rounds are of several sessions")
+    build_sessions(records, len(records))
+    session = Session(desk, options)
+    session.resume(turns, at, _unpacked(values["picture"], desk.retriever.index.dimension))
+    return session
+
+
+def _turn(values: dict[str, Any], number: int, desk: Desk) -> Turn:
+    record = Round.from_json(values["record"])
+    shown = record.image_ids[: record.shown]
+    _texts((record.query_id, record.text, record.fallback, record.stop), MOST_LETTERS * 10)
+    _texts(record.captions, MOST_CAPTION_LETTERS)
+    for ids in (record.image_ids, record.liked, record.disliked):
+        _texts(ids, MOST_CAPTION_LETTERS)
+        for image_id in ids:
+            desk.number_of(image_id)  # a KeyError where the index lacks it
+    fits = (
+        _whole(record.number) == number,
+        _whole(record.shown) <= MOST_SHOWN,
+        len(record.image_ids) <= max(DEPTH, MOST_SHOWN),
+        len(record.scores) == len(record.image_ids) and np.isfinite(np.array(record.scores, float)).all(),
+        {*record.liked, *record.disliked} <= {*shown} and not {*record.liked} & {*record.disliked},
+        len(record.captions) in (0, len(record.liked)),
+        (record.target, record.relevant, record.target_rank) == (None, (), None),
+        record.stop in ("", "exhausted"),
+    )
+    if not all(fits):
+        raise ValueError("a round does not fit")
+    strategy = _one_of(values["strategy"], desk.strategies)
+    vector = _unpacked(values["vector"], desk.retriever.index.dimension)
+    scores = _unpacked(values["scores"], len(desk.retriever.index))
+    if vector is None and scores is None:
+        raise ValueError("a round does not say what it searched")
+    return Turn(record, SearchQuery(record.text, vector, scores), strategy, values["shows_again"] is True)
+
+
+def _packed(numbers: np.ndarray | None) -> str | None:
+    return None if numbers is None else base64.b64encode(numbers.astype("<f4").tobytes()).decode()
+
+
+def _unpacked(text: str | None, count: int) -> np.ndarray | None:
+    if text is None:
+        return None
+    numbers = np.frombuffer(base64.b64decode(text, validate=True), dtype="<f4").astype(np.float32)
+    if numbers.shape != (count,) or not np.isfinite(numbers).all():
+        raise ValueError("a vector does not fit")
+    return numbers
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError("not a whole number")
+    return value
+
+
+def _one_of(value: str, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise ValueError("not one of the choices")
+    return value
+
+
+def _texts(values: Sequence[object], most_letters: int) -> None:
+    if not all(isinstance(value, str) and len(value) <= most_letters for value in values):
+        raise TypeError("not a text of a sensible length")
+
+
+def export_rounds(records: Sequence[Round]) -> str:
+    """Writes records as a rounds.jsonl, as `evaluation.runs.read_rounds` reads it."""
+    return "".join(
+        json.dumps(record.to_json(), ensure_ascii=False, allow_nan=False) + "\n" for record in records
+    )

@@ -1,0 +1,102 @@
+"""Opens a collection and serves its page with uvicorn."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+
+from interactive.desk import Desk
+from interactive.session import Options
+from interactive.study import Study
+from refinement.claim import claim_folder
+from refinement.parts import Parts
+from settings import InteractiveSettings
+
+log = logging.getLogger(__name__)
+
+INSTALL = "pip install -r requirements-ui.txt"
+MOST_CONNECTIONS = 128
+
+
+def run_interactive(settings: InteractiveSettings) -> None:
+    """Lets a person search, on a page or in the terminal, until they stop.
+
+    Args:
+        settings: Everything; see `InteractiveSettings`.
+
+    Raises:
+        FileNotFoundError: If dataset or checkpoint are missing.
+        ModuleNotFoundError: If the page's packages are missing.
+        OSError: If the address cannot be had.
+        ValueError: If something cannot be used.
+    """
+    settings = settings.resolved()
+    options = Options(settings.strategy, settings.shown)
+    if settings.terminal:
+        from interactive.terminal import Terminal
+
+        desk, study = open_desk(settings)
+        Terminal(desk, options, study, describe=settings.describe).run()
+        return
+    try:
+        import uvicorn
+
+        from interactive.guards import Guard
+        from interactive.page import Page
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"the page needs {error.name}; run: {INSTALL}") from error
+    with _listening(settings.host, settings.port) as listening:  # a taken port is said before models load
+        desk, study = open_desk(settings)
+        is_local = is_loopback(settings.host)
+        page = Page(desk, options, study, describe=settings.describe, names_shown=is_local)
+        page.warm_up()
+        if not is_local:
+            log.warning(
+                "listening on %s: whoever reaches it can search, and sees the pictures", settings.host
+            )
+        host, port = listening.getsockname()[:2]
+        log.info("open http://%s:%d (stop with Ctrl-C)", f"[{host}]" if ":" in host else host, port)
+        config = uvicorn.Config(
+            Guard(page.app(), settings.names),
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=MOST_CONNECTIONS,
+            timeout_graceful_shutdown=2,
+        )
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def open_desk(settings: InteractiveSettings) -> tuple[Desk, Study]:
+    """Opens a collection for people, and the study over it.
+
+    Args:
+        settings: Resolved.
+    """
+    parts = Parts.open(settings, needs_queries=False)
+    desk = Desk.of(parts)
+    study = Study(
+        desk, lambda: claim_folder(settings, parts.model_names), settings.strategy, seed=settings.seed
+    )
+    return desk, study
+
+
+def is_loopback(host: str) -> bool:
+    """Says whether an address is reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise OSError(
+            f"cannot listen on {host} port {port}: {error.strerror}; choose another --port (0: a free one)"
+        ) from error

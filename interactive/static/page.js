@@ -1,0 +1,291 @@
+// Makes the page's forms answer without a reload, adds keys, dropping and the large view.
+// All content comes from the server as finished HTML, or is set as text.
+"use strict";
+
+const $ = (selector, root = document) => root.querySelector(selector);
+const $$ = (selector, root = document) => [...root.querySelectorAll(selector)];
+const main = () => $("#main");
+const isBusy = () => main().hasAttribute("data-busy");
+const openDetails = new Set();
+let polling = 0;
+
+// Talking to the server
+
+async function send(address, body, headers = {}) {
+  const alertLine = $("#alert");
+  alertLine.hidden = true;
+  try {
+    const answer = await fetch(address, { method: "POST", body, headers: { "X-Fragment": "1", ...headers } });
+    if (answer.ok) return answer;
+    complain(await answer.text());
+  } catch {
+    complain("The server does not answer.");
+  }
+  return null;
+}
+
+function complain(text) {
+  const line = $("#alert");
+  line.textContent = text.slice(0, 300) || "That did not work.";
+  line.hidden = false;
+}
+
+async function act(address, body, headers) {
+  waitFor("Working");
+  const answer = await send(address, body, headers);
+  if (answer) show(await answer.text(), address);
+  else settle();
+}
+
+function waitFor(stage) {
+  main().setAttribute("data-busy", "");
+  const line = $("#working");
+  if (line) line.hidden = false;
+  const marked = $("#marked");
+  if (marked) marked.hidden = true;
+  for (const button of $$("main button")) button.disabled = true;
+  if ($("#stage")) $("#stage").textContent = stage;
+}
+
+// Undoes waitFor after a refusal.
+async function settle() {
+  try {
+    const answer = await fetch("/view");
+    if (answer.ok) show(await answer.text(), "");
+  } catch { /* the complaint is on the page already */ }
+}
+
+function show(html, address) {
+  const focused = document.activeElement?.id;
+  const text = $("#words")?.value ?? "";
+  const parsed = new DOMParser().parseFromString(html, "text/html");
+  const fresh = parsed.getElementById("main");
+  if (!fresh) return;
+  for (const each of $$("details", fresh)) if (openDetails.has(each.id)) each.open = true;
+  main().replaceWith(document.adoptNode(fresh));
+  if ($("#words") && $("#grid")) $("#words").value = text;
+  if (isBusy()) {
+    for (const button of $$("main button")) button.disabled = true;
+  } else if (address) {
+    const moved = ["/search", "/more", "/edited", "/round", "/by-picture", "/open", "/over", "/study", "/progress"].includes(address);
+    if (address === "/propose" || $("#edit")) $("#edit")?.focus();
+    else if (moved && focused !== "words") (focused && document.getElementById(focused) || $("#query") || $("#words"))?.focus({ preventScroll: true });
+    else if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
+    if (moved) window.scrollTo({ top: 0 });
+    const count = $$("#grid .card").length;
+    if ($("#grid")) $("#status").textContent = `${count} pictures for: ${$("#query").textContent}`;
+  }
+  watch();
+}
+
+// Waits at /progress while something is worked on, or captions for the shown pictures are still to come.
+async function watch() {
+  const turn = ++polling;
+  let known = "";
+  while (turn === polling && (isBusy() || $("[data-undescribed]"))) {
+    let state;
+    try {
+      const answer = await fetch(`/progress?known=${encodeURIComponent(known)}`);
+      if (!answer.ok) throw new Error(answer.statusText);
+      state = await answer.json();
+    } catch {
+      await new Promise((done) => setTimeout(done, 2000));
+      continue;
+    }
+    if (turn !== polling) return;
+    known = state.state;
+    if (known === "gone") return;
+    describe(state.captions);
+    if (isBusy() && !state.busy) {
+      const answer = await fetch("/view");
+      if (answer.ok && turn === polling) show(await answer.text(), "/progress");
+      return;
+    }
+    if (state.busy && $("#stage")) {
+      const others = state.ahead === 1 ? "1 other is ahead of you" : `${state.ahead} others are ahead of you`;
+      $("#stage").textContent = state.ahead ? `Waiting: ${others}` : `${state.stage || "Working"}…`;
+    }
+  }
+}
+
+function describe(captions) {
+  for (const [number, caption] of Object.entries(captions)) {
+    const card = $(`.card[data-number="${Number(number)}"]`);
+    if (!card) continue;
+    card.removeAttribute("data-undescribed");
+    $("img", card).alt = caption;
+    if (card.classList.contains("like")) $(".caption", card).textContent = caption;
+  }
+}
+
+// Marks
+
+async function mark(card, kind) {
+  if (isBusy()) return;
+  const value = card.classList.contains(kind) ? "none" : kind;
+  paint(card, value);
+  const answer = await send("/mark", new URLSearchParams({ picture: card.dataset.number, mark: value }));
+  if (!answer) return settle();
+  const { liked, disliked } = await answer.json();
+  const line = $("#marked");
+  line.dataset.liked = liked;
+  line.textContent = liked || disliked ? `${liked} liked${disliked ? `, ${disliked} disliked` : ""}` : "Like what comes close";
+  $(".proposal")?.remove();
+  if (value === "like") watch();
+}
+
+function paint(card, value) {
+  card.classList.remove("like", "dislike");
+  if (value !== "none") card.classList.add(value);
+  for (const kind of ["like", "dislike"]) {
+    const button = $(`.mark.${kind}`, card);
+    button.setAttribute("aria-pressed", String(value === kind));
+    button.value = value === kind ? "none" : kind;
+  }
+  const alt = $("img", card).alt;
+  $(".caption", card).textContent = value === "like" && !card.hasAttribute("data-undescribed") ? alt : "";
+}
+
+function found(card) {
+  if (!isBusy()) act("/found", new URLSearchParams({ picture: card.dataset.number }));
+}
+
+// The large view
+
+let enlarged = null;
+
+function enlarge(card) {
+  enlarged = card;
+  const dialog = $("#large");
+  $("img", dialog).src = $(".open", card).href;
+  $("img", dialog).alt = $("img", card).alt;
+  $(".caption", dialog).textContent = card.hasAttribute("data-undescribed") ? "" : $("img", card).alt;
+  $(".name", dialog).textContent = card.dataset.name;
+  dialog.showModal();
+}
+
+function largeAction(action) {
+  const card = enlarged;
+  $("#large").close();
+  if (action === "found") found(card);
+  else if (action !== "close") mark(card, action);
+  $(".open", card)?.focus();
+}
+
+// Pictures and sessions from outside
+
+function upload(file) {
+  if (!file || isBusy() || $("main[data-study]")) return;
+  const words = $("#words")?.value ?? "";
+  act("/by-picture", file, { "Content-Type": "application/octet-stream", "X-Words": encodeURIComponent(words.slice(0, 500)) });
+}
+
+// Events; the main part is replaced often, so they are caught at the document
+
+document.addEventListener("submit", (event) => {
+  const form = event.target;
+  if (form.method === "dialog") return;
+  event.preventDefault();
+  const card = form.closest(".card");
+  if (card) return mark(card, event.submitter?.classList.contains("dislike") ? "dislike" : "like");
+  if (isBusy()) return;
+  const fields = new URLSearchParams(new FormData(form));
+  if (event.submitter?.name) fields.set(event.submitter.name, event.submitter.value);
+  act(new URL(form.action).pathname, fields);
+});
+
+document.addEventListener("click", (event) => {
+  if (event.target.closest("#help")) return $("#keys").showModal();
+  const button = event.target.closest("#large [data-do]");
+  if (button) return largeAction(button.dataset.do);
+  if (event.target.nodeName === "DIALOG") return event.target.close();
+  const link = event.target.closest(".card .open");
+  if (link && !event.ctrlKey && !event.metaKey && !event.shiftKey) {
+    event.preventDefault();
+    enlarge(link.closest(".card"));
+  }
+});
+
+document.addEventListener("change", (event) => {
+  const field = event.target;
+  if (field.id === "upload") upload(field.files[0]);
+  else if (field.id === "open" && field.files[0]) act("/open", field.files[0], { "Content-Type": "application/octet-stream" });
+  else if (field.form?.hasAttribute("data-on-change") && field.form.reportValidity()) field.form.requestSubmit();
+});
+
+document.addEventListener("toggle", (event) => {
+  if (event.target.id) openDetails[event.target.open ? "add" : "delete"](event.target.id);
+}, true);
+
+document.addEventListener("dragover", (event) => {
+  if (event.dataTransfer?.types.includes("Files")) {
+    event.preventDefault();
+    document.body.classList.add("dropping");
+  }
+});
+for (const kind of ["dragleave", "drop"]) document.addEventListener(kind, () => document.body.classList.remove("dropping"));
+document.addEventListener("drop", (event) => {
+  if (!event.dataTransfer?.files.length) return;
+  event.preventDefault();
+  upload(event.dataTransfer.files[0]);
+});
+document.addEventListener("paste", (event) => {
+  const file = [...(event.clipboardData?.files ?? [])].find((each) => each.type.startsWith("image/"));
+  if (file) {
+    event.preventDefault();
+    upload(file);
+  }
+});
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  if ($("#large").open) {
+    const action = { l: "like", d: "dislike", f: "found" }[key];
+    if (action) largeAction(action);
+    return;
+  }
+  if ($("dialog[open]") || event.target.closest("input, textarea, select")) return;
+  const card = event.target.closest?.(".card");
+  const press = (selector) => { const button = $(selector); if (button && !button.disabled) button.click(); };
+  const keys = {
+    "/": () => $("#words")?.focus(),
+    "?": () => $("#keys").showModal(),
+    m: () => press("#more"),
+    e: () => press("#propose"),
+    b: () => press("#back"),
+    l: () => card && mark(card, "like"),
+    d: () => card && mark(card, "dislike"),
+    f: () => card && found(card),
+    ArrowRight: () => step(card, 1),
+    ArrowLeft: () => step(card, -1),
+    ArrowDown: () => step(card, columns()),
+    ArrowUp: () => step(card, -columns()),
+  };
+  if (!(key in keys) || (key.startsWith("Arrow") && !card && key !== "ArrowRight")) return;
+  event.preventDefault();
+  keys[key]();
+});
+
+function columns() {
+  const grid = $("#grid");
+  return grid ? getComputedStyle(grid).gridTemplateColumns.split(" ").length : 1;
+}
+
+function step(card, distance) {
+  const cards = $$("#grid .card");
+  const place = card ? cards.indexOf(card) + distance : 0;
+  const next = cards[place];
+  if (next) {
+    $(".open", next).focus();
+    next.scrollIntoView({ block: "nearest" });
+  }
+}
+
+setInterval(() => {
+  const clock = $("#clock");
+  if (clock) clock.textContent = ++clock.dataset.seconds;
+}, 1000);
+
+document.documentElement.classList.add("js");
+watch();

@@ -1,0 +1,119 @@
+"""What the page shows of a person's session: plain values for the templates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from evaluation.report import mark_changes
+from interactive.people import Person
+from interactive.session import EDITED, MOST_SHOWN
+from interactive.study import Study
+
+SAMPLES = 12  # pictures of the collection that the empty page shows
+STRATEGY_WORDS = {
+    "original": "Your words only",
+    "append": "Append captions",
+    "rewrite": "Rewrite the last query",
+    "rewrite-original": "Rewrite your words",
+    "rewrite-anchored": "Rewrite, anchored to your words",
+}
+
+
+def view(person: Person, study: Study, names_shown: bool) -> dict[str, Any]:
+    """Describes the page as it is now.
+
+    Args:
+        person: Whose.
+        study: Gives the pictures to find.
+        names_shown: Whether the pictures' names in the collection may be shown.
+    """
+    session, desk = person.session, person.session.desk
+    task = person.task
+    values: dict[str, Any] = {
+        "desk": desk,
+        "count": len(desk.retriever.index),
+        "options": session.options,
+        "most_shown": MOST_SHOWN,
+        "strategies": [(name, STRATEGY_WORDS.get(name, name)) for name in desk.strategies],
+        "busy": person.is_waiting,
+        "stage": person.job.stage if person.job and person.is_waiting else "",
+        "notice": person.notice[0],
+        "notice_is_error": person.notice[1],
+        "verdict": person.verdict,
+        "is_study": task is not None,
+        "turn": None,
+    }
+    if task is not None:
+        values["task"] = {
+            "number": desk.number_of(task.target),
+            "seconds": int(study.clock() - task.begun),
+            "rounds": len(session.turns),
+            "place": person.tasks_given,
+        }
+    if not session.turns:
+        ids = desk.retriever.index.ids
+        step = max(1, len(ids) // SAMPLES)
+        values["samples"] = [_picture(person, ids[row]) for row in range(0, len(ids), step)][:SAMPLES]
+        return values
+    turn = session.now
+    record = turn.record
+    values |= {
+        "turn": turn,
+        "number": session.at,
+        "trail": [
+            {"number": number, "text": each.record.text, "is_current": number == session.at}
+            for number, each in enumerate(session.turns)
+        ],
+        "changes": session.changes(),
+        "edited": record.fallback == EDITED,
+        "by_picture": session.picture is not None and turn.search.vector is not None,
+        "fallback": "" if record.fallback == EDITED else record.fallback,
+        "liked_before": _liked(person, session.at - 1) if session.at else [],
+        "pictures": [
+            _picture(person, image_id)
+            | {
+                "rank": rank,
+                "score": score,
+                "mark": "like"
+                if image_id in record.liked
+                else "dislike"
+                if image_id in record.disliked
+                else "",
+                "name": image_id if names_shown else "",
+            }
+            for rank, (image_id, score) in enumerate(
+                zip(turn.shown_ids, record.scores, strict=False), start=1
+            )
+        ],
+        "hidden": min(session.options.shown, len(record.image_ids)) - record.shown,
+        "liked": len(record.liked),
+        "disliked": len(record.disliked),
+        "stop": record.stop,
+    }
+    if session.proposal is not None:
+        text = session.proposal.search.text or ""
+        values["proposal"] = {
+            "text": text,
+            "changes": mark_changes(record.text, text),
+            "fallback": session.proposal.fallback,
+            "liked": _liked(person, session.at),
+        }
+    return values
+
+
+def _liked(person: Person, number: int) -> list[dict[str, Any]]:
+    return [_picture(person, image_id) for image_id in person.session.turns[number].record.liked]
+
+
+def _picture(person: Person, image_id: str) -> dict[str, Any]:
+    desk = person.session.desk
+    return {"number": desk.number_of(image_id), "caption": desk.known(image_id) or ""}
+
+
+def captions_shown(person: Person) -> dict[int, str]:
+    """Returns the captions made so far of the pictures that the person sees, by number."""
+    session = person.session
+    if not session.turns:
+        return {}
+    known = {image_id: session.desk.known(image_id) for image_id in session.now.shown_ids}
+    return {session.desk.number_of(image_id): caption for image_id, caption in known.items() if caption}

@@ -1,0 +1,31 @@
+"""A person searches: type, look, point at what comes closest, search again. Opens a local page.
+
+    python interactive_search.py --dataset demo                                        # then open the address
+    python interactive_search.py --dataset image_folder --root ~/Pictures --preset demo
+    python interactive_search.py --dataset demo --terminal                             # without a browser
+
+The guide is docs/interactive.md.
+"""
+
+from __future__ import annotations
+
+from settings import InteractiveSettings, read_settings, run_script
+
+DATASET = "flickr30k"  # "demo", "flickr30k", "mscoco" or "image_folder"
+STRATEGY = "rewrite-anchored"  # the first choice; "original", "append", "rewrite" or "rewrite-original"
+SHOWN = 10  # pictures a round
+HOST = "127.0.0.1"  # any other address lets others in
+PORT = 7860
+# All other constants: python interactive_search.py --help
+
+
+def main() -> None:
+    """Reads the constants and the command line, and opens the page."""
+    settings = read_settings(InteractiveSettings, globals())
+    from interactive.server import run_interactive
+
+    run_interactive(settings)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_script(main))
