@@ -12,7 +12,7 @@ import settings
 
 PROJECT = Path(__file__).parents[1]
 READMES = ("README.md", "README.zh-CN.md")
-DOCUMENTS = (*READMES, "CONTRIBUTING.md", "docs/training.md")
+DOCUMENTS = (*READMES, "CONTRIBUTING.md", "docs/training.md", "docs/datasets.md")
 BLOCK = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"\bpython (?:-m )?[\w./]+[^\n`]*")
 
@@ -59,6 +59,8 @@ def source_of(words):
 
 def flags_of(path, source):
     """The flags that a script takes: those of its settings' class, or those it names itself."""
+    if path.parent.name == "playground":  # a dataset's check
+        source += text_of("playground/check.py")
     read = re.search(r"(?:read_settings|tyro\.cli)\((\w+)", source)
     if not read:
         return set(re.findall(r"\"(--[\w-]+)\"", source))
