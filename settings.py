@@ -21,6 +21,7 @@ DEFAULT_SPLITS = {"demo": "test", "msrvtt": "1k-A"}  # of the other datasets all
 StrategyName = Literal["original", "append", "rewrite", "rewrite-original", "rewrite-anchored"]
 UserName = Literal["independent", "caption", "reference", "ground-truth", "random", "first"]
 ProtocolName = Literal["honest", "reference", "paper", "chatir"]
+IndexKind = Literal["auto", "flat", "hnsw", "ivf", "ivfpq"]
 
 # Model ids, precision and batch sizes that belong together; any single constant overrides its preset's.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -103,7 +104,10 @@ class IndexSettings(DatasetSettings):
         image_size: Side in pixels to which images are resized; the checkpoint's when not given.
         index: Folder of the index; ROOT/index-SPLIT when not given.
         image_batch: Images encoded at a time; the preset's when not given.
+        index_kind: "flat" (exact), "hnsw", "ivf" or "ivfpq" (approximate, for very many images), or "auto":
+            flat below a million images, above it what fits into memory.
         workers: Threads that decode images.
+        maximum_failed_share: With more broken images than this share of all, no index is made.
         rebuild: Embed again although an index of the same images and model is there.
     """
 
@@ -111,8 +115,17 @@ class IndexSettings(DatasetSettings):
     image_size: int | None = None
     index: Path | None = None
     image_batch: int | None = None
+    index_kind: IndexKind = "auto"
     workers: int = 4
+    maximum_failed_share: float = 0.1
     rebuild: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.maximum_failed_share <= 1:
+            raise ValueError(
+                f"maximum_failed_share: got {self.maximum_failed_share}, expected a share from 0 to 1"
+            )
 
 
 @dataclass(frozen=True)
