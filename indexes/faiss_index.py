@@ -1,9 +1,10 @@
-"""Image vectors in a FAISS file with their ids: exact search, exact ranks.
+"""Image vectors in a FAISS file with their ids: search, exact ranks.
 
-A folder holds `vectors.faiss` (an IndexFlatIP), `ids.json` (a list; row i is entry i) and `manifest.json`.
-FAISS keeps and stores the vectors. The scores come from `indexes.exact_scores`, for searching and for ranking
-alike: FAISS's own float32 scores change in the last bit with the batch size, and a rank counted with one
-rounding would contradict a list sorted with another.
+A folder holds `vectors.faiss` (an IndexFlatIP), `ids.json` (a list; row i is entry i) and `manifest.json`;
+see docs/formats.md. An opened folder's vectors stay in the file, mapped into memory. The scores are those of
+`indexes.exact_scores`, for searching and for ranking alike: FAISS's own float32 scores change in the last bit
+with the batch size, and a rank counted with one rounding would contradict a list sorted with another. For
+millions of images an approximate index of FAISS names the candidates (`indexes.approximate`).
 """
 
 from __future__ import annotations
@@ -12,22 +13,20 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import faiss
 import numpy as np
 
-from indexes.exact_scores import SCORES_AT_ONCE, best_rows, count_ahead, score_blocks, unit_rows
+from indexes.exact_scores import unit_rows
+from indexes.exact_search import count_places, list_rows, take_rows
 from indexes.exclusions import Exclusions, excluded_rows, rows_of
-from indexes.manifest import (
-    FORMAT_VERSION,
-    IDS_FILE,
-    MANIFEST_FILE,
-    REBUILD,
-    VECTORS_FILE,
-    Manifest,
-    file_sha256,
-)
-from indexes.replace_file import replace_file
+from indexes.folder import write_folder
+from indexes.manifest import APPROXIMATE_FILE, IDS_FILE, REBUILD, VECTORS_FILE, Manifest
+from indexes.vector_file import open_vectors
+from settings import IndexKind
+
+if TYPE_CHECKING:
+    from indexes.approximate import Approximate
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,9 @@ class FaissIndex:
             raise ValueError(f"index dimension: got {dimension}, expected at least 1")
         self.dimension = dimension
         self.manifest: Manifest | None = None
-        self._store = faiss.IndexFlatIP(dimension)
-        self._ids: list[str] = []
+        self._vectors = np.empty((0, dimension), dtype=np.float32)
+        self._approximate: Approximate | None = None
+        self._ids: tuple[str, ...] = ()
         self._rows: dict[str, int] = {}
 
     @classmethod
@@ -80,6 +80,8 @@ class FaissIndex:
     def add(self, ids: Sequence[str], vectors: np.ndarray) -> None:
         """Appends images; a saved index changes on disk only with the next `save`.
 
+        The vectors are in memory from then on, and the search is exact until the index is saved and opened.
+
         Args:
             ids: n image ids, none of them in the index yet.
             vectors: (n, dimension) float32, rows of unit length.
@@ -97,8 +99,9 @@ class FaissIndex:
             if image_id in self._rows or image_id in new:
                 raise ValueError(f"index: image id {image_id!r} occurs twice; ids must be unique")
             new[image_id] = row
-        self._store.add(rows)  # type: ignore[call-arg]
-        self._ids.extend(ids)
+        self._vectors = np.concatenate([self._vectors, rows])
+        self._approximate = None
+        self._ids += tuple(ids)
         self._rows.update(new)
 
     def __len__(self) -> int:
@@ -107,7 +110,12 @@ class FaissIndex:
     @property
     def ids(self) -> tuple[str, ...]:
         """The image ids, by row."""
-        return tuple(self._ids)
+        return self._ids
+
+    @property
+    def kind(self) -> IndexKind:
+        """How it searches: "flat", exactly, or "hnsw", "ivf" or "ivfpq", through an approximate index."""
+        return self._approximate.kind if self._approximate else "flat"
 
     def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
         """Looks up vectors.
@@ -121,7 +129,7 @@ class FaissIndex:
         Raises:
             ValueError: If an id is not in the index.
         """
-        return self._vectors[rows_of(ids, self._rows)]
+        return take_rows(self._vectors, rows_of(ids, self._rows))
 
     def search(self, vectors: np.ndarray, k: int, exclude: Exclusions | None = None) -> list[Ranking]:
         """Lists the nearest images of each query.
@@ -144,20 +152,11 @@ class FaissIndex:
         excluded = excluded_rows(exclude, self._rows, len(queries))
         if not len(self):
             return [Ranking((), ()) for _ in queries]
-        rankings: list[Ranking] = []
-        queries_at_once = max(1, SCORES_AT_ONCE // len(self))
-        for first in range(0, len(queries), queries_at_once):
-            part = queries[first : first + queries_at_once]
-            scores = np.empty((len(part), len(self)), dtype=np.float64)
-            for some, rows, block in score_blocks(part, self._vectors):
-                scores[some, rows] = block
-            for query_scores, left_out in zip(scores, excluded[first:], strict=False):
-                query_scores[left_out] = -np.inf
-                best = best_rows(query_scores, k)
-                rankings.append(
-                    Ranking(tuple(self._ids[row] for row in best), tuple(query_scores[best].tolist()))
-                )
-        return rankings
+        find = self._approximate.list_rows if self._approximate else list_rows
+        return [
+            Ranking(tuple(self._ids[row] for row in rows), tuple(scores.tolist()))
+            for rows, scores in find(queries, self._vectors, k, excluded)
+        ]
 
     def rank_of(
         self, vectors: np.ndarray, target_ids: Sequence[str], exclude: Exclusions | None = None
@@ -165,7 +164,7 @@ class FaissIndex:
         """Counts the place of one image per query in the whole collection, without sorting it.
 
         The rank is 1 + images with a higher score + images with the same score and an earlier row, excluded
-        images aside: the place that `search` would list the image at.
+        images aside: the place that an exact search would list the image at.
 
         Args:
             vectors: (q, dimension) float32, rows of unit length.
@@ -191,19 +190,17 @@ class FaissIndex:
                     f"rank_of: query {number}: target {self._ids[target]!r} is excluded, so it has no rank; "
                     "take it out of the exclusions or leave the query out"
                 )
-        goals = np.einsum("qd,qd->q", queries.astype(np.float64), self._vectors[targets].astype(np.float64))
-        ranks = np.ones(len(queries), dtype=np.int64)
-        for some, rows, scores in score_blocks(queries, self._vectors):
-            ranks[some] += count_ahead(scores, np.arange(rows.start, rows.stop), goals[some], targets[some])
-        for number, left_out in enumerate(excluded):
-            if len(left_out):
-                scores = self._vectors[left_out].astype(np.float64) @ queries[number].astype(np.float64)
-                one = slice(number, number + 1)
-                ranks[one] -= count_ahead(scores[None], left_out, goals[one], targets[one])
-        return ranks
+        return count_places(queries, self._vectors, targets, excluded)
 
     def save(
-        self, folder: Path, *, model_name: str, model_fingerprint: str, dataset: str, image_folder: Path
+        self,
+        folder: Path,
+        *,
+        model_name: str,
+        model_fingerprint: str,
+        dataset: str,
+        image_folder: Path,
+        kind: IndexKind = "auto",
     ) -> None:
         """Writes the index, `manifest.json` last.
 
@@ -215,33 +212,22 @@ class FaissIndex:
             model_fingerprint: Of the same model.
             dataset: Name of the dataset.
             image_folder: The folder that the ids are relative to.
+            kind: How the folder's index searches when it is opened; "auto" picks by size.
 
         Raises:
             ValueError: If the index is empty.
         """
-        if not len(self):
-            raise ValueError(f"{folder}: got an empty index to save, expected at least one image")
-        folder.mkdir(parents=True, exist_ok=True)
-        vectors = folder / (VECTORS_FILE + ".new")
-        ids = folder / (IDS_FILE + ".new")
-        text = json.dumps(self._ids, ensure_ascii=False, indent=0)
-        replace_file(vectors, lambda path: faiss.write_index(self._store, str(path)))
-        replace_file(ids, lambda path: path.write_text(text, encoding="utf-8"))
-        manifest = Manifest(
-            format_version=FORMAT_VERSION,
-            dataset=dataset,
-            image_folder=image_folder.as_posix(),
+        self.manifest = write_folder(
+            folder,
+            self._ids,
+            [self._vectors],
+            dimension=self.dimension,
             model_name=model_name,
             model_fingerprint=model_fingerprint,
-            dimension=self.dimension,
-            count=len(self),
-            sha256={VECTORS_FILE: file_sha256(vectors), IDS_FILE: file_sha256(ids)},
+            dataset=dataset,
+            image_folder=image_folder,
+            kind=kind,
         )
-        (folder / MANIFEST_FILE).unlink(missing_ok=True)
-        vectors.replace(folder / VECTORS_FILE)
-        ids.replace(folder / IDS_FILE)
-        manifest.write(folder)
-        self.manifest = manifest
 
     @classmethod
     def open(
@@ -270,33 +256,18 @@ class FaissIndex:
             )
         manifest.verify_files(folder)
         ids = json.loads((folder / IDS_FILE).read_text(encoding="utf-8"))
-        store = faiss.read_index(str(folder / VECTORS_FILE))
-        if not isinstance(store, faiss.IndexFlatIP):
-            raise ValueError(
-                f"{folder / VECTORS_FILE}: got a {type(store).__name__}, expected an IndexFlatIP; {REBUILD}"
-            )
-        counts = {VECTORS_FILE: store.ntotal, IDS_FILE: len(ids) if isinstance(ids, list) else "no list of"}
-        for name, count in counts.items():
-            if count != manifest.count:
-                raise ValueError(
-                    f"{folder / name}: got {count} entries, expected {manifest.count}; {REBUILD}"
-                )
-        if store.d != manifest.dimension:
-            raise ValueError(
-                f"{folder / VECTORS_FILE}: got dimension {store.d}, expected {manifest.dimension}; {REBUILD}"
-            )
+        if not isinstance(ids, list) or len(ids) != manifest.count:
+            got = len(ids) if isinstance(ids, list) else "no list of"
+            raise ValueError(f"{folder / IDS_FILE}: got {got} entries, expected {manifest.count}; {REBUILD}")
         index = cls(manifest.dimension)
-        index.add(ids, _stored(store))
+        index._vectors = open_vectors(folder / VECTORS_FILE, manifest.count, manifest.dimension, REBUILD)
+        index._ids = tuple(ids)
+        index._rows = {image_id: row for row, image_id in enumerate(index._ids)}
+        if len(index._rows) < len(ids) or not all(isinstance(one, str) and one for one in ids):
+            raise ValueError(f"{folder / IDS_FILE}: got empty or repeated ids; {REBUILD}")
+        if manifest.kind != "flat":
+            from indexes.approximate import Approximate
+
+            index._approximate = Approximate.read(folder / APPROXIMATE_FILE, manifest)
         index.manifest = manifest
         return index
-
-    @property
-    def _vectors(self) -> np.ndarray:
-        """(n, dimension) float32, without copying; valid until the next `add`."""
-        return _stored(self._store)
-
-
-def _stored(store: faiss.IndexFlatIP) -> np.ndarray:
-    if not store.ntotal:
-        return np.empty((0, store.d), dtype=np.float32)
-    return faiss.rev_swig_ptr(store.get_xb(), store.ntotal * store.d).reshape(store.ntotal, store.d)

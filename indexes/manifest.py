@@ -10,10 +10,11 @@ from pathlib import Path
 
 from indexes.replace_file import replace_file
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 VECTORS_FILE = "vectors.faiss"
 IDS_FILE = "ids.json"
+APPROXIMATE_FILE = "approximate.faiss"  # of all kinds but "flat"
 REBUILD = "build the index with: python embed_image_as_faiss.py"
 
 
@@ -29,6 +30,9 @@ class Manifest:
         model_fingerprint: Of the same model, for comparing.
         dimension: Width of a vector.
         count: Number of vectors and of ids.
+        kind: Of the index: "flat", "hnsw", "ivf" or "ivfpq".
+        effort: Of a search in an approximate index; 0 for a flat one.
+        recall_at_10: Share of the truly 10 best that a search listed when the index was built.
         sha256: Checksum of each other file of the index, by file name.
     """
 
@@ -39,6 +43,9 @@ class Manifest:
     model_fingerprint: str
     dimension: int
     count: int
+    kind: str
+    effort: int
+    recall_at_10: float
     sha256: dict[str, str]
 
     def write(self, folder: Path) -> None:
@@ -99,7 +106,7 @@ def file_sha256(path: Path) -> str:
 
 
 def _check_fields(path: Path, values: dict[str, object]) -> None:
-    kinds = {"int": int, "str": str, "dict[str, str]": dict}
+    kinds = {"int": int, "float": float, "str": str, "dict[str, str]": dict}
     expected = {field.name: kinds[str(field.type)] for field in dataclasses.fields(Manifest)}
     if set(values) != set(expected):
         differing = ", ".join(sorted(set(values) ^ set(expected)))
@@ -107,8 +114,11 @@ def _check_fields(path: Path, values: dict[str, object]) -> None:
     for name, kind in expected.items():
         if not isinstance(values[name], kind):
             raise ValueError(f"{path}: {name}: got {values[name]!r}, expected {kind.__name__}; {REBUILD}")
-    listed = values["sha256"]
-    if not isinstance(listed, dict) or set(listed) != {VECTORS_FILE, IDS_FILE}:
+    if values["kind"] not in ("flat", "hnsw", "ivf", "ivfpq"):
         raise ValueError(
-            f"{path}: sha256: got {listed!r}, expected one of {VECTORS_FILE} and {IDS_FILE}; {REBUILD}"
+            f"{path}: kind: got {values['kind']!r}, expected flat, hnsw, ivf or ivfpq; {REBUILD}"
         )
+    files = [VECTORS_FILE, IDS_FILE, *([] if values["kind"] == "flat" else [APPROXIMATE_FILE])]
+    listed = values["sha256"]
+    if not isinstance(listed, dict) or set(listed) != set(files):
+        raise ValueError(f"{path}: sha256: got {listed!r}, expected one of {' and '.join(files)}; {REBUILD}")

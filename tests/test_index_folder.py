@@ -8,7 +8,6 @@ import faiss
 import numpy as np
 import pytest
 
-from indexes import faiss_index
 from indexes.faiss_index import FaissIndex
 from indexes.manifest import file_sha256
 
@@ -133,16 +132,16 @@ def test_another_kind_of_faiss_index_is_refused(tmp_path):
     faiss.write_index(other, str(tmp_path / "vectors.faiss"))
     sums = json.loads((tmp_path / "manifest.json").read_text())["sha256"]
     edit_manifest(tmp_path, sha256=sums | {"vectors.faiss": file_sha256(tmp_path / "vectors.faiss")})
-    assert "got a IndexFlatL2, expected an IndexFlatIP" in refusal(tmp_path)
+    assert "got b'IxF2', expected an IndexFlatIP" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "not JSON"),
-        ("[1, 2]", "got format version None, expected 1"),
-        ('{"format_version": 2}', "got format version 2, expected 1"),
-        ('{"format_version": 1}', "missing or unknown fields: count, dataset"),
+        ("[1, 2]", "got format version None, expected 2"),
+        ('{"format_version": 1}', "got format version 1, expected 2"),
+        ('{"format_version": 2}', "missing or unknown fields: count, dataset"),
     ],
 )
 def test_a_manifest_that_is_none_is_refused(tmp_path, text, message):
@@ -172,10 +171,9 @@ class Killed(BaseException):
 
 
 def test_a_kill_at_any_step_leaves_the_old_index_or_one_that_is_refused(tmp_path, monkeypatch):
-    """Every rename, removal and write of `save` is counted; the run is killed before each in turn."""
+    """Every rename, removal and opening of a file in `save` is counted; the run is killed before each in turn."""
     outcomes = []
-    real = {name: getattr(Path, name) for name in ("replace", "unlink", "write_text")}
-    real_write = faiss.write_index
+    real = {name: getattr(Path, name) for name in ("replace", "unlink", "open")}
     for step in range(30):
         folder = tmp_path / str(step)
         old = save(folder, seed=1)
@@ -196,7 +194,6 @@ def test_a_kill_at_any_step_leaves_the_old_index_or_one_that_is_refused(tmp_path
         with monkeypatch.context() as patch:
             for name, function in real.items():
                 patch.setattr(Path, name, counted(function))
-            patch.setattr(faiss_index.faiss, "write_index", counted(real_write))
             try:
                 save(folder, seed=2, count=7)
                 finished = True
@@ -217,4 +214,6 @@ def test_a_kill_at_any_step_leaves_the_old_index_or_one_that_is_refused(tmp_path
         save(folder, seed=3, count=4)  # what a kill left behind is in nobody's way
         assert len(FaissIndex.open(folder)) == 4
         assert len(list(folder.iterdir())) == 3
-    assert outcomes == ["old"] * 5 + ["refused"] * 4
+    steps_before = outcomes.count("old")
+    assert outcomes == ["old"] * steps_before + ["refused"] * (len(outcomes) - steps_before)
+    assert steps_before >= 8 and len(outcomes) >= steps_before + 5

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexes import exact_scores, faiss_index
+from indexes import exact_search
 from indexes.exact_scores import unit_rows
 from indexes.faiss_index import FaissIndex, Ranking
 
@@ -55,9 +55,9 @@ def test_search_and_rank_match_brute_force(seed, count, dimension, distinct, que
     ids = names(count)
     index = FaissIndex.build(ids, vectors)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exact_scores, "ROWS_AT_ONCE", block)
-        patch.setattr(exact_scores, "SCORES_AT_ONCE", 2 * block)  # two queries at a time
-        patch.setattr(faiss_index, "SCORES_AT_ONCE", 2 * count)
+        patch.setattr(exact_search, "ROWS_AT_ONCE", block)
+        patch.setattr(exact_search, "QUERIES_AT_ONCE", 2)
+        patch.setattr(exact_search, "PAIRS_AT_ONCE", 3)
         found = index.search(asked, k, exclude=[{ids[row] for row in rows} for rows in rows_left_out])
         same = index.search(asked, k, exclude=[np.array(sorted(rows), dtype=int) for rows in rows_left_out])
         assert found == same

@@ -1,0 +1,218 @@
+"""FAISS's approximate indexes for very many vectors: HNSW, IVF, IVF with product quantisation.
+
+They name candidates only. The candidates are scored exactly from the stored vectors, so that scores and their
+order are those of an exact search, and only a candidate that was not named can be missing. How many are is
+measured against exact search, and the effort of a search is raised until recall at 10 is high enough.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import faiss
+import numpy as np
+
+from indexes.exact_search import blocks_of, exact_pairs, list_rows, take_rows
+from indexes.manifest import REBUILD, Manifest
+from settings import IndexKind
+
+log = logging.getLogger(__name__)
+
+FLAT_BELOW = 1_000_000  # vectors; below it an exact search costs less than anything around it
+HNSW_BELOW = 3_000_000  # building its graph is slow
+MEMORY_SHARE = 0.5  # of the machine's, for what stays in memory
+RECALL_DEPTH = 10
+RECALL_WANTED = 0.95
+SAMPLED_QUERIES = 200
+LINKS = 32  # of a vector in HNSW's graph, and twice as many on its lowest level
+TRAINING_ROWS_PER_LIST = 40
+CANDIDATES = {"hnsw": 4, "ivf": 4, "ivfpq": 20}  # named for each image wanted: codes rank roughly
+LARGEST_EFFORT = 4096
+FAISS_TYPES = {
+    "hnsw": faiss.IndexHNSWSQ,
+    "ivf": faiss.IndexIVFScalarQuantizer,
+    "ivfpq": faiss.IndexIVFPQ,
+}
+
+
+def choose_kind(count: int, dimension: int, memory: int | None = None) -> IndexKind:
+    """Picks the kind of index for a collection: exact while that is fast, then the best that fits.
+
+    Args:
+        count: Vectors.
+        dimension: Width of a vector.
+        memory: Bytes of the machine; asked of the system when None.
+    """
+    allowed = MEMORY_SHARE * (_memory_bytes() if memory is None else memory)
+    if count < FLAT_BELOW:
+        return "flat"
+    if count < HNSW_BELOW and count * (dimension + 2 * LINKS * 4 + 16) <= allowed:
+        return "hnsw"
+    return "ivf" if count * (dimension + 8) <= allowed else "ivfpq"
+
+
+@dataclass(frozen=True, eq=False)
+class Approximate:
+    """An approximate index beside the vectors that it was built from.
+
+    Attributes:
+        kind: Which.
+        store: FAISS's.
+        effort: Vectors kept in view (HNSW) or lists visited (IVF) by a search; more find more.
+        recall: Share of the truly 10 best that a search lists, measured with `effort`.
+    """
+
+    kind: IndexKind
+    store: Any
+    effort: int
+    recall: float
+
+    def list_rows(
+        self, queries: np.ndarray, vectors: np.ndarray, k: int, excluded: Sequence[np.ndarray]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """As `indexes.exact_search.list_rows`, but a row may be missing.
+
+        Where the candidates do not suffice, because many are excluded, the search is exact.
+        """
+        most = max((len(rows) for rows in excluded), default=0)
+        wanted = min(len(vectors), k * CANDIDATES[self.kind] + most)
+        if 2 * wanted > len(vectors):
+            return list_rows(queries, vectors, k, excluded)
+        found = []
+        for number, (named, left_out) in enumerate(zip(self._named(queries, wanted), excluded, strict=True)):
+            rows = np.setdiff1d(named[named >= 0], left_out)  # sorted, each once
+            one = queries[number : number + 1]
+            if len(rows) < min(k, len(vectors) - len(left_out)):
+                found += list_rows(one, vectors, k, [left_out])
+                continue
+            scores = exact_pairs(one, np.zeros(len(rows), dtype=np.int64), vectors, rows)
+            best = np.argsort(-scores, kind="stable")[:k]
+            found.append((rows[best], scores[best]))
+        return found
+
+    def _named(self, queries: np.ndarray, count: int) -> np.ndarray:
+        if self.kind == "hnsw":
+            options = faiss.SearchParametersHNSW(efSearch=max(self.effort, count))
+        else:
+            options = faiss.SearchParametersIVF(nprobe=self.effort)
+        return self.store.search(queries, count, params=options)[1]
+
+    def write(self, path: Path) -> None:
+        """Writes the FAISS index; kind, effort and recall are the manifest's."""
+        faiss.write_index(self.store, str(path))
+
+    @classmethod
+    def read(cls, path: Path, manifest: Manifest) -> Approximate:
+        """Reads what `write` wrote; the manifest says the rest.
+
+        Raises:
+            ValueError: If it is of another kind or size.
+        """
+        kind = cast(IndexKind, manifest.kind)
+        expected = FAISS_TYPES[kind]
+        store = faiss.read_index(str(path))
+        if (type(store), store.ntotal, store.d) != (expected, manifest.count, manifest.dimension):
+            raise ValueError(
+                f"{path}: got a {type(store).__name__} of {store.ntotal} vectors, expected a "
+                f"{expected.__name__} of {manifest.count}; {REBUILD}"
+            )
+        return cls(kind, store, manifest.effort, manifest.recall_at_10)
+
+
+def build_approximate(
+    vectors: np.ndarray, kind: IndexKind, sampled: np.ndarray | None = None, seed: int = 0
+) -> Approximate:
+    """Builds an approximate index and raises its effort until it finds enough.
+
+    Args:
+        vectors: (n, d) float32 unit rows; read block by block.
+        kind: "hnsw", "ivf" or "ivfpq".
+        sampled: (q, d) float32 unit rows like those that will be asked; when None, sums of two stored
+            vectors, which lie between images as questions do.
+        seed: Of training and sampling.
+
+    Returns:
+        The index, with the recall that was measured.
+    """
+    count, dimension = vectors.shape
+    lists = max(1, min(int(2 * count**0.5), count // TRAINING_ROWS_PER_LIST))
+    store = faiss.index_factory(dimension, _description(kind, dimension, lists), faiss.METRIC_INNER_PRODUCT)
+    random = np.random.default_rng(seed)
+    chosen = random.choice(count, min(count, max(TRAINING_ROWS_PER_LIST * lists, 20_000)), replace=False)
+    log.info("%s index: training on %d of %d vectors", kind, len(chosen), count)
+    store.train(take_rows(vectors, np.sort(chosen)))
+    for _, block in blocks_of(vectors):
+        store.add(block)
+    if sampled is None:
+        pairs = random.integers(count, size=(2, SAMPLED_QUERIES))
+        sums = take_rows(vectors, pairs[0]).astype(np.float64) + take_rows(vectors, pairs[1])
+        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+        sampled = (sums[lengths[:, 0] > 1e-3] / lengths[lengths[:, 0] > 1e-3]).astype(np.float32)
+    largest = LARGEST_EFFORT if kind == "hnsw" else lists
+    return _tuned(Approximate(kind, store, 1, 0.0), vectors, sampled, largest)
+
+
+def measure_recall(approximate: Approximate, vectors: np.ndarray, queries: np.ndarray) -> float:
+    """Returns the share of the truly 10 best rows that a search lists, on average; equal scores are equal."""
+    nobody = [np.empty(0, dtype=np.int64)] * len(queries)
+    truth = list_rows(queries, vectors, RECALL_DEPTH, nobody)
+    return _recall(approximate, vectors, queries, truth)
+
+
+def _tuned(approximate: Approximate, vectors: np.ndarray, queries: np.ndarray, largest: int) -> Approximate:
+    nobody = [np.empty(0, dtype=np.int64)] * len(queries)
+    truth = list_rows(queries, vectors, RECALL_DEPTH, nobody)
+    effort = min(16, largest)
+    while True:
+        approximate = Approximate(approximate.kind, approximate.store, effort, 0.0)
+        recall = _recall(approximate, vectors, queries, truth)
+        approximate = Approximate(approximate.kind, approximate.store, effort, recall)
+        if recall >= RECALL_WANTED or effort >= largest:
+            break
+        effort = min(2 * effort, largest)
+    say = log.info if recall >= RECALL_WANTED else log.warning
+    say(
+        "%s index: recall@%d %.3f against exact search, on %d sampled queries with effort %d%s",
+        approximate.kind, RECALL_DEPTH, recall, len(queries), effort,
+        "" if recall >= RECALL_WANTED else f"; {RECALL_WANTED} cannot be reached: use --index-kind flat",
+    )  # fmt: skip
+    return approximate
+
+
+def _recall(
+    approximate: Approximate,
+    vectors: np.ndarray,
+    queries: np.ndarray,
+    truth: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> float:
+    nobody = [np.empty(0, dtype=np.int64)] * len(queries)
+    found = approximate.list_rows(queries, vectors, RECALL_DEPTH, nobody)
+    shares = [
+        np.count_nonzero(scores >= best[-1]) / len(best)
+        for (_, scores), (_, best) in zip(found, truth, strict=True)
+    ]
+    return float(np.mean(shares))
+
+
+def _description(kind: IndexKind, dimension: int, lists: int) -> str:
+    """Names the index for FAISS's factory; one byte a number, for IVF-PQ one for about eight."""
+    if kind == "hnsw":
+        return f"HNSW{LINKS}_SQ8"
+    if kind == "ivf":
+        return f"IVF{lists}_HNSW{LINKS},SQ8"
+    if kind == "ivfpq":
+        parts = next(parts for parts in range(max(1, dimension // 8), 0, -1) if dimension % parts == 0)
+        return f"IVF{lists}_HNSW{LINKS},PQ{parts}"
+    raise ValueError(f"approximate index: got kind {kind!r}, expected hnsw, ivf or ivfpq")
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # a system that does not say
+        return 8 << 30
