@@ -18,7 +18,15 @@ PROJECT = Path(__file__).parent
 
 DEFAULT_SPLITS = {"demo": "test", "msrvtt": "1k-A"}  # of the other datasets all is used
 
-StrategyName = Literal["original", "append", "rewrite", "rewrite-original", "rewrite-anchored"]
+# Strategies that move words or a vector, so that a person can see and edit what is searched; and all of them.
+MovingStrategyName = Literal[
+    "original", "append", "append-anchored", "rewrite", "rewrite-original", "rewrite-anchored", "rocchio",
+    "fusion", "slerp",
+]  # fmt: skip
+StrategyName = Literal[
+    MovingStrategyName, "score-fusion", "rrf", "bayes", "bayes-captions", "itm", "bayes-itm",
+    "bayes-captions-itm", "rewrite-bayes",
+]  # fmt: skip
 UserName = Literal["independent", "caption", "reference", "ground-truth", "random", "first"]
 ProtocolName = Literal["honest", "reference", "paper", "chatir"]
 IndexKind = Literal["auto", "flat", "hnsw", "ivf", "ivfpq"]

@@ -25,6 +25,7 @@ from refinement.history import Strategy
 from refinement.protocols import PROTOCOLS
 from refinement.rounds import play_rounds
 from refinement.strategies import Rewriter, make_strategy
+from refinement.strategies.collection import Collection
 from refinement.users import FirstUser, NearestUser, RandomUser, User, caption_vectors
 from retriever import Retriever
 from settings import (
@@ -172,6 +173,20 @@ class Parts:
             return FirstUser()
         raise ValueError(f"user: got {name!r}, expected one of {', '.join(get_args(UserName))}")
 
+    @cached_property
+    def collection(self) -> Collection:
+        """What strategies may use of the images."""
+        from BLIP.model import BlipEncoder
+        from refinement.matching import Matcher
+
+        encoder = self.retriever.encoder
+        paths = {image.id: image.path for image in self.dataset.images}
+        return Collection(
+            self.retriever,
+            lambda image_ids: self.captions.captions_of(image_ids),  # the captioner opens when first asked
+            Matcher(encoder, paths) if isinstance(encoder, BlipEncoder) else None,
+        )
+
     def strategy(self, name: str) -> Strategy:
         """Returns a strategy by name, with the models that it needs.
 
@@ -179,7 +194,7 @@ class Parts:
             ValueError: If the name is not known.
         """
         rewriter = self.rewriter if name.startswith("rewrite") else None
-        return make_strategy(name, rewriter, self.retriever.encode_texts)
+        return make_strategy(name, rewriter, self.collection)
 
     def play(self, strategy: str, user: str, path: Path) -> list[Round]:
         """Plays the rounds of all queries, or what the file does not hold yet.

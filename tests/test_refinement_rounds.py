@@ -16,14 +16,24 @@ from refinement.protocols import PROTOCOLS
 from refinement.rounds import play_rounds
 from refinement.strategies import STRATEGIES, make_strategy
 from refinement.strategies.append import Append
+from refinement.strategies.collection import Collection
 from refinement.strategies.original import Original
 from refinement.strategies.rewrite import Rewrite
 from refinement.users import FirstUser, NearestUser, RandomUser, View, caption_vectors
 from retriever import Retriever, SearchQuery
 
 
-def strategy_of(name):
-    return make_strategy(name, Merger(), WordEncoder().encode_texts)
+@pytest.fixture(scope="module")
+def strategy_of(retriever):
+    """Strategies by name, over the whole world; the matching head is no better than the vectors."""
+    vector_of = dict(zip(IMAGE_IDS, retriever.vectors_of(IMAGE_IDS), strict=True))
+
+    def match(texts, image_ids):
+        rows = retriever.encode_texts(texts)
+        return np.array([row @ vector_of[i] for row, i in zip(rows, image_ids, strict=True)])
+
+    collection = Collection(retriever, KnownCaptions().captions_of, match)
+    return lambda name: make_strategy(name, Merger(), collection)
 
 
 HONEST, REFERENCE = PROTOCOLS["honest"], PROTOCOLS["reference"]
@@ -268,7 +278,7 @@ def test_one_round_is_one_search_without_feedback(play):
 
 @pytest.mark.parametrize("protocol", [HONEST, REFERENCE])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_query_alone_plays_as_among_many(play, protocol, strategy):
+def test_a_query_alone_plays_as_among_many(play, strategy_of, protocol, strategy):
     strategy = strategy_of(strategy)
     queries = [*QUERIES, NO_TARGET]
     together = by_query(play(queries, protocol=protocol, strategy=strategy, user=RandomUser(1)))
@@ -404,7 +414,9 @@ class Spy:
     protocol=st.sampled_from([HONEST, REFERENCE, replace(REFERENCE, stops_when_worse=False)]),
     name=st.sampled_from(STRATEGIES),
 )
-def test_equal_words_and_feedback_search_alike_whatever_the_target(play, text, targets, protocol, name):
+def test_equal_words_and_feedback_search_alike_whatever_the_target(
+    play, strategy_of, text, targets, protocol, name
+):
     spy = Spy(strategy_of(name))
     queries = [one_target("one", text, targets[0]), one_target("two", text, targets[1])]
     sessions = by_query(play(queries, strategy=spy, user=FirstUser(), protocol=protocol))

@@ -1,7 +1,10 @@
 """How feedback moves the words: appended, rewritten, guarded."""
 
+from typing import get_args
+
+import numpy as np
 import pytest
-from conftest import Merger, WordEncoder
+from conftest import IMAGE_IDS, KnownCaptions, Merger, WordEncoder
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,8 +12,10 @@ from refinement.history import History, Turn
 from refinement.strategies import STRATEGIES, make_strategy
 from refinement.strategies.anchored import WEIGHT, Anchored
 from refinement.strategies.append import Append
+from refinement.strategies.collection import Collection
 from refinement.strategies.original import Original
 from refinement.strategies.rewrite import Rewrite, content_words, fault_of
+from settings import MovingStrategyName
 
 
 class Says:
@@ -155,30 +160,41 @@ def test_anchoring_keeps_the_fallbacks():
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_strategies_by_name(name):
+def test_strategies_by_name(name, retriever):
     merger = Merger()
-    made = make_strategy(name, merger, WordEncoder().encode_texts)
-    (search,) = made.next([history(("a dog", "a red cat"), ("words", "grass"))])
-    assert (
-        search.search.text
-        == {
-            "original": "a dog",
-            "append": "a dog, a red cat, grass",
-            "rewrite": "a dog, a red cat, grass",  # "words grass" lost the dog
-            "rewrite-original": "a dog red cat grass",
-            "rewrite-anchored": "a dog red cat grass",
-        }[name]
-    )
-    assert (search.search.vector is not None) == (name == "rewrite-anchored")
+    collection = Collection(retriever, KnownCaptions().captions_of, lambda texts, ids: np.full(len(ids), 0.5))
+    made = make_strategy(name, merger, collection)
+    told = [
+        Turn("a dog", tuple(IMAGE_IDS[:2]), (IMAGE_IDS[0],), (), ("a red cat",)),
+        Turn("words", tuple(IMAGE_IDS[2:4]), (IMAGE_IDS[2],), (), ("grass",)),
+    ]
+    (query,) = made.next([History(tuple(told))])
+    appended, rewritten = "a dog, a red cat, grass", "a dog red cat grass"
+    texts = {
+        "append": appended,
+        "append-anchored": appended,
+        "rewrite": appended,  # "words grass" lost the dog
+        "rewrite-original": rewritten,
+        "rewrite-anchored": rewritten,
+        "fusion": appended,
+        "slerp": appended,
+        "score-fusion": appended,
+        "rrf": appended,
+        "rewrite-bayes": rewritten,
+    }
+    assert query.search.text == texts.get(name, "a dog")
+    words_alone = name in ("original", "append", "rewrite", "rewrite-original")
+    moves = name in get_args(MovingStrategyName)
+    assert (query.search.vector is not None) == (moves and not words_alone)
+    assert (query.search.scores is not None) == (not moves)
     assert bool(merger.pairs) == name.startswith("rewrite")
 
 
-def test_unknown_strategies_and_missing_parts_are_errors():
-    encode = WordEncoder().encode_texts
+def test_unknown_strategies_and_missing_parts_are_errors(retriever):
     with pytest.raises(ValueError, match="got 'rocket', expected one of original, append"):
-        make_strategy("rocket", None, encode)
+        make_strategy("rocket")
     for name in ("rewrite", "rewrite-original", "rewrite-anchored"):
         with pytest.raises(ValueError, match=f"strategy {name} needs a rewriter"):
-            make_strategy(name, None, encode)
-    with pytest.raises(ValueError, match="rewrite-anchored needs the retriever's text encoder"):
+            make_strategy(name, None, Collection(retriever))
+    with pytest.raises(ValueError, match="rewrite-anchored needs the collection"):
         make_strategy("rewrite-anchored", Merger(), None)

@@ -2,59 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol, get_args
-
-import numpy as np
+from typing import get_args
 
 from refinement.history import Strategy
+from refinement.strategies.anchored import Anchored
+from refinement.strategies.append import Append
+from refinement.strategies.bayes import Bayes
+from refinement.strategies.collection import Collection
+from refinement.strategies.fusion import Fusion
+from refinement.strategies.original import Original
+from refinement.strategies.rank_fusion import RankFusion, rank_credit, score_credit
+from refinement.strategies.rerank import COSINE_ODDS, POSTERIOR_ODDS, Rerank
+from refinement.strategies.rewrite import Rewrite, Rewriter
+from refinement.strategies.rocchio import Rocchio
+from refinement.strategies.slerp import Slerp
 from settings import StrategyName
+
+__all__ = ["STRATEGIES", "Rewriter", "make_strategy"]
 
 STRATEGIES: tuple[str, ...] = get_args(StrategyName)
 
 
-class Rewriter(Protocol):
-    """A language model that merges a caption into a query."""
-
-    def rewrite(self, queries: list[str], captions: list[str]) -> list[str]:
-        """Returns one line a pair, in order; empty where it failed."""
-        ...
-
-
 def make_strategy(
-    name: str,
-    rewriter: Rewriter | None = None,
-    encode: Callable[[Sequence[str]], np.ndarray] | None = None,
+    name: str, rewriter: Rewriter | None = None, collection: Collection | None = None
 ) -> Strategy:
     """Makes a strategy by name.
 
     Args:
         name: One of `STRATEGIES`.
         rewriter: Needed by the rewriting ones.
-        encode: The retriever's text encoder, needed by the anchored one.
+        collection: Needed by all but those that move only words.
 
     Raises:
         ValueError: If the name is not known, or a part is missing.
     """
-    if name == "original":
-        from refinement.strategies.original import Original
-
-        return Original()
-    if name == "append":
-        from refinement.strategies.append import Append
-
-        return Append()
     if name not in STRATEGIES:
         raise ValueError(f"strategy: got {name!r}, expected one of {', '.join(STRATEGIES)}")
-    if rewriter is None:
-        raise ValueError(f"strategy {name} needs a rewriter, got none")
-    from refinement.strategies.rewrite import Rewrite
-
-    rewrite = Rewrite(rewriter, from_original=name != "rewrite")
-    if name != "rewrite-anchored":
-        return rewrite
-    if encode is None:
-        raise ValueError(f"strategy {name} needs the retriever's text encoder, got none")
-    from refinement.strategies.anchored import Anchored
-
-    return Anchored(rewrite, encode)
+    if name == "original":
+        return Original()
+    if name == "append":
+        return Append()
+    if name.startswith("rewrite"):
+        if rewriter is None:
+            raise ValueError(f"strategy {name} needs a rewriter, got none")
+        words: Strategy = Rewrite(rewriter, from_original=name != "rewrite")
+        if name in ("rewrite", "rewrite-original"):
+            return words
+    else:
+        words = Append()
+    if collection is None:
+        raise ValueError(f"strategy {name} needs the collection, got none")
+    if name in ("append-anchored", "rewrite-anchored"):
+        return Anchored(words, collection.encode)
+    if name == "rocchio":
+        return Rocchio(collection)
+    if name == "fusion":
+        return Fusion(collection)
+    if name == "slerp":
+        return Slerp(collection)
+    if name == "score-fusion":
+        return RankFusion(collection, score_credit)
+    if name == "rrf":
+        return RankFusion(collection, rank_credit)
+    if name == "itm":
+        return Rerank(Original(), collection, COSINE_ODDS)
+    if name == "rewrite-bayes":
+        return Bayes(Anchored(words, collection.encode), collection, reads_captions=False)
+    bayes = Bayes(Original(), collection, reads_captions="captions" in name)
+    return Rerank(bayes, collection, POSTERIOR_ODDS) if name.endswith("-itm") else bayes

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Protocol
 
 from refinement.history import History, NextQuery
-from refinement.strategies import Rewriter
 from refinement.strategies.append import appended
 from retriever import SearchQuery
 
@@ -23,6 +23,14 @@ _FUNCTION_WORDS = frozenset(
         "picture", "photo",
     )
 )  # fmt: skip
+
+
+class Rewriter(Protocol):
+    """A language model that merges a caption into a query."""
+
+    def rewrite(self, queries: list[str], captions: list[str]) -> list[str]:
+        """Returns one line a pair, in order; empty where it failed."""
+        ...
 
 
 class Rewrite:

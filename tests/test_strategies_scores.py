@@ -1,0 +1,262 @@
+"""Strategies that score every image, against their formulas written out image by image."""
+
+import math
+
+import numpy as np
+import pytest
+from conftest import IMAGE_IDS, KnownCaptions, Merger, WordEncoder, caption_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from indexes.faiss_index import FaissIndex
+from refinement.history import History, Turn
+from refinement.strategies import make_strategy
+from refinement.strategies.bayes import NOISE, PRIOR, VECTORS, WORDS, log_picks
+from refinement.strategies.collection import Collection
+from refinement.strategies.rank_fusion import FEEDBACK, rank_credit, score_credit
+from refinement.strategies.rerank import COSINE_ODDS, DEPTH, POSTERIOR_ODDS
+from refinement.strategies.word_overlap import WordOverlap
+from retriever import Retriever
+
+A, B, C, D, E, F = IMAGE_IDS[:6]
+NAMES = ("score-fusion", "rrf", "bayes", "bayes-captions", "itm", "bayes-itm", "bayes-captions-itm")
+
+
+def chance(text, image_id):
+    """A matching head that counts shared words."""
+    return min(1.0, 0.2 + 0.3 * len(set(text.split()) & set(image_id.split("-"))))
+
+
+class Match:
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, texts, image_ids):
+        self.asked += zip(texts, image_ids, strict=True)
+        return np.array([chance(text, i) for text, i in zip(texts, image_ids, strict=True)])
+
+
+@pytest.fixture
+def collection(retriever):
+    return Collection(retriever, KnownCaptions().captions_of, Match())
+
+
+def turn(shown=(), liked=(), disliked=(), words="red dog"):
+    return Turn(words, tuple(shown), tuple(liked), tuple(disliked), tuple(map(caption_of, liked)))
+
+
+def dots(text, ids=IMAGE_IDS):
+    rows = WordEncoder().encode_texts([text, *ids]).astype(np.float64)
+    return [float(rows[0] @ row) for row in rows[1:]]
+
+
+def scores_of(collection, name, *turns):
+    (query,) = make_strategy(name, Merger(), collection).next([History(turns)])
+    assert query.search.scores.shape == (len(collection.ids),)
+    return query.search
+
+
+def order_of(scores):
+    return sorted(range(len(scores)), key=lambda row: (-scores[row], row))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_feedback_the_words_rank_all_images(collection, name):
+    words = dots("red dog")
+    for history in ([turn()], [turn([A, B])]):
+        search = scores_of(collection, name, *history)
+        assert search.text == "red dog"
+        ours = [round(value, 4) for value in search.scores.tolist()]
+        best = order_of([round(value, 4) for value in words])[: DEPTH + len(history[0].shown)]
+        if name.endswith("itm"):  # the matching head's order, within what it judged
+            assert set(order_of(ours)[: len(best)]) == set(best)
+        else:
+            assert order_of(ours) == order_of([round(value, 4) for value in words])
+
+
+@pytest.mark.parametrize("name", [*NAMES, "rewrite-bayes"])
+def test_many_sessions_are_scored_as_each_alone(collection, name):
+    strategy = make_strategy(name, Merger(), collection)
+    histories = [
+        History((turn([A, B], [A]),)),
+        History((turn(),)),
+        History((turn([C, D], [C]), turn([E, F], [], [F]))),
+    ]
+    for history, query in zip(histories, strategy.next(histories), strict=True):
+        (alone,) = strategy.next([history])
+        assert alone.search.text == query.search.text
+        assert alone.search.scores.tolist() == query.search.scores.tolist()
+
+
+# Fusion over rounds
+
+
+@pytest.mark.parametrize("name", ["rrf", "score-fusion"])
+def test_lists_are_joined_by_the_formula(collection, name):
+    search = scores_of(collection, name, turn([A, B], [A]), turn([C], [C]), turn([A], [A]))
+    expected = [0.0] * len(IMAGE_IDS)
+    lists = [("red dog", 1), *((text, FEEDBACK) for text in (caption_of(A), caption_of(C), A, C))]
+    for text, weight in lists:
+        scores = [round(value, 6) for value in dots(text)]
+        for place, row in enumerate(order_of(scores)):
+            low, high = min(scores), max(scores)
+            part = 1 / (60 + place + 1) if name == "rrf" else (scores[row] - low) / (high - low)
+            expected[row] += weight * part
+    assert search.scores == pytest.approx(expected, abs=1e-5)
+    assert search.text == f"red dog, {caption_of(A)}, {caption_of(C)}"
+
+
+def test_credit_breaks_ties_by_row_and_a_flat_list_says_nothing():
+    assert rank_credit(np.array([1.0, 2.0, 1.0, 2.0])).tolist() == [1 / 63, 1 / 61, 1 / 64, 1 / 62]
+    assert score_credit(np.array([1.0, 3.0, 2.0])).tolist() == [0, 1, 0.5]
+    assert score_credit(np.array([2.0, 2.0])).tolist() == [0, 0]
+
+
+# Bayes
+
+
+def posterior_by_hand(turns, words, reads_captions):
+    """The log posterior, one image and one pick at a time."""
+    rows = {i: [float(x) for x in WordEncoder().encode_texts([i])[0]] for i in IMAGE_IDS}
+    said = {i: set(caption_of(i).split()) - {"a", "in", "the"} for i in IMAGE_IDS}
+    idf = {
+        word: math.log(len(IMAGE_IDS) / sum(word in other for other in said.values()))
+        for words_said in said.values()
+        for word in words_said
+    }
+
+    def length(word_set):
+        return math.sqrt(sum(idf[word] ** 2 for word in word_set))
+
+    def likes(i, t):
+        affinity = sum(x * y for x, y in zip(rows[i], rows[t], strict=True)) / VECTORS
+        if reads_captions:
+            shared = sum(idf[word] ** 2 for word in said[i] & said[t])
+            affinity += shared / (length(said[i]) * length(said[t])) / WORDS
+        return affinity
+
+    logs = [score / PRIOR for score in dots(words)]
+    for told in turns:
+        for picks, sign in ((told.liked, 1), (told.disliked, -1)):
+            for pick in picks:
+                for row, t in enumerate(IMAGE_IDS):
+                    all_of_them = sum(math.exp(sign * likes(i, t)) for i in told.shown)
+                    share = math.exp(sign * likes(pick, t)) / all_of_them
+                    logs[row] += math.log((1 - NOISE) * share + NOISE / len(told.shown))
+    total = math.log(sum(math.exp(value - max(logs)) for value in logs)) + max(logs)
+    return [value - total for value in logs]
+
+
+@pytest.mark.parametrize("name", ["bayes", "bayes-captions"])
+def test_the_posterior_by_its_formula(collection, name):
+    turns = [turn([A, B, C], [B], [C]), turn([D, E, F], [F, D])]
+    search = scores_of(collection, name, *turns)
+    assert search.scores == pytest.approx(posterior_by_hand(turns, "red dog", name != "bayes"), abs=1e-4)
+    assert np.exp(search.scores.astype(np.float64)).sum() == pytest.approx(1, abs=1e-4)
+    assert search.text == "red dog"
+
+
+def test_a_pick_raises_what_is_like_it_and_not_what_was_passed_over(collection):
+    before = scores_of(collection, "bayes", turn([A, B]))
+    after = scores_of(collection, "bayes", turn([A, B], [A]))
+    gain = after.scores - before.scores
+    row_of = {image_id: row for row, image_id in enumerate(IMAGE_IDS)}
+    assert gain[row_of[A]] > 0 > gain[row_of[B]]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.sampled_from(IMAGE_IDS), min_size=2, max_size=10, unique=True), st.randoms())
+def test_no_pick_costs_an_image_more_than_the_noise_allows(shown, random):
+    affinity = np.array([[100 * random.uniform(-1, 1) for _ in range(7)] for _ in shown])
+    logs = log_picks(affinity, [random.randrange(len(shown))])
+    assert (logs >= math.log(NOISE / len(shown)) - 1e-9).all() and (logs <= 0).all()
+    every = np.exp(log_picks(affinity, range(len(shown)))).sum(axis=0)
+    assert every == pytest.approx(np.ones(7))  # somebody picks something
+
+
+def test_equal_images_have_equal_posteriors():
+    ids = [f"{number}-red-dog-beach" for number in range(20)]
+    encoder = WordEncoder()
+    rows = encoder.encode_texts(["red dog"] * 20)
+    twins = Collection(
+        Retriever(encoder, FaissIndex.build(ids, rows)), lambda asked: ["red dog"] * len(asked)
+    )
+    for name in ("bayes", "bayes-captions", "rrf", "score-fusion"):
+        told = Turn("cat", tuple(ids[:10]), (ids[4],), (), ("red dog",))
+        scores = make_strategy(name, None, twins).next([History((told,))])[0].search.scores
+        listed = twins.retriever.search(
+            [make_strategy(name, None, twins).next([History((told,))])[0].search], 20
+        )
+        assert listed[0].ids == tuple(ids)
+        assert name == "rrf" or len(set(scores.tolist())) == 1
+
+
+def test_the_prior_may_come_from_a_rewrite(collection):
+    turns = [turn([A, B], [A])]
+    (query,) = make_strategy("rewrite-bayes", Merger(), collection).next([History(tuple(turns))])
+    (anchored,) = make_strategy("rewrite-anchored", Merger(), collection).next([History(tuple(turns))])
+    unit = anchored.search.vector / np.linalg.norm(anchored.search.vector)
+    plain = scores_of(collection, "bayes", *turns).scores
+    prior = (unit - collection.encode(["red dog"])[0]) @ collection.vectors.T / PRIOR
+    difference = query.search.scores - plain - prior
+    assert difference == pytest.approx(np.full(len(IMAGE_IDS), difference[0]), abs=1e-3)
+    assert query.search.text == anchored.search.text
+    assert make_strategy("rewrite-bayes", Merger(), collection).needs_captions
+
+
+# Words that two captions share
+
+
+def test_overlap_against_its_formula_and_without_words():
+    captions = ["a red dog", "the blue dog", "a dog", "red red fish", "", "in the"]
+    idf = {"red": math.log(3), "dog": math.log(2), "blue": math.log(6), "fish": math.log(6)}
+    bags = [{"red", "dog"}, {"blue", "dog"}, {"dog"}, {"red", "fish"}, set(), set()]
+    overlap = WordOverlap(captions)
+    for one, bag in enumerate(bags):
+        lengths = [math.sqrt(sum(idf[w] ** 2 for w in other)) for other in bags]
+        expected = [
+            sum(idf[w] ** 2 for w in bag & other) / (lengths[one] * lengths[two]) if bag and other else 0
+            for two, other in enumerate(bags)
+        ]
+        assert overlap.with_all(one) == pytest.approx(expected)
+    assert WordOverlap(["dog", "dog"]).with_all(0).tolist() == [0, 0]  # nothing tells them apart
+
+
+# Re-ranking
+
+
+@pytest.mark.parametrize(("name", "weight"), [("itm", COSINE_ODDS), ("bayes-itm", POSTERIOR_ODDS)])
+def test_the_best_are_reordered_by_the_formula_and_the_rest_stay_behind(collection, name, weight):
+    told = turn([A, B, C], [A])
+    before = scores_of(collection, "bayes", told).scores if name == "bayes-itm" else dots("red dog")
+    before = [round(float(value), 4) for value in before]
+    search = scores_of(collection, name, told)
+    best = order_of(before)[: DEPTH + 3]
+    odds = [chance("red dog", i) / (1 - chance("red dog", i)) for i in IMAGE_IDS]
+    judged = {row: before[row] + weight * math.log(odds[row]) for row in best}
+    for row, value in judged.items():
+        assert search.scores[row] == pytest.approx(value, abs=2e-4)
+    rest = [row for row in order_of(before) if row not in judged]
+    assert search.scores[rest].max() < search.scores[best].min()
+    assert [row for row in order_of(search.scores.round(4).tolist()) if row not in judged] == rest
+    assert len(collection.match.asked) == DEPTH + 3 and {t for t, _ in collection.match.asked} == {"red dog"}
+
+
+def test_chances_of_0_and_1_are_finite(retriever):
+    sure = Collection(retriever, None, lambda texts, ids: np.array([0.0, 1.0] * (len(ids) // 2)))
+    (query,) = make_strategy("itm", None, sure).next([History((turn(),))])
+    assert np.isfinite(query.search.scores).all()
+
+
+def test_missing_models_are_errors(retriever):
+    bare = Collection(retriever)
+    for name in ("itm", "bayes-itm"):
+        with pytest.raises(ValueError, match="needs a model with a matching head"):
+            make_strategy(name, None, bare)
+    with pytest.raises(ValueError, match="needs a captioner, got none; choose strategy bayes"):
+        make_strategy("bayes-captions", None, bare)
+    with pytest.raises(ValueError, match="rewrite-bayes needs a rewriter"):
+        make_strategy("rewrite-bayes", None, bare)
+    for name in ("rocchio", "bayes", "append-anchored"):
+        with pytest.raises(ValueError, match=f"strategy {name} needs the collection"):
+            make_strategy(name)
