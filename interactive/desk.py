@@ -15,7 +15,7 @@ from refinement.history import Strategy
 from refinement.parts import Parts
 from refinement.rounds import Captions
 from retriever import Retriever
-from settings import StrategyName
+from settings import MovingStrategyName
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Desk:
     describe: Callable[[Image.Image], str]
     strategy: Callable[[str], Strategy]
     paths: Mapping[str, Path]
-    strategies: tuple[str, ...] = get_args(StrategyName)
+    strategies: tuple[str, ...] = get_args(MovingStrategyName)
     _known: dict[str, str] = field(default_factory=dict)
     _numbers: dict[str, int] = field(default_factory=dict)
 

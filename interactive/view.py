@@ -13,9 +13,13 @@ SAMPLES = 12  # pictures of the collection that the empty page shows
 STRATEGY_WORDS = {
     "original": "Your words only",
     "append": "Append captions",
+    "append-anchored": "Append, anchored to your words",
     "rewrite": "Rewrite the last query",
     "rewrite-original": "Rewrite your words",
     "rewrite-anchored": "Rewrite, anchored to your words",
+    "rocchio": "Towards the pictures you liked (Rocchio)",
+    "fusion": "Words, captions and pictures together",
+    "slerp": "Turn towards the captions (Slerp)",
 }
 
 
