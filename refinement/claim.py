@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.runs import read_json, write_json
-from settings import PROJECT, SessionSettings
+from settings import PROJECT, DialogueSettings, SessionSettings
 
 # What does not change a run's results, and so may differ when it is resumed.
 FREE_SETTINGS = frozenset(
     (
         "index", "image_batch", "workers", "rebuild", "caption_batch", "caption_cache", "rewrite_batch",
-        "query_batch", "output", "restart", "preset",
+        "query_batch", "output", "restart", "preset", "host", "port", "names", "describe", "terminal",
     )
 )  # fmt: skip
 
 
-def claim_folder(settings: SessionSettings, models: Mapping[str, str]) -> Path:
+def claim_folder(settings: SessionSettings | DialogueSettings, models: Mapping[str, str]) -> Path:
     """Makes the run's folder and writes the settings into it.
 
     Args:
@@ -44,7 +44,7 @@ def claim_folder(settings: SessionSettings, models: Mapping[str, str]) -> Path:
     }
     ours |= models
     if settings.restart:
-        for old in (*folder.glob("*rounds.jsonl"), path):
+        for old in (*folder.glob("*rounds.jsonl"), folder / "tasks.jsonl", folder / "costs.json", path):
             old.unlink(missing_ok=True)
     if path.is_file() and any(folder.glob("*rounds.jsonl")):  # a run that never began has nothing to mix up
         theirs = read_json(path)

@@ -98,7 +98,7 @@ class Costs:
             for run, stages in self.spent.items()
         }
 
-    def per_query(self, run: str, counts: Mapping[str, int], query_count: int) -> dict[str, float | None]:
+    def per_query(self, run: str, counts: Mapping[str, float], query_count: int) -> dict[str, float | None]:
         """Says what a run costs a query, as if it had been played alone.
 
         Args:

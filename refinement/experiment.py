@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluation.measures import Measures, evaluate
+from evaluation.measures import evaluate
 from evaluation.plots import plot_recall_f1
 from evaluation.report import write_report
 from evaluation.runs import write_json
@@ -16,7 +17,9 @@ from evaluation.tables import format_table
 from evaluation.trec import write_trec
 from records import Round
 from refinement.claim import claim_folder
+from refinement.own_models import OwnModels
 from refinement.parts import Parts
+from refinement.protocols import PROTOCOLS
 from settings import ExperimentSettings
 
 log = logging.getLogger(__name__)
@@ -24,11 +27,17 @@ log = logging.getLogger(__name__)
 SCROLLING = "scrolling"  # the control: the person's own words in every round, only more images
 
 
-def run_experiment(settings: ExperimentSettings) -> Path:
+def scrolling_name(protocol: str) -> str:
+    """Names the control: where shown images stay candidates, the same words show the same images again."""
+    return SCROLLING if PROTOCOLS[protocol].removes_shown else "no feedback"
+
+
+def run_experiment(settings: ExperimentSettings, own: OwnModels | None = None) -> Path:
     """Plays the rounds, or what is left of them, and writes all results.
 
     Args:
         settings: Everything; see `ExperimentSettings`.
+        own: Models given as objects, instead of those that the settings name.
 
     Returns:
         The run's folder with ``settings.json``, ``rounds.jsonl``, ``measures.json``, ``recall_f1.png``,
@@ -40,10 +49,18 @@ def run_experiment(settings: ExperimentSettings) -> Path:
     """
     started = time.monotonic()
     settings = settings.resolved()
-    parts = Parts.open(settings)
+    parts = Parts.open(settings, own=own)
+    parts.check_rewriter([settings.strategy])
+    user = parts.user(settings.user, settings.user_noise)
     folder = claim_folder(settings, parts.model_names)
-    rounds = parts.play(settings.strategy, settings.user, folder / "rounds.jsonl")
-    control = parts.play("original", settings.user, folder / f"{SCROLLING}.rounds.jsonl")
+    parts.costs.keep_in(folder / "costs.json")
+    parts.costs.run = settings.strategy
+    rounds = parts.play(settings.strategy, user, folder / "rounds.jsonl")
+    parts.costs.run = SCROLLING
+    # Nobody's feedback moves the control; a user who may give up gives up there too.
+    control_user = parts.user("first") if settings.user_patience is None else user
+    control = parts.play("original", control_user, folder / f"{SCROLLING}.rounds.jsonl")
+    parts.costs.save()
     _write_results(folder, parts, settings.strategy, rounds, control)
     _log_summary(rounds, parts.captions.counts(), time.monotonic() - started)
     return folder
@@ -62,20 +79,19 @@ def _write_results(
             SCROLLING: control_measures.to_json()["means_per_round"],
             "images": image_count,
             "left_out_by_the_reader": len(parts.dataset.skipped),
+            "queries_left_out": [dataclasses.asdict(skip) for skip in parts.left_out],
             "fallbacks": sum(bool(record.fallback) for record in rounds),
         },
     )
     write_trec(folder / "trec", rounds, settings.rounds, queries)
-    curves = {strategy: measures.summary(), SCROLLING: control_measures.summary()}
-    plot_recall_f1(curves, folder / "recall_f1.png")
+    name, measure = scrolling_name(settings.protocol), PROTOCOLS[settings.protocol].measure
+    curves = {strategy: measures.summary(), name: control_measures.summary()}
+    plot_recall_f1(curves, folder / "recall_f1.png", measure=measure)
     write_report(folder, parts.dataset.folder)
     print(format_table(measures.summary()))  # noqa: T201  the final table is the script's answer
-    log.info("scrolling, the control without feedback: Recall@10 %s", _per_round(control_measures))
+    values = " ".join(f"{100 * value:.1f}" for value in control_measures.summary()[measure])
+    log.info("%s, the control without feedback: %s %s", name, measure, values)
     log.info("written: %s", folder / "report.html")
-
-
-def _per_round(measures: Measures) -> str:
-    return " ".join(f"{100 * value:.1f}" for value in measures.summary().get("Recall@10", ()))
 
 
 def _log_summary(rounds: Sequence[Round], captions: str, seconds: float) -> None:

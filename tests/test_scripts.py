@@ -203,7 +203,7 @@ def test_a_comparison_puts_every_run_beside_scrolling(run, arguments, capsys, tm
     folder = tmp_path / "run"
     assert (folder / "comparison.md").read_text().startswith(table.rstrip("\n"))
     assert {"comparison.csv", "comparison.json", "comparison.png"} <= {path.name for path in folder.iterdir()}
-    compared = json.loads((folder / "comparison.json").read_text())
+    compared = json.loads((folder / "comparison.json").read_text())["runs"]
     assert compared["scrolling"]["minus_scrolling"]["mean"] == 0
     shown = compared["append, first user"]
     last = [
