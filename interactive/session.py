@@ -25,7 +25,7 @@ from refinement.rounds import next_searches, search_round, take_feedback
 from refinement.users import View
 from retriever import SearchQuery
 
-MOST_SHOWN = 60
+MOST_SHOWN = 40  # below refinement.rounds.DEPTH: a list as long as what is shown means that no more is left
 MOST_ROUNDS = 50
 MOST_LETTERS = 500  # of a query
 EDITED = "edited by the person"  # stands where a record says why a rewrite was replaced

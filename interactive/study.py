@@ -90,7 +90,8 @@ class Study:
         ids = self.desk.retriever.index.ids
         if number >= len(ids):
             raise Mistake(f"you have been given all {len(ids)} pictures")
-        order = random.Random(f"{self.seed} {participant}").sample(range(len(ids)), number + 1)
+        order = list(range(len(ids)))
+        random.Random(f"{self.seed} {participant}").shuffle(order)
         task = Task(f"study-{participant}-{number}", ids[order[number]], self.clock())
         self._write({"event": "shown", "query_id": task.id, "target": task.target})
         return task

@@ -23,13 +23,14 @@ STRATEGY_WORDS = {
 }
 
 
-def view(person: Person, study: Study, names_shown: bool) -> dict[str, Any]:
+def view(person: Person, study: Study, names_shown: bool, describes: bool) -> dict[str, Any]:
     """Describes the page as it is now.
 
     Args:
         person: Whose.
         study: Gives the pictures to find.
         names_shown: Whether the pictures' names in the collection may be shown.
+        describes: Whether captions of all shown pictures are on their way.
     """
     session, desk = person.session, person.session.desk
     task = person.task
@@ -37,6 +38,7 @@ def view(person: Person, study: Study, names_shown: bool) -> dict[str, Any]:
         "desk": desk,
         "count": len(desk.retriever.index),
         "options": session.options,
+        "describes": describes,
         "most_shown": MOST_SHOWN,
         "strategies": [(name, STRATEGY_WORDS.get(name, name)) for name in desk.strategies],
         "busy": person.is_waiting,

@@ -82,7 +82,8 @@ function show(html, address) {
 async function watch() {
   const turn = ++polling;
   let known = "";
-  while (turn === polling && (isBusy() || $("[data-undescribed]"))) {
+  const waitsForCaptions = () => $(main().hasAttribute("data-describes") ? "[data-undescribed]" : ".like[data-undescribed]");
+  while (turn === polling && (isBusy() || waitsForCaptions())) {
     let state;
     try {
       const answer = await fetch(`/progress?known=${encodeURIComponent(known)}`);

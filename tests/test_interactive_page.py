@@ -1,0 +1,533 @@
+"""The page without a browser: what it answers, what it refuses, and that everybody has their own session."""
+
+import io
+import json
+import logging
+import re
+import struct
+import threading
+import time
+import zlib
+
+import pytest
+from conftest import IMAGE_IDS
+from interactive_world import PAINT, desk, options, picture_folder, study, with_failing  # noqa: F401
+from PIL import Image
+
+pytest.importorskip("starlette", reason="needs pip install -r requirements-ui.txt")
+
+from starlette.testclient import TestClient
+
+from evaluation.runs import read_rounds
+from interactive.guards import MOST_FORM_BYTES, Guard, RateLimit
+from interactive.page import COOKIE, MOST_WAITING, Page
+from interactive.people import Crowded, People
+from interactive.pictures import MOST_UPLOADED_BYTES, MOST_UPLOADED_PIXELS, PictureCache
+from interactive.session import Session
+
+ORIGIN = "http://localhost"
+FETCH = {"X-Fragment": "1", "Origin": ORIGIN}
+
+
+def rateless():
+    return RateLimit(burst=1e9, per_second=1e9)
+
+
+@pytest.fixture
+def page(desk, options, study):  # noqa: F811
+    page = Page(desk, options, study, describe=False)
+    yield page
+    desk.captions.is_open = True
+    page.searching.close()
+    page.writing.close()
+
+
+@pytest.fixture
+def person(page):
+    """Makes browsers; all of one page."""
+    clients = []
+
+    def person(**options):  # noqa: F811
+        guarded = Guard(page.app(), options.pop("names", ()), options.pop("actions", rateless()), rateless())
+        client = TestClient(guarded, base_url=ORIGIN, raise_server_exceptions=False, follow_redirects=False)
+        clients.append(client)
+        return client
+
+    return person
+
+
+def act(client, path, **fields):
+    return client.post(path, data=fields, headers=FETCH)
+
+
+def finished(client):
+    """The main part once nothing is worked on any more."""
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        text = client.get("/view").text
+        if "data-busy" not in text:
+            return text
+        time.sleep(0.01)
+    raise AssertionError("never finished")
+
+
+def numbers(html):
+    return [int(number) for number in re.findall(r'<li class="card[^"]*" data-number="(\d+)"', html)]
+
+
+def png(picture):
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def declared_png(width, height):
+    """A PNG of a few bytes that says it is large."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    lines = zlib.compress(b"\0" * 1000)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", lines) + chunk(b"IEND", b"")
+
+
+# The loop
+
+
+def test_a_query_shows_pictures_in_the_same_answer(person, page):
+    answer = act(person(), "/search", text="a red dog")
+    assert answer.status_code == 200
+    shown = numbers(answer.text)
+    expected = page.desk.retriever.search(["a red dog"], 10)[0]
+    assert [page.desk.id_of(number) for number in shown] == list(expected.ids)
+    assert answer.text.count("data-undescribed") == 10  # not described yet, so the alt text is neutral
+    assert 'alt="Result 1, not described yet"' in answer.text
+
+
+def test_like_more_edit_back_and_over(person):
+    client = person()
+    first, second, third = numbers(act(client, "/search", text="a dog").text)[:3]
+    marked = act(client, "/mark", picture=second, mark="like")
+    assert marked.json() == {"liked": 1, "disliked": 0}
+    act(client, "/mark", picture=third, mark="dislike")
+    act(client, "/propose")
+    proposed = finished(client)
+    caption = re.search(r"<span>(a \w+ \w+ in the \w+)</span>", proposed)[1]
+    assert f"<ins>, {caption}</ins>" in proposed and f">a dog, {caption}</textarea>" in proposed
+    act(client, "/edited", text="a dog and a cat")
+    edited = finished(client)
+    assert "Edited by you" in edited and "<ins>and a cat</ins>" in edited
+    assert not {first, second, third} & set(numbers(edited))
+    back = act(client, "/round", number=0).text
+    assert numbers(back)[:3] == [first, second, third]
+    assert f'class="card like" data-number="{second}"' in back
+    assert f'alt="{caption}"' in back  # captions made are alt texts from then on
+    assert "Describe it. Point at" in act(client, "/over").text
+
+
+def test_without_script_the_forms_work_too(person):
+    client = person()
+    plain = {"Origin": ORIGIN}
+    answer = client.post("/search", data={"text": "a dog"}, headers=plain)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+    page_text = client.get("/").text
+    assert "<!doctype html>" in page_text
+    assert client.post(
+        "/mark", data={"picture": numbers(page_text)[0], "mark": "like"}, headers=plain
+    ).status_code == (303)
+    assert "1 liked" in client.get("/").text
+    client.post("/mark", data={"picture": 149, "mark": "like"}, headers=plain)
+    assert "not shown in this round" in client.get("/").text
+
+
+def test_options_and_threshold(person):
+    client = person()
+    act(client, "/search", text="a dog")
+    changed = act(client, "/options", strategy="rewrite", shown=3, threshold="", shows_again="on").text
+    assert len(numbers(changed)) == 3 and 'value="rewrite" selected' in changed
+    hidden = act(client, "/options", strategy="rewrite", shown=3, threshold=1).text
+    assert numbers(hidden) == [] and "3 pictures are less similar than 1.00" in hidden
+    for wrong in ({"shown": 0}, {"shown": "x"}, {"threshold": "nan"}, {"strategy": "nosuch"}):
+        fields = {"strategy": "append", "shown": 3, "threshold": 0} | wrong
+        assert 'role="alert"' in act(client, "/options", **fields).text
+
+
+def test_found_is_measured_and_exported_with_its_target(person, tmp_path):
+    client = person()
+    shown = numbers(act(client, "/search", text="a dog").text)
+    act(client, "/more")
+    finished(client)
+    assert "not shown" in act(client, "/found", picture=shown[0]).text
+    target = numbers(client.get("/view").text)[2]
+    assert "Found in round 2" in act(client, "/found", picture=target).text
+    measures = client.get("/measures.json").json()
+    assert measures["means_per_round"]["Recall@10"][1] == 1.0
+    path = tmp_path / "rounds.jsonl"
+    path.write_bytes(client.get("/rounds.jsonl").content)
+    records = read_rounds(path)
+    assert [record.stop for record in records] == ["", "found"] and records[1].target_rank == 3
+
+
+def test_a_session_is_saved_and_opened_by_somebody_else(person):
+    client, other = person(), person()
+    act(client, "/search", text="a dog")
+    act(client, "/more")
+    mine = numbers(finished(client))
+    saved = client.get("/session.json")
+    assert "attachment" in saved.headers["content-disposition"]
+    opened = other.post("/open", content=saved.content, headers=FETCH)
+    assert numbers(opened.text) == mine
+    refused = other.post("/open", content=b'{"format": 1}', headers=FETCH)
+    assert "not a saved session" in refused.text and numbers(refused.text) == mine
+
+
+def test_a_picture_is_searched_for(person, page):
+    answer = person().post(
+        "/by-picture", content=png(Image.new("RGB", (40, 30), PAINT["green"])), headers=FETCH
+    )
+    assert all(page.desk.id_of(number).startswith("green") for number in numbers(answer.text))
+    assert "a green picture" in answer.text
+
+
+def test_the_study_shows_a_picture_and_writes_what_came_of_it(person, page, study):  # noqa: F811
+    client = person()
+    begun = act(client, "/study").text
+    target = int(re.search(r'<section class="task".*?/thumbnail/(\d+)', begun, re.DOTALL)[1])
+    colour, animal, place = page.desk.id_of(target).split("-")
+    assert page.desk.id_of(target) not in begun and "By picture" not in begun
+    shown = numbers(act(client, "/search", text=f"a {animal}").text)
+    for path, fields in (
+        ("/round", {"number": 0}),
+        ("/over", {}),
+        ("/study", {}),
+        ("/search", {"text": "x"}),
+    ):
+        assert 'role="alert"' in act(client, path, **fields).text
+    wrong = next(number for number in shown if number != target)
+    assert "another picture" in act(client, "/found", picture=wrong).text
+    act(client, "/edited", text=f"a {colour} {animal} in the {place}")
+    view = finished(client)
+    if target not in shown:
+        assert target in numbers(view)
+        assert "Found" in act(client, "/found", picture=target).text
+    else:
+        act(client, "/give-up")
+    measures = json.loads((study.folder / "measures.json").read_text())
+    assert measures["searches"] == 1 and measures["query_count"] == 1
+    line = json.loads((study.folder / "tasks.jsonl").read_text().splitlines()[-1])
+    assert line["rounds"] == 2 and line["wrong_pictures"] == 1 and line["waiting_seconds"] <= line["seconds"]
+
+
+# Others
+
+
+def test_two_people_do_not_see_each_other(person):
+    ann, bob = person(), person()
+    dogs = numbers(act(ann, "/search", text="a dog").text)
+    cats = numbers(act(bob, "/search", text="a cat").text)
+    act(ann, "/mark", picture=dogs[0], mark="like")
+    assert numbers(ann.get("/view").text) == dogs and "1 liked" in ann.get("/view").text
+    assert numbers(bob.get("/view").text) == cats and "1 liked" not in bob.get("/view").text
+    assert ann.cookies[COOKIE] != bob.cookies[COOKIE]
+
+
+def test_the_cookie_is_for_this_page_alone_and_given_with_the_first_search(person):
+    client = person()
+    assert "set-cookie" not in client.get("/").headers  # looking takes no place
+    cookie = act(client, "/search", text="a dog").headers["set-cookie"].lower()
+    assert "httponly" in cookie and "samesite=strict" in cookie
+    assert len(client.cookies[COOKIE]) >= 32
+
+
+def test_a_busy_model_queues_with_a_visible_place_and_searching_goes_on(person, page):
+    people = [person() for _ in range(3)]
+    for client in people:
+        shown = numbers(act(client, "/search", text="a dog").text)
+        act(client, "/mark", picture=shown[0], mark="like")
+    page.desk.captions.is_open = False
+    for client in people:
+        assert "data-busy" in act(client, "/more").text
+    states = [client.get("/progress").json() for client in people]
+    assert [state["ahead"] for state in states] == [0, 1, 2]
+    assert states[0]["stage"] == "Describing the picture you liked" and states[2]["stage"] == ""
+    assert act(people[2], "/search", text="a cat").status_code == 409  # one thing at a time for each
+    assert act(people[2], "/mark", picture=shown[0], mark="like").status_code == 409
+    assert len(numbers(act(person(), "/search", text="a fish").text)) == 10  # others search meanwhile
+    page.desk.captions.is_open = True
+    for client in people:
+        assert "a dog, a " in finished(client)
+
+
+def test_progress_waits_for_news_and_brings_captions(person, page):
+    page._describe = True
+    client = person()
+    act(client, "/search", text="a dog")
+    known, captions = "", {}
+    for _ in range(20):
+        state = client.get("/progress", params={"known": known}).json()
+        known, captions = state["state"], state["captions"]
+        if len(captions) == 10:
+            break
+    assert captions == {
+        str(number): caption_of_number(page, number) for number in numbers(client.get("/view").text)
+    }
+
+
+def caption_of_number(page, number):
+    return page.desk.captions.known.captions_of([page.desk.id_of(number)])[0]
+
+
+def test_a_full_queue_is_said_and_not_joined(person, page):
+    page.desk.captions.is_open = False
+    begun = threading.Event()
+    page.writing.submit(lambda say: begun.set() or page.desk.captions_of(IMAGE_IDS[:1]))
+    begun.wait(10)
+    for _ in range(MOST_WAITING):
+        page.writing.submit(lambda say: None)
+    client = person()
+    act(client, "/search", text="a dog")
+    answer = act(client, "/more")
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "5")
+    page.desk.captions.is_open = True
+
+
+def test_people_are_bounded_and_forgotten(desk, options):  # noqa: F811
+    now = [0.0]
+    people = People(lambda: Session(desk, options), most=2, idle_seconds=10, clock=lambda: now[0])
+    ann, bob = people.welcome(), people.welcome()
+    now[0] = 5.0
+    assert people.find(ann.token) is ann
+    carl = people.welcome()  # bob has been away longest
+    assert people.find(bob.token) is None and people.find(carl.token) is carl
+    now[0] = 16.0
+    assert people.find(ann.token) is None and len(people) == 0
+
+    class Working:
+        def done(self):
+            return False
+
+    for person in (people.welcome(), people.welcome()):
+        person.job = type("Job", (), {"future": Working()})
+    with pytest.raises(Crowded):
+        people.welcome()
+
+
+# Refused
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("localhost:7860", 200),
+        ("127.0.0.1:7860", 200),
+        ("[::1]:7860", 200),
+        ("192.168.1.5:80", 200),
+        ("My-Machine.example:7860", 200),
+        ("evil.example", 421),
+        ("localhost.evil.example", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("evil.example:7860@localhost", 200),  # a browser sends no such thing; the name is localhost
+        ("[", 421),
+        ("", 421),
+    ],
+)
+def test_only_our_own_names_are_answered(person, host, status):
+    client = person(names=("my-machine.example",))
+    assert client.get("/", headers={"Host": host}).status_code == status
+
+
+@pytest.mark.parametrize("origin", [None, "null", "http://evil.example", "http://localhost:1", "https://x"])
+@pytest.mark.parametrize("path", ["/search", "/mark", "/by-picture", "/open", "/study", "/over"])
+def test_other_pages_cannot_send_forms(person, page, origin, path):
+    client = person()
+    headers = {"X-Fragment": "1"} | ({"Origin": origin} if origin else {})
+    assert client.post(path, data={"text": "a dog"}, headers=headers).status_code == 403
+    assert len(page.people) == 0
+
+
+def test_actions_cannot_be_reached_by_a_link(person):
+    assert person().get("/search?text=x").status_code == 405
+    assert person().get("/over").status_code == 405
+
+
+def test_headers_stand_on_every_answer(person):
+    client = person()
+    for path in ("/", "/nosuch", "/static/page.js", "/thumbnail/0", "/progress"):
+        headers = client.get(path).headers
+        policy = headers["content-security-policy"]
+        assert (
+            "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
+        )
+        assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "no-referrer"
+    assert client.get("/", headers={"Host": "evil.example"}).headers["x-content-type-options"] == "nosniff"
+    assert client.get("/").headers["cache-control"] == "no-store"
+
+
+def test_no_inline_script_or_style(person):
+    client = person()
+    for text in (client.get("/").text, act(client, "/search", text="a dog").text, act(client, "/study").text):
+        assert not re.search(r"<script(?! src=)|<style|\sstyle=|\son\w+=|javascript:", text)
+
+
+def test_too_many_requests_are_refused_for_a_while():
+    now = [0.0]
+    limit = RateLimit(burst=3, per_second=1, most_keys=2, clock=lambda: now[0])
+    assert [limit.allows("a") for _ in range(5)] == [True] * 3 + [False] * 2
+    assert limit.allows("b")
+    now[0] = 1.5
+    assert [limit.allows("a"), limit.allows("a")] == [True, False]
+    for key in "cdef":
+        limit.allows(key)
+    assert len(limit._buckets) == 2
+
+
+def test_a_hasty_person_gets_429(person):
+    client = person(actions=RateLimit(burst=2, per_second=0.001))
+    codes = [act(client, "/search", text="a dog").status_code for _ in range(3)]
+    assert codes == [200, 200, 429]
+    assert client.get("/view").status_code == 200
+
+
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{7*7}}\x00\x1b"
+
+
+def test_hostile_words_are_text_wherever_they_come_back(person):
+    client = person()
+    for path, fields in (("/search", {"text": HOSTILE}), ("/edited", {"text": HOSTILE + " again"})):
+        act(client, path, **fields)
+        text = finished(client)
+        assert "<script>alert" not in text and "<img src=x" not in text and "\x1b" not in text
+        assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text and "{{7*7}}" in text
+    assert "at most 500" in act(client, "/search", text="x" * 501).text
+
+
+def test_hostile_captions_are_text(person, page):
+    page.desk.captions.known.captions_of = lambda ids: [HOSTILE for _ in ids]
+    client = person()
+    shown = numbers(act(client, "/search", text="a dog").text)
+    act(client, "/mark", picture=shown[0], mark="like")
+    act(client, "/propose")
+    assert "<img src=x" not in finished(client)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "not a picture"),
+        (b"<!doctype html><script>alert(1)</script>", "not a picture"),
+        (b"\x89PNG\r\n\x1a\n<html>", "not a picture"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not a picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
+        (declared_png(30_000, 30_000), "too many pixels"),
+        (declared_png(8_000, MOST_UPLOADED_PIXELS // 8_000 + 1), "too many pixels"),
+        (declared_png(200, 200), "damaged"),
+    ],
+)
+def test_hostile_uploads_are_refused_in_a_sentence(person, data, said, caplog):
+    client = person()
+    act(client, "/search", text="a dog")
+    answer = client.post("/by-picture", content=data, headers=FETCH)
+    assert answer.status_code == 200 and said in answer.text
+    assert "a dog" in answer.text and "/tmp" not in answer.text  # the session is as it was
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_uploads_and_forms_are_bounded_in_bytes(person):
+    client = person()
+    for path, most in (("/by-picture", MOST_UPLOADED_BYTES), ("/search", MOST_FORM_BYTES)):
+        assert client.post(path, content=b"x" * (most + 1), headers=FETCH).status_code == 413
+
+        def parts(most=most):  # chunks: no length is announced
+            for _ in range(most // 4096 + 2):
+                yield b"x" * 4096
+
+        assert client.post(path, content=parts(), headers=FETCH).status_code == 413
+
+
+def test_pictures_are_called_by_number_and_only_the_index_s_are_served(person, page, picture_folder):  # noqa: F811
+    client = person()
+    answer = client.get("/thumbnail/7")
+    assert answer.headers["content-type"] == "image/jpeg"
+    assert Image.open(io.BytesIO(answer.content)).size == (96, 96)
+    (picture_folder / "other.png").write_bytes(png(Image.new("RGB", (9, 9))))
+    for path in (
+        "/thumbnail/150",
+        "/thumbnail/-1",
+        "/thumbnail/99999999999999999999",
+        "/thumbnail/other.png",
+        "/picture/..%2f..%2fetc%2fpasswd",
+        "/static/../page.py",
+        "/static/%2e%2e/page.py",
+        "/static/..%5cpage.py",
+        "/templates/page.html.j2",
+    ):
+        assert client.get(path).status_code == 404, path
+
+
+def test_a_picture_that_is_gone_is_404_without_its_path(person, page, tmp_path):
+    page.desk.paths[IMAGE_IDS[3]] = tmp_path / "gone.png"
+    answer = person().get(f"/picture/{page.desk.number_of(IMAGE_IDS[3])}")
+    assert answer.status_code == 404 and "gone" not in answer.text
+
+
+def test_names_are_not_shown_unless_told(person, page):
+    client = person()
+    text = act(client, "/search", text="a red dog").text
+    assert "red-dog-beach" not in text and "secret-folder-name" not in text
+    page._names_shown = True
+    assert "red-dog-beach" in client.get("/view").text
+    assert "secret-folder-name" not in client.get("/view").text
+
+
+def test_a_failure_is_an_id_outside_and_a_traceback_in_the_log(person, page, caplog):
+    page.desk = with_failing(page.desk, RuntimeError("token hf_secret in /secret/path"))
+    client = person()
+    page.people._new_session = lambda: Session(page.desk, page._options)
+    shown = numbers(act(client, "/search", text="a dog").text)
+    act(client, "/mark", picture=shown[0], mark="like")
+    text = act(client, "/more").text
+    (number,) = re.findall(r"log under (\w{8})", text)
+    assert "secret" not in text and "Traceback" not in text and "RuntimeError" not in text
+    (record,) = [record for record in caplog.records if record.name == "interactive.page"]
+    assert number in record.getMessage() and "hf_secret" in str(record.exc_info[1])
+    assert numbers(text) == shown  # the round is still there, and so is the worker
+    assert len(numbers(act(client, "/search", text="a cat").text)) == 10
+
+
+def test_a_bug_in_a_handler_tells_no_more_either(person, page, monkeypatch, caplog):
+    monkeypatch.setattr("interactive.page.view", lambda *a: 1 / 0)
+    answer = person().get("/")
+    assert answer.status_code == 500 and "ZeroDivision" not in answer.text and "log under" in answer.text
+
+
+# Pictures
+
+
+def test_thumbnails_are_upright_and_carry_no_camera_data(tmp_path):
+    picture = Image.new("RGB", (600, 300), "red")
+    picture.paste("blue", (0, 0, 300, 300))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn right to see it upright
+    exif[0x010F] = "a camera"
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    made = Image.open(io.BytesIO(PictureCache().jpeg(tmp_path / "turned.jpg", 200)))
+    assert made.size == (100, 200) and made.getpixel((50, 20))[2] > 200 > 50 > made.getpixel((50, 20))[0]
+    assert not made.getexif()
+
+
+def test_thumbnails_are_made_once_and_the_cache_is_bounded(tmp_path):
+    paths = []
+    for number in range(12):
+        paths.append(tmp_path / f"{number}.png")
+        Image.effect_noise((100, 100), 80).save(paths[-1])
+    cache = PictureCache(most_bytes=30_000)
+    first = cache.jpeg(paths[0], 100)
+    paths[0].unlink()
+    assert cache.jpeg(paths[0], 100) is first
+    for path in paths[1:]:
+        cache.jpeg(path, 100)
+    assert cache.bytes <= 30_000
+    with pytest.raises(ValueError, match="no such file"):
+        cache.jpeg(paths[0], 100)  # dropped, and gone since

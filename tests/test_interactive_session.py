@@ -1,0 +1,371 @@
+"""A person's session is the experiments' loop; files of it open again, and it can be measured."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import IMAGE_IDS, caption_of, one_target
+from interactive_world import PAINT, desk, options, picture_folder, study  # noqa: F401
+from PIL import Image
+
+from evaluation.measures import evaluate
+from evaluation.runs import read_rounds
+from interactive.mistake import Mistake
+from interactive.saved import export_rounds, open_session, save_session
+from interactive.session import EDITED, MOST_LETTERS, MOST_SHOWN, Options, Session, checked_text
+from interactive.verdict import measure, with_target
+from records import Feedback
+from refinement.protocols import PROTOCOLS
+from refinement.rounds import play_rounds
+
+
+@pytest.fixture
+def session(desk, options):  # noqa: F811
+    return Session(desk, options)
+
+
+def like_first(session, count=1):
+    for image_id in session.now.shown_ids[:count]:
+        session.mark(image_id, "like")
+
+
+class Picks:
+    """A simulated user that points at given places."""
+
+    def __init__(self, place):
+        self.place = place
+
+    def judge(self, views):
+        return [Feedback(liked=(view.candidates[self.place],)) for view in views]
+
+
+@pytest.mark.parametrize("strategy", ["append", "rewrite", "rewrite-anchored", "original"])
+def test_the_rounds_are_those_of_the_experiments(desk, strategy):  # noqa: F811
+    target = IMAGE_IDS[70]
+    played = play_rounds(
+        [one_target("q", "a dog", target)],
+        retriever=desk.retriever,
+        user=Picks(1),
+        strategy=desk.strategy(strategy),
+        protocol=replace(PROTOCOLS["honest"], target_may_be_picked=True),
+        captions=desk,
+        round_count=3,
+    )
+    session = Session(desk, Options(strategy))
+    session.search("a dog")
+    for _ in played[1:]:
+        session.mark(session.now.shown_ids[1], "like")
+        session.more()
+    records = with_target(session.turns, target, desk.retriever, "found", "q")
+    for mine, theirs in zip(records, played, strict=True):
+        same = {"stop": theirs.stop, "captions": theirs.captions, "liked": theirs.liked}
+        assert replace(mine, **same) == theirs
+    assert [record.liked for record in records[:-1]] == [record.liked for record in played[:-1]]
+
+
+def test_nothing_known_about_the_goal_does_not_end_the_session(session):
+    session.search("a dog")
+    assert session.now.record.stop == "" and session.now.record.relevant == ()
+    like_first(session)
+    session.more()
+    assert session.now.record.number == 1
+    assert not set(session.now.shown_ids) & set(session.turns[0].shown_ids)
+
+
+def test_likes_dislikes_and_captions_are_on_record_in_the_order_shown(session):
+    session.search("a dog")
+    shown = session.now.shown_ids
+    session.mark(shown[3], "like")
+    session.mark(shown[1], "like")
+    session.mark(shown[2], "dislike")
+    session.mark(shown[5], "like")
+    session.mark(shown[5], "none")
+    session.mark(shown[6], "like")
+    session.mark(shown[6], "dislike")
+    session.more()
+    record = session.turns[0].record
+    assert (record.liked, record.disliked) == ((shown[1], shown[3]), (shown[2], shown[6]))
+    assert record.captions == tuple(map(caption_of, record.liked))
+    with pytest.raises(Mistake, match="not shown"):
+        session.mark(shown[0], "like")
+
+
+def test_the_next_query_can_be_seen_and_edited_before_it_is_searched(session):
+    session.search("a dog")
+    like_first(session)
+    caption = caption_of(session.now.shown_ids[0])
+    proposal = session.propose()
+    assert proposal.search.text == f"a dog, {caption}" and len(session.turns) == 1
+    session.more("a white dog on the beach")
+    record = session.now.record
+    assert (record.text, record.fallback) == ("a white dog on the beach", EDITED)
+    assert record.image_ids[0] == "white-dog-beach" or "white-dog-beach" in session.turns[0].shown_ids
+    assert session.turns[0].record.captions == (caption,)
+    assert ("added", "white") in session.changes()
+
+
+def test_a_proposal_taken_as_it_is_is_no_edit(session):
+    session.search("a dog")
+    like_first(session)
+    text = session.propose().search.text
+    session.more(text)
+    assert (session.now.record.text, session.now.record.fallback) == (text, "")
+
+
+def test_a_proposal_is_dropped_when_what_it_came_from_changes(session):
+    session.search("a dog")
+    like_first(session)
+    session.propose()
+    like_first(session, 2)
+    assert session.proposal is None
+    session.propose()
+    session.set_options(replace(session.options, strategy="original"))
+    assert session.proposal is None
+    session.more()
+    assert session.now.record.text == "a dog"
+
+
+def test_stepping_back_keeps_later_rounds_until_another_is_played(session):
+    session.search("a dog")
+    like_first(session)
+    session.more()
+    like_first(session)
+    session.more()
+    session.go_to(0)
+    assert len(session.turns) == 3 and session.now.record.number == 0
+    session.go_to(2)
+    assert session.now.record.number == 2
+    session.go_to(0)
+    session.more("a blue cat")
+    assert [turn.record.text for turn in session.turns] == ["a dog", "a blue cat"]
+    with pytest.raises(Mistake, match="expected 0 to 1"):
+        session.go_to(2)
+
+
+def test_number_shown_and_threshold_act_on_this_round_and_keep_its_marks(session):
+    session.search("a dog")
+    shown = session.now.shown_ids
+    session.mark(shown[1], "like")
+    session.mark(shown[8], "like")
+    session.set_options(replace(session.options, shown=4))
+    assert session.now.shown_ids == shown[:4] and session.now.record.liked == (shown[1],)
+    session.set_options(replace(session.options, shown=30, threshold=session.now.record.scores[0]))
+    record = session.now.record
+    assert record.shown == sum(score >= session.options.threshold for score in record.scores) < 30
+    session.set_options(replace(session.options, threshold=1.0))
+    assert session.now.shown_ids == ()
+    session.more()  # nothing was shown, so nothing is gone
+    session.set_options(replace(session.options, threshold=-1.0))
+    assert session.now.shown_ids[:4] == shown[:4]
+
+
+def test_shown_pictures_come_again_only_when_asked(session):
+    session.search("a dog")
+    first = session.now.shown_ids
+    session.set_options(replace(session.options, shows_again=True))
+    session.more()
+    assert session.now.shown_ids == first
+    records = with_target(session.turns, first[0], session.desk.retriever, "found")
+    assert [record.target_rank for record in records] == [1, 1]
+
+
+def test_a_collection_shown_whole_ends_the_session(session):
+    session.set_options(replace(session.options, shown=MOST_SHOWN))
+    session.search("a dog")
+    for _ in range(3):
+        session.more()
+    assert session.now.record.stop == "exhausted" and session.now.record.shown == 150 - 3 * MOST_SHOWN
+    with pytest.raises(Mistake, match="all pictures have been shown"):
+        session.more()
+
+
+def test_an_uploaded_picture_is_described_and_stays_in_the_query(session):
+    session.search_picture(Image.new("RGB", (50, 50), PAINT["blue"]))
+    assert session.now.record.text == "a blue picture"
+    assert all(image_id.startswith("blue") for image_id in session.now.shown_ids)
+    session.more("a dog")
+    assert session.now.shown_ids[0].startswith("blue-dog") or "dog" in session.now.shown_ids[0]
+    text, blue = session.desk.retriever.encode_texts(["a dog", "blue"])
+    expected = session.desk.retriever.search(
+        (text + blue)[None], 10, [frozenset(session.turns[0].shown_ids)]
+    )[0]
+    assert session.now.shown_ids == expected.ids
+    session.search("a cat")
+    assert session.picture is None
+
+
+def test_words_given_with_a_picture_are_kept_as_its_text(session):
+    session.search_picture(Image.new("RGB", (50, 50), PAINT["red"]), "my red thing")
+    assert session.now.record.text == "my red thing"
+
+
+def test_queries_are_one_bounded_printable_line():
+    assert checked_text("  a\tdog\n\x1b[31m on\u202e a  beach ") == "a dog [31m on a beach"
+    for text, fault in (("  \n", "empty"), ("x" * (MOST_LETTERS + 1), "at most")):
+        with pytest.raises(Mistake, match=fault):
+            checked_text(text)
+
+
+def test_options_have_ranges():
+    for wrong in ({"shown": 0}, {"shown": MOST_SHOWN + 1}, {"threshold": float("nan")}, {"threshold": 1.5}):
+        with pytest.raises(Mistake, match="expected"):
+            Options("append", **wrong)
+
+
+def test_a_failure_leaves_the_session_as_it_was(session):
+    session.search("a dog")
+    before = list(session.turns)
+    with pytest.raises(Mistake):
+        session.search(" ")
+    with pytest.raises(Mistake):
+        session.more("  ")
+    assert session.turns == before and session.at == 0
+
+
+# Saved, opened, exported
+
+
+@pytest.fixture
+def played(session):
+    session.search_picture(Image.new("RGB", (50, 50), PAINT["blue"]), "something blue")
+    like_first(session, 2)
+    session.more()
+    session.mark(session.now.shown_ids[0], "dislike")
+    session.more("a blue fish")
+    session.go_to(1)
+    return session
+
+
+def test_a_saved_session_goes_on_as_if_it_had_never_stopped(played, desk):  # noqa: F811
+    opened = open_session(save_session(played), desk)
+    assert [turn.record for turn in opened.turns] == [turn.record for turn in played.turns]
+    assert (opened.at, opened.options) == (played.at, played.options)
+    for each in (played, opened):
+        each.go_to(2)
+        each.more()
+    assert opened.now.record == played.now.record
+    np.testing.assert_array_equal(opened.now.search.vector, played.now.search.vector)
+
+
+def test_an_export_is_a_run_that_the_evaluation_reads(played, tmp_path):
+    path = tmp_path / "rounds.jsonl"
+    path.write_text(export_rounds([turn.record for turn in played.turns]), encoding="utf-8")
+    assert read_rounds(path) == [turn.record for turn in played.turns]
+
+
+def test_saved_text_that_names_another_collection_is_refused(played, desk):  # noqa: F811
+    values = json.loads(save_session(played))
+    for field in ("model", "collection"):
+        with pytest.raises(Mistake, match="another collection"):
+            open_session(json.dumps(values | {field: "x"}), desk)
+    with pytest.raises(Mistake, match="another version"):
+        open_session(json.dumps(values | {"format": 99}), desk)
+    for text in ("", "[]", "{", "null", "[" * 100_000):
+        with pytest.raises(Mistake, match="not a saved session"):
+            open_session(text, desk)
+
+
+def spoil(values, path, value):
+    *parents, last = path
+    for key in parents:
+        values = values[key]
+    values[last] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["at"], 9),
+        (["at"], True),
+        (["turns"], []),
+        (["turns", 0, "vector"], None),
+        (["turns", 0, "vector"], "AAAA"),
+        (["turns", 0, "vector"], "not base64"),
+        (["turns", 0, "strategy"], "../../etc"),
+        (["turns", 0, "record"], {}),
+        (["turns", 0, "record", "image_ids"], ["/etc/passwd"] * 50),
+        (["turns", 0, "record", "liked"], ["../../secret"]),
+        (["turns", 0, "record", "shown"], 51),
+        (["turns", 0, "record", "shown"], -1),
+        (["turns", 0, "record", "number"], 1),
+        (["turns", 0, "record", "text"], 7),
+        (["turns", 0, "record", "text"], "x" * 100_000),
+        (["turns", 0, "record", "captions"], ["one too many"] * 9),
+        (["turns", 0, "record", "scores"], ["a"] * 50),
+        (["turns", 1, "record", "query_id"], "of another session"),
+        (["options", "shown"], 10_000),
+        (["options", "strategy"], "nosuch"),
+        (["picture"], [1, 2]),
+    ],
+)
+def test_a_tampered_session_is_refused_whole(played, desk, path, value):  # noqa: F811
+    values = json.loads(save_session(played))
+    spoil(values, path, value)
+    with pytest.raises(Mistake, match="damaged"):
+        open_session(json.dumps(values), desk)
+
+
+# Measured
+
+
+def test_declaring_a_target_ranks_it_in_every_round_as_brute_force_does(played, desk):  # noqa: F811
+    played.go_to(2)
+    target = played.now.shown_ids[2]
+    records = with_target(played.turns, target, desk.retriever, "found")
+    seen = set()
+    for turn, record in zip(played.turns, records, strict=True):
+        vector = turn.search.vector / np.linalg.norm(turn.search.vector)
+        scores = desk.retriever.vectors_of(IMAGE_IDS).astype(np.float64) @ vector.astype(np.float64)
+        goal = scores[IMAGE_IDS.index(target)]
+        better = [
+            row
+            for row, image_id in enumerate(IMAGE_IDS)
+            if image_id not in seen
+            and (scores[row] > goal or (scores[row] == goal and row < IMAGE_IDS.index(target)))
+        ]
+        assert record.target_rank == len(better) + 1
+        seen |= set(turn.shown_ids)
+    assert [record.stop for record in records] == ["", "", "found"]
+    means = measure(records, len(IMAGE_IDS))["means_per_round"]
+    assert means["Recall@10"][-1] == 1.0
+    assert means == evaluate(records, 3, image_count=150).summary()
+
+
+def test_a_target_overlooked_keeps_its_earlier_rank(session, desk):  # noqa: F811
+    session.search("a dog")
+    target = session.now.shown_ids[4]
+    session.more()
+    records = with_target(session.turns, target, desk.retriever, "given up")
+    assert [record.target_rank for record in records] == [5, None]
+    means = measure(records, 150)["means_per_round"]
+    assert means["Mean rank"] == [5, 5]
+
+
+def test_a_study_counts_rounds_and_seconds_and_writes_the_experiments_measures(study, desk, options):  # noqa: F811
+    times = iter((100.0, 130.5, 200.0, 260.0, 300.0))
+    study.clock = lambda: next(times)
+    first = study.give("ann", 0)
+    study.give("ann", 1)
+    session = Session(desk, options)
+    colour, animal, place = first.target.split("-")
+    session.search(f"a {colour} {animal} in the {place}")
+    first.wrong = 2
+    study.clock = lambda: 142.5
+    line = study.end(first, session, found=True)
+    assert (line["event"], line["rounds"], line["seconds"], line["wrong_pictures"]) == ("found", 1, 42.5, 2)
+    third = study.give("bob", 0)
+    study.end(third, Session(desk, options), found=False)
+    measures = json.loads((study.folder / "measures.json").read_text())
+    assert (measures["searches"], measures["found"], measures["abandoned"]) == (2, 1, 1)
+    assert measures["median_seconds_when_found"] == 42.5
+    assert measures["means_per_round"]["Recall@10"] == [0.5]  # who gave up before searching counts as a miss
+    (record,) = read_rounds(study.folder / "rounds.jsonl")
+    assert (record.target, record.target_rank, record.stop) == (first.target, 1, "found")
+
+
+def test_a_participant_gets_every_picture_once(study):  # noqa: F811
+    targets = [study.give("ann", number).target for number in range(150)]
+    assert len(set(targets)) == 150
+    with pytest.raises(Mistake, match="all 150"):
+        study.give("ann", 150)
