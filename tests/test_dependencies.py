@@ -1,0 +1,112 @@
+"""What is imported is declared, what is declared is imported, and the method's packages are accounted for."""
+
+import ast
+import re
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parent.parent
+REQUIREMENTS = sorted(PROJECT.glob("requirements*.txt"))
+FOLDERS = [path for path in PROJECT.iterdir() if path.is_dir() and path.name not in ("runs", "build", "dist")]
+SOURCES = sorted(
+    [
+        *PROJECT.glob("*.py"),
+        *(path for folder in FOLDERS if folder.name[0] != "." for path in folder.rglob("*.py")),
+    ]
+)
+LOCAL = {path.stem for path in SOURCES} | {path.parent.name for path in SOURCES}
+DISTRIBUTIONS = {**packages_distributions(), "PIL": ["pillow"], "faiss": ["faiss-cpu"]}
+
+# Needed though nothing imports them.
+INDIRECT = {"accelerate": "transformers places models on GPUs and opens GGUF files through it"}
+# Packages of this project that nobody imports without their extra.
+EXTRAS = {"interactive": "requirements-ui.txt"}
+
+OF_THE_METHOD = (
+    "torch", "transformers", "timm", "fairscale", "faiss-gpu", "pandas", "bitsandbytes", "flash-attn",
+    "matplotlib",
+)  # fmt: skip
+
+
+def normalised(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def declared(path):
+    """Distributions that a requirements file names, comments left out."""
+    lines = (line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return {normalised(re.match(r"[\w.-]+", line)[0]) for line in lines if line and not line.startswith("-")}
+
+
+def imported(tree, *, at_once):
+    """Top-level names of what a module imports; ``at_once``: not those in functions and branches."""
+    found = set()
+    for node in tree.body if at_once else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module.split(".")[0])
+    return found - set(sys.stdlib_module_names) - LOCAL
+
+
+def distribution_of(module):
+    return normalised(DISTRIBUTIONS.get(module, [module])[0])
+
+
+def imports_of(path, at_once=False):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {distribution_of(module) for module in imported(tree, at_once=at_once)}
+
+
+def test_the_walk_sees_imports_wherever_they_stand():
+    source = (
+        "import a.b\nfrom c import d\nif True:\n    import e\ndef f():\n    from g.h import i\nimport os\n"
+    )
+    assert imported(ast.parse(source), at_once=False) == {"a", "c", "e", "g"}
+    assert imported(ast.parse(source), at_once=True) == {"a", "c"}
+    assert len(SOURCES) > 80 and not any(".venv" in path.parts for path in SOURCES)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PROJECT).as_posix())
+def test_every_import_is_declared(path):
+    everywhere = set().union(*map(declared, REQUIREMENTS))
+    assert imports_of(path) <= everywhere, (
+        f"declare it in a requirements file: {imports_of(path) - everywhere}"
+    )
+    parts = path.relative_to(PROJECT).parts
+    if parts[0] != "tests":
+        extra = EXTRAS.get(parts[0])
+        present = declared(PROJECT / "requirements.txt") | (declared(PROJECT / extra) if extra else set())
+        late = imports_of(path, at_once=True) - present
+        assert not late, f"not in requirements.txt, so import it where it is used: {late}"
+
+
+def test_every_base_requirement_is_imported():
+    used = set().union(*(imports_of(path) for path in SOURCES if path.parent.name != "tests"))
+    base = declared(PROJECT / "requirements.txt")
+    assert base - used == set(INDIRECT)
+
+
+def test_every_requirement_has_an_exact_version_in_the_lock():
+    lock = (PROJECT / "requirements.lock").read_text(encoding="utf-8")
+    locked = {normalised(name) for name in re.findall(r"^([\w.-]+)==", lock, re.MULTILINE)}
+    for name in (
+        "requirements.txt",
+        "requirements-demo.txt",
+        "requirements-dev.txt",
+    ):  # `make setup` installs
+        assert not declared(PROJECT / name) - locked
+
+
+@pytest.mark.parametrize("package", OF_THE_METHOD)
+@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
+def test_each_package_of_the_method_is_accounted_for(package, readme):
+    (row,) = re.findall(rf"^\| .*`{package}`.* \|.*\|$", (PROJECT / readme).read_text("utf-8"), re.MULTILINE)
+    named = re.findall(r"`(requirements[\w-]*\.txt)`", row)
+    replaced = {"timm", "fairscale", "pandas"}
+    assert bool(named) == (package not in replaced)
+    for file in named:
+        assert package in (PROJECT / file).read_text("utf-8")
