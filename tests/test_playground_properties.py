@@ -1,0 +1,253 @@
+"""Whatever a data file holds, a reader returns records or refuses in one line; nothing gets lost unsaid."""
+
+import csv
+import io
+import json
+import os
+import string
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from playground import open_dataset
+from playground.captions_csv import read_captions, table_lines
+from playground.captions_json import coco_lines
+from records import Image
+
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
+QUICK = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+NAMES = ("a.jpg", "b.jpg", "sub/c.png", "..jpg", "x#1.jpg")
+SPITEFUL = (
+    *("../../etc/passwd", "/etc/passwd", "C:\\x.jpg", "\\\\host\\x", "..\\a.jpg", "./a.jpg", "sub/../a.jpg"),
+    *("", " ", "\0", "a.jpg\0", "\ufeff", "\ud800", "\u202egpj.a", "🐈.jpg", "a" * 300, '"', "a,b", "a|b"),
+    *("\r", "\n", "\t", "\x1b[2J", "<|im_start|>", "'; DROP TABLE", "=1+1"),
+)
+
+words = st.one_of(st.sampled_from(NAMES + SPITEFUL), st.text(max_size=20), st.integers().map(str))
+rows = st.lists(st.lists(words, min_size=1, max_size=5), max_size=12)
+headers = st.sampled_from(
+    ["image_name,comment_number,comment", "image_name| comment_number| comment", "image,caption", "a,b", ""]
+)
+
+
+def check_captions(captions, images):
+    """What holds of every result."""
+    known = {image.id for image in images}
+    assert [image.id for image in captions.images] == [image.id for image in images]
+    assert len({query.id for query in captions.queries}) == len(captions.queries) > 0
+    texts = {image.id: [] for image in images}
+    for query in captions.queries:
+        assert query.target in known and query.relevant == {query.target}
+        assert query.id.rsplit("#", 1)[0] == query.target
+        assert query.text == " ".join(query.text.split()) != ""
+        assert len(query.text) <= 10_000
+        assert not set(query.text) & set(map(chr, range(32)))
+        query.text.encode("utf-8")
+        texts[query.target].append(query.text)
+    assert {image.id: list(image.captions) for image in captions.images} == texts
+    for skip in captions.skipped:
+        assert skip.why
+        f"{skip.what}{skip.why}".encode()  # can be printed and written
+
+
+def read_or_refuse(path, images):
+    """Reads, or refuses with an error of one line that begins with the file."""
+    try:
+        captions = read_captions(path, images, "run: python -m x")
+    except ValueError as error:
+        assert "\n" not in str(error) and str(error).startswith(str(path))
+        return None
+    check_captions(captions, images)
+    lines = list(table_lines(path, ""))
+    assert len(lines) == len(captions.queries) + len(captions.skipped)  # none is lost
+    return captions
+
+
+@pytest.fixture
+def images(tmp_path):
+    return [Image(name, tmp_path / name) for name in NAMES]
+
+
+@QUICK
+@given(
+    content=st.one_of(
+        st.binary(max_size=300), st.text(max_size=300).map(lambda s: s.encode("utf-8", "replace"))
+    )
+)
+def test_any_bytes(tmp_path, images, content):
+    path = tmp_path / "images_captions.csv"
+    path.write_bytes(content)
+    read_or_refuse(path, images)
+    path.write_bytes(b"image_name,comment_number,comment\n" + content)
+    read_or_refuse(path, images)
+
+
+@QUICK
+@given(header=headers, rows=rows, mark=st.booleans(), end=st.sampled_from(["\n", "\r\n"]))
+def test_any_rows(tmp_path, images, header, rows, mark, end):
+    separator = "|" if "|" in header else ","
+    text = end.join([header, *(separator.join(row) for row in rows)])
+    path = tmp_path / "images_captions.csv"
+    path.write_bytes((b"\xef\xbb\xbf" if mark else b"") + text.encode("utf-8", "replace"))
+    read_or_refuse(path, images)
+
+
+readable = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=40).filter(
+    lambda text: text.split()
+)
+
+
+@QUICK
+@given(
+    entries=st.lists(st.tuples(st.sampled_from(NAMES[:3]), readable), min_size=1, max_size=10),
+    end=st.sampled_from(["\n", "\r\n"]),
+    mark=st.booleans(),
+)
+def test_what_a_csv_writer_writes_is_read_back(tmp_path, images, entries, end, mark):
+    sheet = io.StringIO(newline="")
+    writer = csv.writer(sheet, lineterminator=end)
+    writer.writerow(("image_name", "comment_number", "comment"))
+    writer.writerows((name, number, text) for number, (name, text) in enumerate(entries))
+    path = tmp_path / "images_captions.csv"
+    path.write_text(sheet.getvalue(), encoding="utf-8-sig" if mark else "utf-8", newline="")
+    captions = read_or_refuse(path, images)
+    assert captions is not None and captions.skipped == ()
+    assert [(query.target, query.text) for query in captions.queries] == [
+        (name, " ".join(text.split())) for name, text in entries
+    ]
+
+
+values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), words, st.sampled_from([1, 2])),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def entry(*keys):
+    """An object with some of the keys, of the right type or of any."""
+    return st.one_of(
+        values,
+        st.fixed_dictionaries(
+            {}, optional={key: st.one_of(values, st.sampled_from([1, 2, *NAMES])) for key in keys}
+        ),
+    )
+
+
+def folder_of(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    (root.parent / "secret.jpg").touch()
+    return root
+
+
+def read_or_refuse_dataset(name, root, split):
+    """Reads a dataset, or refuses it in one line; what is read lies in its folder."""
+    try:
+        dataset = open_dataset(name, root, split)
+    except ValueError as error:
+        assert "\n" not in str(error)
+        return None
+    known = {image.id for image in dataset.images}
+    assert len(known) == len(dataset.images)
+    for image in dataset.images:
+        assert image.path.resolve().is_relative_to(root.resolve()) and image.path.is_file()
+    assert len({query.id for query in dataset.queries}) == len(dataset.queries)
+    for query in dataset.queries:
+        assert query.relevant and query.relevant <= known
+        query.text.encode("utf-8")
+    return dataset
+
+
+@QUICK
+@given(
+    images=st.lists(entry("id", "file_name"), max_size=5),
+    annotations=st.lists(entry("image_id", "caption"), max_size=8),
+)
+def test_any_coco_annotations(tmp_path, images, annotations):
+    root = folder_of(tmp_path / "mscoco", "val2017/a.jpg", "val2017/b.jpg")
+    path = root / "captions_val2017.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations}))
+    dataset = read_or_refuse_dataset("mscoco", root, "all")
+    assert len(list(coco_lines(path, ""))) == len(annotations)
+    if dataset:
+        assert len(dataset.queries) + len(dataset.skipped) == len(annotations)
+
+
+@QUICK
+@given(entries=st.lists(entry("filename", "split", "sentences", "cocoid", "filepath"), max_size=5))
+def test_any_karpathy_file(tmp_path, entries):
+    root = folder_of(tmp_path / "mscoco", "val2014/COCO_val2014_000000000001.jpg", "val2017/000000000002.jpg")
+    good = {"filename": "x.jpg", "cocoid": 2, "split": "test", "sentences": [{"raw": "A cat"}]}
+    for listed in (entries, [good, *(e for e in entries if isinstance(e, dict) and "sentences" in e)]):
+        (root / "dataset_coco.json").write_text(json.dumps({"images": listed}))
+        for split in ("test", "test-1k-1", "train"):
+            read_or_refuse_dataset("mscoco", root, split)
+
+
+@QUICK
+@given(
+    videos=st.lists(entry("video_id", "split"), max_size=4),
+    sentences=st.lists(entry("video_id", "caption"), max_size=8),
+)
+def test_any_msrvtt_sentences(tmp_path, videos, sentences):
+    names = [f"frames/{name}/{number:02}.jpg" for name in ("a.jpg", "b.jpg") for number in range(2)]
+    root = folder_of(tmp_path / "msrvtt", *names)
+    (root / "MSRVTT_data.json").write_text(json.dumps({"videos": videos, "sentences": sentences}))
+    dataset = read_or_refuse_dataset("msrvtt", root, "all")
+    if dataset:
+        assert all(query.target is None for query in dataset.queries)
+        assert len(dataset.queries) + len(dataset.skipped) == len(sentences)
+
+
+@QUICK
+@given(content=st.binary(max_size=200))
+@pytest.mark.parametrize(
+    ("name", "file", "split"),
+    [
+        ("mscoco", "captions_val2017.json", "all"),
+        ("mscoco", "dataset_coco.json", "test"),
+        ("msrvtt", "MSRVTT_data.json", "all"),
+        ("msrvtt", "MSRVTT_JSFUSION_test.csv", "1k-A"),
+        ("flickr30k", "results_20130124.token", "all"),
+    ],
+)
+def test_any_bytes_in_any_file(tmp_path, name, file, split, content):
+    root = folder_of(tmp_path / name, "val2017/1.jpg", "frames/a/00.jpg", "flickr30k_images/1.jpg")
+    (root / file).write_bytes(content)
+    read_or_refuse_dataset(name, root, split)
+
+
+file_names = st.text(st.sampled_from(string.ascii_letters + " .#|,'\"\n\u202e🐈é"), min_size=1, max_size=12)
+
+
+@QUICK
+@given(names=st.sets(file_names, min_size=1, max_size=5))
+def test_any_file_name_is_listed_once_and_can_be_captioned(tmp_path, names):
+    root = tmp_path / "pictures"
+    root.mkdir(exist_ok=True)
+    for old in root.iterdir():
+        old.unlink()
+    wanted = {f"{name}.jpg" for name in names if not name.startswith(".")}
+    for name in names:
+        (root / f"{name}.jpg").touch()
+    with (root / "images_captions.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("image_name", "comment"), *((name, "A cat") for name in sorted(wanted))])
+    if not wanted:
+        with pytest.raises(ValueError, match="got no pictures"):
+            open_dataset("image_folder", root, "all")
+        return
+    dataset = read_or_refuse_dataset("image_folder", root, "all")
+    plain = {name for name in wanted if name == name.strip()}  # in a table, white space around a name is lost
+    if dataset is None:
+        assert not plain
+        return
+    assert {image.id for image in dataset.images} == wanted
+    assert {query.target for query in dataset.queries} >= plain
+    assert len(dataset.queries) + len(dataset.skipped) == len(wanted)
