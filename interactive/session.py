@@ -280,9 +280,9 @@ class Session:
         self.turns, self.at, self.proposal, self.picture = list(turns), at, None, picture
 
     def changes(self) -> list[tuple[str, str]]:
-        """Compares this round's query with the one before; see `evaluation.report.mark_changes`."""
+        """Compares this round's query with the one before; see `changes_between`."""
         text = self.now.record.text
-        return mark_changes(self.past[-1].text if self.past else text, text)
+        return changes_between(self.past[-1].text if self.past else text, text)
 
     def _searched(
         self,
@@ -333,6 +333,11 @@ class Session:
     def _require_shown(self, image_id: str) -> None:
         if image_id not in self.now.shown_ids:
             raise Mistake("that picture is not shown in this round")
+
+
+def changes_between(before: str, after: str) -> list[tuple[str, str]]:
+    """Compares two queries word by word (`evaluation.report.mark_changes`); an equal one stays as it is."""
+    return [("same", after)] if before == after else mark_changes(before, after)
 
 
 def checked_text(text: str) -> str:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from evaluation.report import mark_changes
 from interactive.people import Person
-from interactive.session import EDITED, MOST_SHOWN
+from interactive.session import EDITED, MOST_SHOWN, changes_between
 from interactive.study import Study
 
 SAMPLES = 12  # pictures of the collection that the empty page shows
@@ -100,7 +99,7 @@ def view(person: Person, study: Study, names_shown: bool, describes: bool) -> di
         text = session.proposal.search.text or ""
         values["proposal"] = {
             "text": text,
-            "changes": mark_changes(record.text, text),
+            "changes": changes_between(record.text, text),
             "fallback": session.proposal.fallback,
             "liked": _liked(person, session.at),
         }

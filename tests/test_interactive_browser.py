@@ -1,0 +1,386 @@
+"""The page in a real browser, as people use it; screenshots stay in runs/screenshots."""
+
+import json
+import re
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import IMAGE_IDS
+from interactive_world import PAINT, desk, options, picture_folder, study  # noqa: F401
+from PIL import Image
+
+from evaluation.runs import read_rounds
+
+pytestmark = pytest.mark.browser
+
+try:
+    import uvicorn
+    from playwright.sync_api import expect, sync_playwright
+
+    from interactive.guards import Guard, RateLimit
+    from interactive.page import Page
+except ModuleNotFoundError as error:
+    pytest.skip(f"needs {error.name}: requirements-ui.txt, requirements-dev.txt", allow_module_level=True)
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+if CHROMIUM is None:
+    pytest.skip("needs Debian's chromium: apt-get install chromium", allow_module_level=True)
+
+SCREENSHOTS = Path(__file__).parent.parent / "runs" / "screenshots"
+SECONDS = 15_000  # milliseconds that a step may take on a busy machine
+
+
+@pytest.fixture(scope="module")
+def browser():
+    expect.set_options(timeout=SECONDS)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(desk, options, study):  # noqa: F811
+    return Page(desk, options, study, names_shown=True)
+
+
+@pytest.fixture
+def address(page):
+    guarded = Guard(page.app(), (), RateLimit(1e9, 1e9), RateLimit(1e9, 1e9))
+    config = uvicorn.Config(guarded, port=0, log_level="warning", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    page.desk.captions.is_open = True
+    server.should_exit = True
+    thread.join()
+
+
+class Visitor:
+    """Somebody at the page; what the browser complains of is kept."""
+
+    def __init__(self, browser, address, **options):  # noqa: F811
+        self.context = browser.new_context(viewport=options.pop("viewport", None), **options)
+        self.context.set_default_timeout(SECONDS)
+        self.tab = self.context.new_page()
+        self.complaints = []
+        self.tab.on("console", lambda message: self.complaints.append(message.text))
+        self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.tab.on("dialog", lambda dialog: self.complaints.append(f"dialog: {dialog.message}"))
+        self.tab.goto(address)
+
+    def search(self, words):
+        self.tab.fill("#words", words)
+        self.tab.keyboard.press("Enter")
+        self.is_done()
+
+    def is_done(self, rounds=1):
+        expect(self.tab.locator(".trail li")).to_have_count(rounds)
+        expect(self.tab.locator("main[data-busy]")).to_have_count(0)
+
+    def cards(self):
+        return self.tab.locator(".card").evaluate_all("cards => cards.map(card => card.dataset.name)")
+
+    def card(self, place):
+        return self.tab.locator(f".card:nth-child({place})")
+
+    def shoot(self, name):
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        self.tab.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+@pytest.fixture
+def visit(browser, address):
+    visitors = []
+
+    def visit(**options):  # noqa: F811
+        visitors.append(Visitor(browser, address, **({"viewport": {"width": 1280, "height": 860}} | options)))
+        return visitors[-1]
+
+    yield visit
+    for visitor in visitors:
+        visitor.context.close()
+        assert visitor.complaints == []
+
+
+def test_query_like_refine_edit_back(visit, desk):  # noqa: F811
+    ann = visit()
+    expect(ann.tab.get_by_role("heading", name="Describe it")).to_be_visible()
+    ann.shoot("empty-wide-light")
+    ann.search("a dog")
+    first = ann.cards()
+    assert first == list(desk.retriever.search(["a dog"], 10)[0].ids)
+    expect(ann.tab.locator(".card img").first).to_have_attribute(  # captions come in while one looks
+        "alt", f"a {first[0].replace('-', ' ', 1).replace('-', ' in the ')}"
+    )
+    expect(ann.tab.locator("#more")).to_have_text("Show more", use_inner_text=True)
+    ann.card(2).locator(".like").click()
+    ann.card(3).locator(".dislike").click()
+    expect(ann.card(2)).to_have_class("card like")
+    expect(ann.card(2).locator(".caption")).to_contain_text(" in the ")
+    expect(ann.tab.locator("#marked")).to_have_text("1 liked, 1 disliked")
+    expect(ann.tab.locator("#more")).to_have_text("More like these", use_inner_text=True)
+    ann.shoot("marked-wide-light")
+    ann.tab.click("#more")
+    ann.is_done(rounds=2)
+    caption = ann.tab.locator(".query .described span").inner_text()
+    assert ann.tab.locator("#query ins").inner_text() == f", {caption}"
+    assert not set(ann.cards()) & set(first)
+    ann.shoot("refined-wide-light")
+    ann.card(1).locator(".like").click()
+    ann.tab.click("#propose")
+    expect(ann.tab.locator("#edit")).to_be_focused()
+    assert ann.tab.locator(".proposal ins").count() == 1
+    ann.shoot("proposal-wide-light")
+    ann.tab.fill("#edit", "a white cat in the room")
+    ann.tab.get_by_role("button", name="Search with this").click()
+    ann.is_done(rounds=3)
+    assert ann.cards()[0] == "white-cat-room"
+    expect(ann.tab.get_by_text("Edited by you")).to_be_visible()
+    ann.tab.click("#back")
+    expect(ann.tab.locator(".trail [aria-current]")).to_contain_text("2")
+    ann.tab.click(".trail li:first-child button")
+    expect(ann.tab.locator("#query")).to_have_text("a dog")
+    assert ann.cards() == first
+    expect(ann.card(2)).to_have_class("card like")
+    ann.tab.reload()
+    assert ann.cards() == first  # the session is the server's, a reload loses nothing
+
+
+def test_save_open_export_and_options(visit, tmp_path):
+    ann, bob = visit(), visit()
+    ann.search("a dog")
+    ann.card(1).locator(".like").click()
+    ann.tab.click("#more")
+    ann.is_done(rounds=2)
+    ann.tab.click("#session summary")
+    files = {}
+    for name in ("Save", "Export rounds"):
+        with ann.tab.expect_download() as download:
+            ann.tab.get_by_role("link", name=name).click()
+        files[name] = tmp_path / download.value.suggested_filename
+        download.value.save_as(files[name])
+    assert [record.number for record in read_rounds(files["Export rounds"])] == [0, 1]
+    bob.tab.click("#session summary")
+    bob.tab.set_input_files("#open", files["Save"])
+    bob.is_done(rounds=2)
+    assert bob.cards() == ann.cards()
+    bob.tab.click("#options summary")
+    bob.tab.fill("#shown", "4")
+    bob.tab.press("#shown", "Enter")
+    expect(bob.tab.locator(".card")).to_have_count(4)
+    assert bob.cards() == ann.cards()[:4]
+    bob.tab.fill("#threshold", "0.99")
+    bob.tab.press("#threshold", "Enter")
+    expect(bob.tab.get_by_text("less similar than 0.99")).to_be_visible()
+    assert bob.tab.locator("#options[open]").count() == 1  # what was open stays open
+
+
+def test_two_people_at_once_and_a_visible_place_in_the_queue(visit, desk):  # noqa: F811
+    ann, bob = visit(), visit()
+    for person, words in ((ann, "a dog"), (bob, "a cat")):
+        person.search(words)
+        expect(person.tab.locator("[data-undescribed]")).to_have_count(0)
+        person.card(1).locator(".like").click()
+        expect(person.card(1)).to_have_class("card like")
+    desk.captions.is_open = False
+    ann.tab.click("#more")
+    expect(ann.tab.locator("#stage")).to_contain_text("Describing the picture you liked")
+    bob.tab.click("#more")
+    expect(bob.tab.locator("#stage")).to_have_text("Waiting: 1 other is ahead of you")
+    bob.shoot("queue-wide-light")
+    bob.tab.click("#options summary")  # the page is not frozen
+    expect(bob.tab.locator("#strategy")).to_be_visible()
+    desk.captions.is_open = True
+    ann.is_done(rounds=2)
+    bob.is_done(rounds=2)
+    assert "dog" in ann.tab.locator("#query").inner_text()
+    assert "cat" in bob.tab.locator("#query").inner_text()
+
+
+def test_with_the_keyboard_alone(visit):
+    ann = visit()
+    keys = ann.tab.keyboard
+    expect(ann.tab.locator("#words")).to_be_focused()
+    keys.type("a dog")
+    keys.press("Enter")
+    ann.is_done()
+    first = ann.cards()
+    for _ in range(40):
+        keys.press("Tab")
+        if ann.tab.evaluate("document.activeElement.classList.contains('open')"):
+            break
+    keys.press("ArrowRight")
+    keys.press("l")
+    expect(ann.card(2)).to_have_class("card like")
+    keys.press("ArrowDown")
+    keys.press("d")
+    expect(ann.card(7)).to_have_class("card dislike")
+    ann.shoot("keyboard-wide-light")
+    keys.press("ArrowUp")
+    keys.press("ArrowLeft")
+    keys.press("Enter")
+    expect(ann.tab.locator("#large")).to_be_visible()
+    expect(ann.tab.locator("#large .name")).to_have_text(first[0])
+    ann.shoot("large-wide-light")
+    keys.press("l")
+    expect(ann.tab.locator("#marked")).to_have_text("2 liked, 1 disliked")
+    assert ann.tab.evaluate("document.activeElement.closest('.card').dataset.name") == first[0]
+    keys.press("e")
+    expect(ann.tab.locator("#edit")).to_be_focused()
+    keys.press("Tab")
+    keys.press("Enter")
+    ann.is_done(rounds=2)
+    keys.press("b")
+    expect(ann.tab.locator("#query")).to_have_text("a dog")
+    keys.press("m")
+    ann.is_done(rounds=2)
+    keys.press("?")
+    expect(ann.tab.locator("#keys")).to_be_visible()
+    keys.press("Escape")
+    keys.press("/")
+    expect(ann.tab.locator("#words")).to_be_focused()
+    keys.type("mbl")  # letters in a field are letters
+    assert ann.tab.locator("#words").input_value().endswith("mbl")
+
+
+def test_hostile_words_do_nothing(visit):
+    ann = visit()
+    hostile = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+    ann.search(hostile)
+    expect(ann.tab.locator("#query")).to_have_text(hostile)
+    ann.tab.click("#propose")
+    expect(ann.tab.locator("#edit")).to_have_value(hostile)
+    ann.tab.reload()
+    assert ann.tab.title() == "Interactive image retrieval"
+    assert ann.tab.locator("main script, main img[src=x]").count() == 0
+
+
+def test_uploads_good_and_hostile(visit, tmp_path):
+    Image.new("RGB", (300, 200), PAINT["green"]).save(tmp_path / "mine.jpg")
+    (tmp_path / "page.png").write_text("<!doctype html><script>document.title='owned'</script>")
+    (tmp_path / "heavy.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"0" * (11 * 2**20))
+    Image.new("1", (9_000, 9_000)).save(tmp_path / "bomb.png")
+    assert (tmp_path / "bomb.png").stat().st_size < 100_000
+    ann = visit()
+    ann.tab.set_input_files("#upload", tmp_path / "mine.jpg")
+    ann.is_done()
+    shown = ann.cards()
+    assert all(name.startswith("green") for name in shown)
+    expect(ann.tab.get_by_text("Your picture is part of this query")).to_be_visible()
+    for name, said in (
+        ("page.png", "not a picture"),
+        ("bomb.png", "too many pixels"),
+        ("heavy.png", "too large"),
+    ):
+        ann.tab.set_input_files("#upload", tmp_path / name)
+        expect(ann.tab.get_by_role("alert").filter(has_text=re.compile(said))).to_be_visible(timeout=SECONDS)
+        expect(ann.tab.locator("main[data-busy]")).to_have_count(0)
+        assert ann.cards() == shown
+    assert [
+        complaint for complaint in ann.complaints if "413" not in complaint
+    ] == []  # the browser's own line
+    ann.complaints.clear()
+    ann.search("a dog")
+    assert ann.tab.title() == "Interactive image retrieval"
+
+
+def test_a_server_that_does_not_answer_is_said(visit):
+    ann = visit()
+    ann.search("a dog")
+    ann.context.set_offline(True)
+    ann.tab.click("#more")
+    expect(ann.tab.get_by_role("alert")).to_have_text("The server does not answer.")
+    ann.context.set_offline(False)
+    ann.complaints.clear()
+
+
+def test_the_study_in_the_browser(visit, study):  # noqa: F811
+    ann = visit()
+    ann.tab.click("#session summary")
+    ann.tab.get_by_role("button", name="Find-this-picture study").click()
+    expect(ann.tab.get_by_role("heading", name="Find this picture")).to_be_visible()
+    number = int(re.search(r"/thumbnail/(\d+)", ann.tab.locator(".task img").get_attribute("src"))[1])
+    colour, animal, place = IMAGE_IDS[number].split("-")
+    ann.search(f"a {colour} {animal} in the {place}")
+    ann.shoot("study-wide-light")
+    assert ann.cards()[0] == IMAGE_IDS[number]
+    ann.card(1).locator(".open").click()
+    ann.tab.keyboard.press("f")
+    expect(ann.tab.get_by_role("heading", name="Found")).to_be_visible()
+    measures = json.loads((study.folder / "measures.json").read_text())
+    assert (measures["found"], measures["median_rounds_when_found"]) == (1, 1)
+    ann.tab.get_by_role("button", name="Next picture").click()
+    ann.tab.get_by_role("button", name="Give up").click()
+    expect(ann.tab.get_by_role("heading", name="Given up")).to_be_visible()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (390, "light"), (768, "light"), (1280, "dark")])
+def test_it_fits_and_can_be_read(visit, width, scheme):
+    ann = visit(viewport={"width": width, "height": 844}, color_scheme=scheme)
+    ann.shoot(f"empty-{width}-{scheme}")
+    ann.search("a dog that is really quite long to describe in so few words but goes on and on")
+    ann.card(1).locator(".like").click()
+    ann.tab.click("#propose")
+    expect(ann.tab.locator("#edit")).to_be_visible()
+    ann.tab.click("#options summary")
+    ann.shoot(f"proposal-{width}-{scheme}")
+    assert ann.tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    for box in ann.tab.locator(".bar button:visible").evaluate_all(
+        "buttons => buttons.map(button => button.getBoundingClientRect().toJSON())"
+    ):
+        assert box["left"] >= 0 and box["right"] <= width and box["height"] >= 40
+    contrasts = ann.tab.evaluate(CONTRASTS)
+    assert contrasts and min(contrasts.values()) >= 4.5, contrasts  # WCAG 2.2, 1.4.3, AA
+
+
+# The contrast of text with what is behind it, WCAG 2.2 (relative luminance), for one element of each kind.
+CONTRASTS = """() => {
+  const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const light = (rgb) => rgb.slice(0, 3).map((v) => v / 255)
+    .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, place) => sum + v * [0.2126, 0.7152, 0.0722][place], 0);
+  const behind = (element) => {
+    for (let each = element; each; each = each.parentElement) {
+      const colour = numbers(getComputedStyle(each).backgroundColor);
+      if (colour.length < 4 || colour[3] === 1) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const found = {};
+  for (const name of ["#query", ".soft", "ins", ".primary", ".quiet", "summary", ".rank", ".mark.like",
+                      "#marked", ".described span", ".options label", "textarea", ".trail button"]) {
+    const element = document.querySelector(name);
+    if (!element) continue;
+    const pair = [light(numbers(getComputedStyle(element).color)), light(behind(element))].sort();
+    found[name] = (pair[1] + 0.05) / (pair[0] + 0.05);
+  }
+  return found;
+}"""
+
+
+def test_motion_is_reduced_when_asked(visit):
+    ann = visit(reduced_motion="reduce")
+    ann.search("a dog")
+    style = ann.tab.locator(".grid").evaluate("grid => getComputedStyle(grid).transitionDuration")
+    assert set(style.split(", ")) == {"0s"}
+
+
+def test_every_picture_has_an_alt_text_and_every_button_a_name(visit):
+    ann = visit()
+    ann.search("a dog")
+    nameless = ann.tab.evaluate(
+        """() => [...document.querySelectorAll("img, button, input, select, textarea, a")].filter((each) =>
+          !each.closest("dialog:not([open])") && each.type !== "hidden" &&
+          !(each.alt || each.ariaLabel || each.textContent.trim() || each.labels?.length || each.title)
+          && !each.querySelector("img[alt]:not([alt=''])"))
+          .map((each) => each.outerHTML)"""
+    )
+    assert nameless == []
+    assert ann.tab.locator("#status").inner_text().startswith("10 pictures for")
