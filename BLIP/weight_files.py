@@ -19,6 +19,10 @@ from indexes.manifest import file_sha256
 logger = logging.getLogger(__name__)
 
 PREFERRED = ("model.safetensors", "pytorch_model.bin")
+# Published without a package: who lacks one of these reads where it is to be had and where it goes.
+SOURCES = {
+    "chatir_weights.ckpt": "https://drive.google.com/file/d/16HXxAnZzRzTFo9Ay-5nftkRdJCHmUMJA/view",
+}
 SUFFIXES = (".safetensors", ".pth", ".ckpt", ".pt", ".bin")
 NESTS = ("model", "state_dict")
 
@@ -44,7 +48,11 @@ def find_weights(path: Path | str) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise FileNotFoundError(f"no checkpoint at {path}: give a weights file, or a folder that holds one")
+        source = SOURCES.get(path.name)
+        get = f"download it from {source} and save it there, or " if source else ""
+        raise FileNotFoundError(
+            f"no checkpoint at {path}: {get}give a weights file, or a folder that holds one"
+        )
     for name in PREFERRED:
         if (path / name).is_file():
             return path / name
