@@ -278,6 +278,13 @@ def test_the_model_outlives_its_file(tmp_path, retrieval):
     assert same(model, retrieval)
 
 
+def test_the_missing_weights_of_chatir_are_said_to_lie_in_the_drive(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"download it from https://drive\.google\.com/.* save it there"):
+        find_weights(tmp_path / "chatir_weights.ckpt")
+    with pytest.raises(FileNotFoundError, match="other.ckpt: give a weights file, or a folder"):
+        find_weights(tmp_path / "other.ckpt")
+
+
 def test_fingerprint_follows_the_content(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"one")
     first = fingerprint(tmp_path)
