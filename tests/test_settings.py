@@ -80,7 +80,7 @@ def test_wrong_arguments_end_with_status_two(arguments, capsys):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dataset", ["demo", "flickr30k", "mscoco", "image_folder"])
+@pytest.mark.parametrize("dataset", ["demo", "flickr30k", "mscoco", "msrvtt", "image_folder"])
 @pytest.mark.parametrize("preset", [None, *PRESETS])
 def test_presets_fill_what_is_open(kind, dataset, preset):
     settings = kind(dataset=dataset, preset=preset).resolved()
@@ -90,7 +90,7 @@ def test_presets_fill_what_is_open(kind, dataset, preset):
     assert {key: getattr(settings, key) for key in names & set(PRESETS[name])} == {
         key: value for key, value in PRESETS[name].items() if key in names
     }
-    assert settings.split == ("test" if dataset == "demo" else "all")
+    assert settings.split == {"demo": "test", "msrvtt": "1k-A"}.get(dataset, "all")
     assert settings.root == DATA_FOLDER / dataset
     assert settings.index == DATA_FOLDER / dataset / f"index-{settings.split}"
     assert settings.resolved() == settings
