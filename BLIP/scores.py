@@ -64,9 +64,17 @@ def see(encoder: BlipEncoder, dataset: Dataset, batch_size: int = 100) -> Seen:
 
 
 def by_caption_number(dataset: Dataset) -> dict[str, list[Query]]:
-    """Groups queries by comment number; a query id ends in ``#comment_number``."""
+    """Groups queries by comment number; a query id ends in ``#comment_number``.
+
+    Raises:
+        ValueError: If a query has no one target, as those of MSR-VTT: there is no rank to score.
+    """
     groups = defaultdict(list)
     for query in dataset.queries:
+        if query.target is None:
+            raise ValueError(
+                f"{dataset.name}: query {query.id} has no one target to rank, expected one; score another dataset"
+            )
         groups[query.id.rsplit("#", 1)[-1]].append(query)
     return dict(sorted(groups.items()))
 
