@@ -73,7 +73,7 @@ def by_caption_number(dataset: Dataset) -> dict[str, list[Query]]:
     for query in dataset.queries:
         if query.target is None:
             raise ValueError(
-                f"{dataset.name}: query {query.id} has no one target to rank, expected one; score another dataset"
+                f"{dataset.name}: query {query.id} has no one target to rank; score another dataset"
             )
         groups[query.id.rsplit("#", 1)[-1]].append(query)
     return dict(sorted(groups.items()))
