@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -45,6 +45,11 @@ from settings import (
     IndexSettings,
     SessionSettings,
 )
+
+if TYPE_CHECKING:  # imported where they are opened: they bring the model libraries
+    from BLIP.model import BlipEncoder
+    from captioning import Captioning
+    from query_editing import QueryEditing
 
 log = logging.getLogger(__name__)
 
@@ -172,13 +177,7 @@ class Parts:
         """The language model that rewrites."""
         if self.own.rewriter is not None:
             return CountedRewriter(self.own.rewriter, self.costs)
-        from query_editing import QueryEditing
-
-        settings = self.settings
-        size = settings.rewrite_batch or 8
-        return CountedRewriter(
-            QueryEditing(settings.rewrite_model or "", _quantization(settings), size), self.costs
-        )
+        return CountedRewriter(open_rewriter(self.settings), self.costs)
 
     @cached_property
     def users(self) -> SimulatedUsers:
@@ -306,7 +305,7 @@ def open_retriever(settings: IndexSettings, dataset: Dataset, encoder: Encoder |
             that its fingerprint names.
     """
     if encoder is None:
-        blip = _open_encoder(settings)
+        blip = open_encoder(settings)
         return Retriever(blip, _open_index(settings, dataset, blip, settings.blip or ""))
     if settings.index is not None:
         short = hashlib.sha256(encoder.fingerprint.encode()).hexdigest()[:8]
@@ -351,11 +350,16 @@ def hardware() -> str:
     return f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads"
 
 
-def _open_dataset(settings: DatasetSettings) -> Dataset:
-    return open_dataset(settings.dataset, settings.root, settings.split or "all")
+def open_encoder(settings: IndexSettings) -> BlipEncoder:
+    """Opens the model that embeds queries and pictures.
 
+    Args:
+        settings: Resolved.
 
-def _open_encoder(settings: IndexSettings) -> Any:
+    Raises:
+        FileNotFoundError: If the checkpoint is missing.
+        ValueError: If it cannot be used.
+    """
     import torch
 
     from BLIP.model import BlipEncoder
@@ -363,6 +367,42 @@ def _open_encoder(settings: IndexSettings) -> Any:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     path = PROJECT / (settings.blip or "")
     return BlipEncoder.open(path, settings.image_size, device, batch_size=settings.image_batch or 32)
+
+
+def open_captioner(settings: CaptionSettings) -> Captioning:
+    """Opens the model that describes pictures; it is loaded on first use.
+
+    Args:
+        settings: Resolved.
+
+    Raises:
+        ValueError: If the precision is not known.
+    """
+    from captioning import Captioning
+
+    model_id = settings.caption_model or ""
+    local = PROJECT / model_id
+    size = settings.caption_batch or 8
+    return Captioning(str(local) if local.exists() else model_id, _quantization(settings), size)
+
+
+def open_rewriter(settings: SessionSettings) -> QueryEditing:
+    """Opens the model that rewrites queries; it is loaded on first use.
+
+    Args:
+        settings: Resolved.
+
+    Raises:
+        ValueError: If the precision is not known.
+        ModuleNotFoundError: If it needs a package that is not installed.
+    """
+    from query_editing import QueryEditing
+
+    return QueryEditing(settings.rewrite_model or "", _quantization(settings), settings.rewrite_batch or 8)
+
+
+def _open_dataset(settings: DatasetSettings) -> Dataset:
+    return open_dataset(settings.dataset, settings.root, settings.split or "all")
 
 
 def _open_index(settings: IndexSettings, dataset: Dataset, encoder: Encoder, model_name: str) -> FaissIndex:
@@ -382,16 +422,11 @@ def _open_index(settings: IndexSettings, dataset: Dataset, encoder: Encoder, mod
 
 
 def _open_captions(settings: CaptionSettings, dataset: Dataset, costs: Costs | None = None) -> ImageCaptions:
-    from captioning import Captioning
-
     if settings.caption_cache is None:
         raise ValueError("caption_cache: the settings are not resolved")
-    model_id = settings.caption_model or ""
-    local = PROJECT / model_id
-    size = settings.caption_batch or 8
-    captioning = Captioning(str(local) if local.exists() else model_id, _quantization(settings), size)
-    captioner = CountedCaptioner(captioning, costs or Costs())
-    return ImageCaptions(captioner, dataset.images, CaptionCache(settings.caption_cache), size)
+    captioner = CountedCaptioner(open_captioner(settings), costs or Costs())
+    cache = CaptionCache(settings.caption_cache)
+    return ImageCaptions(captioner, dataset.images, cache, settings.caption_batch or 8)
 
 
 def _quantization(settings: CaptionSettings) -> str | bool:
