@@ -1,0 +1,164 @@
+"""Other people's dialogue files, against ChatIR's and PlugIR's measures written out by hand."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from conftest import IMAGE_IDS, WordEncoder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evaluation.measures import evaluate
+from refinement.dialogues import (
+    Dialogue,
+    play_dialogues,
+    queries_of,
+    read_dialogues,
+    read_search_space,
+)
+
+ANSWERS = (
+    "what animal is it? a dog",
+    "which colour? red",
+    "where? the beach",
+    "anything else? no",
+    "a cat",
+)
+
+
+def dialogue(number, image_id, turns):
+    return Dialogue(f"{image_id}#{number}", image_id, tuple(turns))
+
+
+DIALOGUES = st.lists(
+    st.tuples(
+        st.sampled_from(IMAGE_IDS),
+        st.lists(st.sampled_from([*ANSWERS, *IMAGE_IDS[:9]]), min_size=1, max_size=5),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def ranks_by_hand(dialogues, round_count, alone):
+    """Ranks from 1, (rounds, dialogues); the collection's order settles ties."""
+    vectors = WordEncoder().encode_texts(IMAGE_IDS).astype(np.float64)
+    ranks = np.empty((round_count, len(dialogues)))
+    for column, (image_id, turns) in enumerate(dialogues):
+        for number in range(round_count):
+            text = turns[min(number, len(turns) - 1)] if alone else ", ".join(turns[: number + 1])
+            scores = vectors @ WordEncoder().encode_texts([text])[0].astype(np.float64)
+            order = sorted(range(len(IMAGE_IDS)), key=lambda row: (-round(scores[row], 6), row))
+            ranks[number, column] = order.index(IMAGE_IDS.index(image_id)) + 1
+    return ranks
+
+
+@settings(max_examples=40, deadline=None)
+@given(held=DIALOGUES, alone=st.booleans(), batch_size=st.integers(1, 7))
+def test_hits_and_bri_agree_with_their_definitions(retriever, held, alone, batch_size):
+    dialogues = [dialogue(number, *entry) for number, entry in enumerate(held)]
+    round_count = max(len(turns) for _, turns in held)
+    rounds = play_dialogues(dialogues, retriever, round_count, alone=alone, batch_size=batch_size)
+    summary = evaluate(rounds, round_count, queries_of(dialogues), len(IMAGE_IDS)).summary()
+    ranks = ranks_by_hand(held, round_count, alone)
+    for number in range(round_count):
+        # ChatIR: a dialogue counts from its first hit on.
+        hit = [
+            any(ranks[earlier, column] <= 10 for earlier in range(number + 1)) for column in range(len(held))
+        ]
+        assert summary["Hits@10"][number] == pytest.approx(np.mean(hit))
+        # PlugIR: trapezoids under the logarithm of the best rank so far, over the rounds since the first.
+        best = [np.minimum.reduce(ranks[: earlier + 1], axis=0) for earlier in range(number + 1)]
+        if number:
+            area = sum((np.log(best[t]) + np.log(best[t + 1])) / 2 for t in range(number)) / number
+            assert summary["BRI"][number] == pytest.approx(area.mean())
+        else:
+            assert summary["BRI"][0] == pytest.approx(np.log(best[0]).mean())
+
+
+def test_every_round_is_played_although_the_target_was_found(retriever):
+    exact = IMAGE_IDS[4]
+    words = exact.replace("-", " ")
+    rounds = play_dialogues([dialogue(0, exact, [words, "a dog", "a cat"])], retriever, 5)
+    assert [record.text for record in rounds] == [
+        words,
+        f"{words}, a dog",
+        *[f"{words}, a dog, a cat"] * 3,
+    ]
+    assert rounds[0].target_rank == 1 and not any(record.stop for record in rounds)
+    assert all(record.shown == 10 and not record.liked for record in rounds)
+    alone = play_dialogues([dialogue(0, exact, [words, "a dog"])], retriever, 3, alone=True)
+    assert [record.text for record in alone] == [words, "a dog", "a dog"]
+
+
+def test_a_stopped_evaluation_goes_on(retriever):
+    dialogues = [dialogue(n, image_id, ["a dog", "red", "beach"]) for n, image_id in enumerate(IMAGE_IDS[:7])]
+    whole = play_dialogues(dialogues, retriever, 3, batch_size=3)
+    for cut in (0, 1, 8, len(whole)):
+        kept = []
+        again = play_dialogues(dialogues, retriever, 3, batch_size=2, played=whole[:cut], keep=kept.extend)
+        assert sorted(again, key=lambda r: (r.query_id, r.number)) == sorted(
+            whole, key=lambda r: (r.query_id, r.number)
+        )
+        assert again == whole[:cut] + kept
+
+
+def test_best_rank_one_from_the_start_is_a_bri_of_zero(retriever):
+    words = IMAGE_IDS[0].replace("-", " ")
+    rounds = play_dialogues([dialogue(0, IMAGE_IDS[0], [words, "a cat"])], retriever, 2)
+    assert evaluate(rounds, 2).summary()["BRI"] == [0, 0] and math.log(1) == 0
+
+
+# Files
+
+
+def test_files_are_read_as_they_are(tmp_path):
+    path = tmp_path / "dialogues.json"
+    entries = [
+        {"img": "unlabeled2017/1.jpg", "dialog": ["a dog", "is it red? yes"], "other": 3},
+        {"img": "unlabeled2017/1.jpg", "dialog": ["something else"]},
+    ]
+    path.write_text(json.dumps(entries))
+    assert read_dialogues(path) == [
+        Dialogue("unlabeled2017/1.jpg#0", "unlabeled2017/1.jpg", ("a dog", "is it red? yes")),
+        Dialogue("unlabeled2017/1.jpg#1", "unlabeled2017/1.jpg", ("something else",)),
+    ]
+    space = tmp_path / "space.json"
+    space.write_text('["unlabeled2017/2.jpg", "unlabeled2017/1.jpg"]')
+    dataset = read_search_space(space, tmp_path)
+    assert [image.id for image in dataset.images] == ["unlabeled2017/2.jpg", "unlabeled2017/1.jpg"]
+    assert dataset.images[0].path == tmp_path / "unlabeled2017" / "2.jpg" and dataset.folder == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "expected a JSON list of dialogues"),
+        ("[]", "with at least one"),
+        ("[1", "not JSON"),
+        ('["a.jpg"]', "entry 0: expected"),
+        ('[{"img": "a", "dialog": ["x"]}, {"img": "b"}]', "entry 1: expected"),
+        ('[{"img": "a", "dialog": []}]', "entry 0: expected"),
+        ('[{"img": "a", "dialog": ["x", " "]}]', "entry 0: a turn of 'a' is blank"),
+    ],
+)
+def test_broken_dialogue_files_name_the_entry(tmp_path, text, message):
+    path = tmp_path / "dialogues.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_dialogues(path)
+
+
+def test_a_broken_search_space_is_refused(tmp_path):
+    path = tmp_path / "space.json"
+    for text, message in [
+        ('["a", "b", "a"]', "'a' is listed 2 times"),
+        ('["a", 3]', "got 3"),
+        ("3", "a JSON list"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_search_space(path, tmp_path)
+    with pytest.raises(FileNotFoundError):
+        read_dialogues(tmp_path / "none.json")
