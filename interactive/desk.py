@@ -46,9 +46,14 @@ class Desk:
         self._numbers.update({image_id: row for row, image_id in enumerate(self.retriever.index.ids)})
 
     @classmethod
-    def of(cls, parts: Parts) -> Desk:
-        """Takes what a person's session needs of an experiment's parts."""
-        settings = parts.settings
+    def of(cls, parts: Parts, strategy: str) -> Desk:
+        """Takes what a person's session needs of an experiment's parts.
+
+        Args:
+            parts: The parts.
+            strategy: What the person starts with; offered even if it ranks by scores, which nobody can edit.
+        """
+        settings, moving = parts.settings, get_args(MovingStrategyName)
         return cls(
             name=settings.dataset if settings.split == "all" else f"{settings.dataset} {settings.split}",
             retriever=parts.retriever,
@@ -56,6 +61,7 @@ class Desk:
             describe=parts.captions.describe,
             strategy=parts.strategy,
             paths={image.id: image.path for image in parts.dataset.images},
+            strategies=moving if strategy in moving else (*moving, strategy),
         )
 
     @property

@@ -77,7 +77,7 @@ def open_desk(settings: InteractiveSettings) -> tuple[Desk, Study]:
         settings: Resolved.
     """
     parts = Parts.open(settings, needs_queries=False)
-    desk = Desk.of(parts)
+    desk = Desk.of(parts, settings.strategy)
     study = Study(
         desk, lambda: claim_folder(settings, parts.model_names), settings.strategy, seed=settings.seed
     )

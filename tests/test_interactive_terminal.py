@@ -1,0 +1,266 @@
+"""The terminal mode: the same session by lines, pictures inline, and the whole script in a terminal."""
+
+import base64
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pexpect
+import pytest
+from conftest import caption_of
+from interactive_world import PAINT, desk, options, picture_folder, study  # noqa: F401
+from PIL import Image
+
+from evaluation.runs import read_rounds
+from interactive.inline import inline_picture, protocol_of
+from interactive.saved import open_session
+from interactive.server import is_loopback
+from interactive.terminal import HELP, Terminal
+
+PROJECT = Path(__file__).parent.parent
+
+
+class Screen(io.StringIO):
+    def __init__(self, is_terminal):
+        super().__init__()
+        self.is_terminal = is_terminal
+
+    def isatty(self):
+        return self.is_terminal
+
+
+@pytest.fixture
+def talk(desk, options, study):  # noqa: F811
+    """Types lines; returns what was answered."""
+
+    def talk(*lines, environment=None, describe=True):
+        out = Screen(environment is not None)
+        terminal = Terminal(
+            desk,
+            options,
+            study,
+            describe=describe,
+            lines=io.StringIO("\n".join((*lines, "/quit", "never read"))),
+            out=out,
+            environment=environment or {},
+        )
+        terminal.run()
+        return out.getvalue()
+
+    return talk
+
+
+def listed(text):
+    """Place, mark, score, path and caption of the pictures printed."""
+    return re.findall(r"^([ +-])\s*(\d+)  (-?\d\.\d{3})  (\S+\.png)(?:  (.+))?$", text, re.MULTILINE)
+
+
+def test_words_are_searched_and_paths_scores_and_captions_printed(talk, desk):  # noqa: F811
+    rows = listed(talk("a red dog"))
+    (expected,) = desk.retriever.search(["a red dog"], 10)
+    assert [Path(row[3]).stem for row in rows] == list(expected.ids)
+    assert [float(row[2]) for row in rows] == pytest.approx(expected.scores, abs=5e-4)
+    assert [row[4] for row in rows] == [caption_of(image_id) for image_id in expected.ids]
+    assert Path(rows[0][3]).is_file()
+
+
+def test_without_describing_only_liked_pictures_are_captioned(talk, desk):  # noqa: F811
+    text = talk("a red dog", "+2", describe=False)
+    assert [row[4] for row in listed(text)] == [""] * 10
+    assert desk.captions.known.asked == [[Path(listed(text)[1][3]).stem]]
+
+
+def test_like_more_edit_back(talk):
+    text = talk("a dog", "+1 2", "-3", "/next", "", "/edit a white cat in the room", "/back", "/round 1")
+    rounds = text.split("\nRound ")[1:]
+    first, second, third, back, start = (listed(each) for each in rounds)
+    captions = [row[4] for row in first[:2]]
+    assert f"next: a dog, {captions[0]}, {captions[1]}" in text
+    assert f"[+, {captions[0]}, {captions[1]}]" in rounds[1] and "2 liked, 1 disliked" in text
+    assert Path(third[0][3]).stem == "white-cat-room" and "edited by the person" in rounds[2]
+    assert back == second
+    assert "".join(row[0] for row in start) == "++-       "
+    assert not {row[3] for row in first} & {row[3] for row in second}
+
+
+def test_options_act_on_the_round(talk):
+    text = talk("a dog", "/shown 3", "/threshold 1", "/threshold -1", "/strategy rewrite", "/again on", "")
+    counts = [len(listed(each)) for each in text.split("\nRound ")[1:]]
+    assert counts == [10, 3, 0, 3, 3, 3] and "3 less similar than 1.0 are not shown" in text
+
+
+def test_a_session_is_saved_opened_exported_and_measured(talk, desk, tmp_path):  # noqa: F811
+    saved, exported = tmp_path / "mine.json", tmp_path / "mine.jsonl"
+    text = talk("a dog", "+1", "", f"/save {saved}", "/found 2", f"/export {exported}")
+    assert "found in round 2; its place in each round: " in text and "Recall@10: " in text
+    assert [record.stop for record in read_rounds(exported)] == ["", "found"]
+    assert len(open_session(saved.read_text(), desk).turns) == 2
+    again = talk(f"/open {saved}", f"/export {exported}")
+    assert listed(again) == listed(text)[10:20]
+    assert read_rounds(exported)[0].target is None
+
+
+def test_a_picture_is_searched_for(talk, tmp_path):
+    path = tmp_path / "my picture.png"
+    Image.new("RGB", (40, 40), PAINT["blue"]).save(path)
+    text = talk(f"/picture '{path}'")
+    assert all(Path(row[3]).stem.startswith("blue") for row in listed(text))
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["+1"], "nothing has been searched"),
+        ([""], "nothing has been searched"),
+        (["a dog", "+0"], "expected 1 to 10"),
+        (["a dog", "+x"], "expected a number"),
+        (["a dog", "-"], "dislike which?"),
+        (["/nosuch"], "/help lists them"),
+        (["a dog", "/strategy nosuch"], "expected one of"),
+        (["a dog", "/back"], "expected 0 to 0"),
+        (["a dog", "/save"], "name a file"),
+        (["/open /nosuch/file"], "no such file"),
+        (["/picture 'unbalanced"], "No closing quotation"),
+        (["/study"], "a terminal that shows pictures"),
+        (["/giveup"], "no picture to find"),
+    ],
+)
+def test_a_mistake_is_one_line_and_the_session_goes_on(talk, lines, said):
+    text = talk(*lines, "a red dog")
+    assert len(re.findall(r"^! ", text, re.MULTILINE)) == 1 and said in text
+    assert Path(listed(text)[-10][3]).stem.startswith("red-dog")
+
+
+def test_every_command_is_in_the_help(desk, options, study):  # noqa: F811
+    commands = Terminal(desk, options, study, out=Screen(False))._commands()
+    assert {f"/{name}" for name in commands} - {"/help"} == set(re.findall(r"/[a-z]+", HELP)) - {"/quit"}
+
+
+def test_what_a_caption_tells_the_terminal_is_taken_out(talk, desk):  # noqa: F811
+    desk.captions.known.captions_of = lambda ids: ["a dog\x1b]0;owned\x07\x9b31m" for _ in ids]
+    text = talk("a dog")
+    assert "\x1b" not in text and "\x07" not in text and "\x9b" not in text and "a dog?]0;owned??31m" in text
+
+
+# Pictures
+
+
+@pytest.mark.parametrize(
+    ("environment", "protocol"),
+    [
+        ({"TERM": "xterm-kitty"}, "kitty"),
+        ({"KITTY_WINDOW_ID": "1"}, "kitty"),
+        ({"TERM_PROGRAM": "ghostty"}, "kitty"),
+        ({"TERM_PROGRAM": "iTerm.app"}, "iterm2"),
+        ({"TERM_PROGRAM": "WezTerm"}, "iterm2"),
+        ({"LC_TERMINAL": "iTerm2"}, "iterm2"),
+        ({"TERM": "xterm-256color"}, "none"),
+        ({"TERM_PROGRAM": "iTerm.app", "TMUX": "/tmp/x"}, "none"),
+        ({}, "none"),
+    ],
+)
+def test_the_terminal_is_known_by_its_variables(environment, protocol):
+    assert protocol_of(environment) == protocol
+
+
+def shown_picture(data):
+    return Image.open(io.BytesIO(base64.b64decode(data)))
+
+
+def test_kitty_gets_a_png_in_chunks(tmp_path):
+    Image.effect_noise((900, 300), 90).save(tmp_path / "noise.png")
+    text = inline_picture(tmp_path / "noise.png", "kitty")
+    parts = re.findall(r"\x1b_G([^;]*);([^\x1b]*)\x1b\\", text)
+    assert "".join(f"\x1b_G{keys};{data}\x1b\\" for keys, data in parts) + "\n" == text
+    assert parts[0][0] == "a=T,f=100,r=8,q=2,m=1" and parts[-1][0] == "q=2,m=0"
+    assert {keys for keys, _ in parts[1:-1]} == {"q=2,m=1"} and all(len(data) <= 4096 for _, data in parts)
+    assert shown_picture("".join(data for _, data in parts)).size == (320, 107)
+
+
+def test_iterm2_gets_one_file(tmp_path):
+    Image.new("RGB", (50, 20), "red").save(tmp_path / "red.png")
+    text = inline_picture(tmp_path / "red.png", "iterm2")
+    (size, data) = re.fullmatch(
+        r"\x1b]1337;File=inline=1;size=(\d+);height=8;preserveAspectRatio=1:(\S+)\x07\n", text
+    ).groups()
+    assert len(base64.b64decode(data)) == int(size) and shown_picture(data).size == (50, 20)
+    assert inline_picture(tmp_path / "red.png", "none") == ""
+
+
+def test_the_study_shows_the_picture_and_no_paths(talk, study, desk):  # noqa: F811
+    text = talk("/study", "a dog", "/found 1", "/over", "/giveup", environment={"TERM": "xterm-kitty"})
+    assert text.count("\x1b_Ga=T") == 11  # the target, and ten results
+    assert "secret-folder-name" not in text
+    assert "given up" in text or "found" in text
+    assert (study.folder / "measures.json").is_file()
+
+
+# The script
+
+
+@pytest.mark.slow
+def test_the_script_over_a_folder_of_ones_own_in_a_real_terminal(picture_folder, tmp_path):  # noqa: F811
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for path in sorted(picture_folder.glob("*.png"))[:12]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    command = ["interactive_search.py", "--terminal", "--dataset", "image_folder", "--root", str(folder)]
+    command += ["--preset", "demo", "--strategy", "append", "--no-describe"]
+    command += ["--caption-cache", str(tmp_path / "captions.sqlite")]
+    child = pexpect.spawn(
+        sys.executable,
+        command,
+        cwd=PROJECT,
+        encoding="utf-8",
+        timeout=90,
+        dimensions=(50, 300),
+        env={"TERM": "xterm", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+    )
+    child.expect("12 pictures of image_folder")
+    child.sendline("a dog")
+    child.expect(r"10  -?0\.\d{3}  \S+pictures/\S+\.png")
+    child.sendline("+1")
+    child.expect("1 liked, 0 disliked")
+    child.sendline("")
+    child.expect("Round 2: .*liked: ")
+    child.expect("all pictures have been shown")
+    child.sendline("/quit")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+
+
+def in_a_process(*arguments, before="pass"):
+    code = f"{before}; import sys, runpy; sys.argv = ['interactive_search.py', *{list(arguments)!r}]; "
+    code += "runpy.run_path('interactive_search.py', run_name='__main__')"
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize("package", ["starlette", "uvicorn"])
+def test_a_missing_package_is_one_line_with_the_command(package):
+    done = in_a_process("--dataset", "demo", before=f"import sys; sys.modules['{package}'] = None")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(
+        rf"error: the page needs {package}\S*; run: pip install -r requirements-ui.txt\n", done.stderr
+    )
+
+
+def test_a_taken_port_is_said_before_anything_is_loaded():
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = in_a_process("--dataset", "nosuch", "--port", str(port))
+    assert done.returncode == 2 and re.fullmatch(
+        rf"error: cannot listen on 127.0.0.1 port {port}: .*in use.*choose another --port.*\n", done.stderr
+    )
+
+
+def test_only_loopback_addresses_are_this_machine_alone():
+    assert [is_loopback(host) for host in ("127.0.0.1", "localhost", "::1", "0.0.0.0", "10.0.0.1", "x")] == [
+        True, True, True, False, False, False
+    ]  # fmt: skip
