@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from conftest import IMAGE_IDS, WordEncoder
+from conftest import IMAGE_IDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,15 +41,15 @@ DIALOGUES = st.lists(
 )
 
 
-def ranks_by_hand(dialogues, round_count, alone):
+def ranks_by_hand(retriever, dialogues, round_count, alone):
     """Ranks from 1, (rounds, dialogues); the collection's order settles ties."""
-    vectors = WordEncoder().encode_texts(IMAGE_IDS).astype(np.float64)
+    vectors = retriever.vectors_of(IMAGE_IDS).astype(np.float64)
     ranks = np.empty((round_count, len(dialogues)))
     for column, (image_id, turns) in enumerate(dialogues):
         for number in range(round_count):
             text = turns[min(number, len(turns) - 1)] if alone else ", ".join(turns[: number + 1])
-            scores = vectors @ WordEncoder().encode_texts([text])[0].astype(np.float64)
-            order = sorted(range(len(IMAGE_IDS)), key=lambda row: (-round(scores[row], 6), row))
+            scores = vectors @ retriever.query_vectors([text])[0].astype(np.float64)
+            order = sorted(range(len(IMAGE_IDS)), key=lambda row: (-scores[row], row))
             ranks[number, column] = order.index(IMAGE_IDS.index(image_id)) + 1
     return ranks
 
@@ -61,7 +61,7 @@ def test_hits_and_bri_agree_with_their_definitions(retriever, held, alone, batch
     round_count = max(len(turns) for _, turns in held)
     rounds = play_dialogues(dialogues, retriever, round_count, alone=alone, batch_size=batch_size)
     summary = evaluate(rounds, round_count, queries_of(dialogues), len(IMAGE_IDS)).summary()
-    ranks = ranks_by_hand(held, round_count, alone)
+    ranks = ranks_by_hand(retriever, held, round_count, alone)
     for number in range(round_count):
         # ChatIR: a dialogue counts from its first hit on.
         hit = [
