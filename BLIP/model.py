@@ -92,6 +92,13 @@ class BlipEncoder:
         )
         return cls(model, tokenizer, fingerprint(weights), batch_size)
 
+    def prepare_image(self, image: Image.Image) -> Image.Image:
+        """Resizes a picture to what the model reads; `encode_images` gives the same rows with it or without.
+
+        Threads that decode call it, so that resizing does not keep the model waiting.
+        """
+        return pictures.resize(image, self.image_size)
+
     def encode_images(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Embeds pictures.
 

@@ -1,4 +1,4 @@
-"""Images to an index: threads decode ahead while the model encodes; broken pictures are counted and listed.
+"""Images to an index: what is new is embedded, what has vanished is dropped, broken pictures are listed.
 
 `build_index` goes shard by shard, so that a build that was killed continues where it stopped, and leaves
 `failed_images.csv` (image_name, reason) beside the index.
@@ -9,62 +9,32 @@ from __future__ import annotations
 import csv
 import io
 import logging
-from collections import deque
-from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image as PILImage
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from embedding.decode import BrokenImage, open_image
-from embedding.encoder import ImageEncoder, checked_rows
+from embedding.encoder import ImageEncoder
+from embedding.pipeline import embed
 from embedding.shards import Shard, ShardStore
+from indexes.exact_scores import unit_rows
+from indexes.exact_search import ROWS_AT_ONCE, take_rows
 from indexes.faiss_index import FaissIndex
+from indexes.folder import locked_folder, write_folder
+from indexes.kinds import FLAT_BELOW
 from indexes.replace_file import replace_file
 from records import Image, Skip
+from settings import IndexKind, IndexSettings
 
 log = logging.getLogger(__name__)
 
 FAILED_FILE = "failed_images.csv"
 PARTIAL_FOLDER = ".partial"
-MAXIMUM_FAILED_SHARE = 0.1
 SHARD_SIZE = 4096
-
-
-def embed_images(
-    images: Sequence[Image],
-    encoder: ImageEncoder,
-    *,
-    batch_size: int,
-    workers: int,
-    maximum_failed_share: float = MAXIMUM_FAILED_SHARE,
-) -> tuple[tuple[str, ...], np.ndarray, tuple[Skip, ...]]:
-    """Decodes and encodes images.
-
-    Args:
-        images: With unique ids.
-        encoder: Makes the vectors.
-        batch_size: Pictures to one call of the encoder.
-        workers: Threads that decode.
-        maximum_failed_share: With more broken images than this share, something else is wrong.
-
-    Returns:
-        The ids of the n images that could be read, in order; their vectors (n, d) float32, rows of unit
-        length; and the others with the reason.
-
-    Raises:
-        ValueError: If there are no images, ids repeat, all images or too many are broken, or the encoder's
-            output does not fit.
-    """
-    _check_images(images, batch_size, workers)
-    with _progress(len(images)) as bar, logging_redirect_tqdm():
-        shard = _embed(images, encoder, batch_size, workers, bar, failed_before=0)
-    _check_failures(len(images), shard.skipped, maximum_failed_share)
-    return shard.ids, shard.vectors, shard.skipped
+SAMPLED_CAPTIONS = 200
 
 
 def build_index(
@@ -77,14 +47,16 @@ def build_index(
     image_folder: Path,
     batch_size: int,
     workers: int,
+    kind: IndexKind = "auto",
     shard_size: int = SHARD_SIZE,
-    maximum_failed_share: float = MAXIMUM_FAILED_SHARE,
+    maximum_failed_share: float = IndexSettings.maximum_failed_share,
     rebuild: bool = False,
 ) -> FaissIndex:
-    """Makes the index of a collection, or opens the one that is there when it is the same.
+    """Makes the index of a collection, brings the one that is there up to date, or opens it as it is.
 
-    The same means: whole, from the model with this fingerprint, over these ids in this order (images that
-    were broken then are tried again). A picture replaced under its old name is not noticed: use `rebuild`.
+    Vectors of the same model are used again, from the folder's index and from the parts that a killed build
+    left: only images that have none are embedded, broken ones are tried again, and vectors of images that
+    have vanished are dropped. A picture replaced under its old name is not noticed: use `rebuild`.
 
     Args:
         images: With unique ids.
@@ -95,67 +67,128 @@ def build_index(
         image_folder: The folder that the ids are relative to.
         batch_size: Pictures to one call of the encoder.
         workers: Threads that decode.
+        kind: Of the index; "auto" picks one by the number of images and the memory.
         shard_size: After so many images the work so far is safe from a kill.
-        maximum_failed_share: As in `embed_images`.
-        rebuild: Encode everything again, whatever is there.
+        maximum_failed_share: With more broken images than this share, something else is wrong.
+        rebuild: Embed everything again, whatever is there.
 
     Raises:
-        ValueError: As `embed_images`; `failed_images.csv` is written all the same.
+        ValueError: If there are no images, ids repeat, all images or too many are broken
+            (`failed_images.csv` is written all the same), the encoder's output does not fit, or another
+            process builds in the folder.
     """
-    _check_images(images, batch_size, workers)
-    if shard_size < 1:
-        raise ValueError(f"shard size: got {shard_size}, expected at least 1")
-    store = ShardStore(folder / PARTIAL_FOLDER, encoder.fingerprint, encoder.dimension)
-    if rebuild:
-        store.clear()
-    else:
-        existing = _open_same(images, encoder, folder)
-        if existing is not None:
-            log.info("%s: reusing the index of %d images", folder, len(existing))
+    _check_images(images, batch_size, workers, shard_size)
+    old = None if rebuild else _open_old(encoder, folder)
+    if old is not None and _is_current(old, images, folder, kind):
+        log.info("%s: reusing the index of %d images", folder, len(old))
+        return old
+    with locked_folder(folder), logging_redirect_tqdm():
+        store = ShardStore(folder / PARTIAL_FOLDER, encoder.fingerprint, encoder.dimension)
+        if rebuild:
             store.clear()
-            return existing
-    shards: list[Shard] = []
-    with _progress(len(images)) as bar, logging_redirect_tqdm():
-        for number, first in enumerate(range(0, len(images), shard_size)):
-            part = images[first : first + shard_size]
-            shard = store.load(number, part)
-            if shard is not None and _still_broken(part, shard.skipped):
-                log.info("%s: continuing: images %d to %d are done", folder, first + 1, first + len(part))
-                bar.update(len(part))
-            else:
-                failed = sum(len(shard.skipped) for shard in shards)
-                shard = _embed(part, encoder, batch_size, workers, bar, failed)
-                store.save(number, part, shard)
-            shards.append(shard)
-    skipped = [skip for shard in shards for skip in shard.skipped]
-    _write_failed(folder, skipped)
-    _check_failures(len(images), skipped, maximum_failed_share)
-    index = FaissIndex(encoder.dimension)
-    for shard in shards:
-        index.add(shard.ids, shard.vectors)
-    index.save(
-        folder,
-        model_name=model_name,
-        model_fingerprint=encoder.fingerprint,
-        dataset=dataset,
-        image_folder=image_folder,
-    )
-    store.clear()
-    log.info("%s: wrote the index of %d images, %d left out", folder, len(index), len(skipped))
-    return index
+        shards = store.load_all()
+        sources = [*([Shard(old.ids, old.vectors)] if old else []), *shards.values()]
+        skipped = _embed_missing(
+            images, sources, encoder, store, max(shards, default=-1) + 1, batch_size, workers, shard_size
+        )
+        _write_failed(folder, skipped)
+        _check_failures(len(images), skipped, maximum_failed_share)
+        ids, where = _places(images, sources)
+        if old is not None:
+            dropped = len(set(old.ids) - set(ids))
+            log.info(
+                "%s: %d images are new, %d have vanished", folder, len(ids) - len(old) + dropped, dropped
+            )
+        write_folder(
+            folder,
+            ids,
+            _collected(sources, where),
+            dimension=encoder.dimension,
+            model_name=model_name,
+            model_fingerprint=encoder.fingerprint,
+            dataset=dataset,
+            image_folder=image_folder,
+            kind=kind,
+            sampled=lambda: _encoded_captions(images, encoder),
+        )
+        store.clear()
+        log.info("%s: wrote the index of %d images, %d left out", folder, len(ids), len(skipped))
+    return FaissIndex.open(folder, encoder.fingerprint, encoder.dimension)
 
 
-def _progress(count: int) -> tqdm:
-    return tqdm(total=count, desc="embedding", unit="image", disable=None)
+def _embed_missing(
+    images: Sequence[Image],
+    sources: list[Shard],
+    encoder: ImageEncoder,
+    store: ShardStore,
+    first_number: int,
+    batch_size: int,
+    workers: int,
+    shard_size: int,
+) -> list[Skip]:
+    """Embeds the images that no source has, and adds what was embedded to the sources."""
+    there = {image_id for source in sources for image_id in source.ids}
+    missing = [image for image in images if image.id not in there]
+    del there
+    if sources and missing:
+        log.info(
+            "%s: continuing: %d of %d images are to be embedded", store.folder, len(missing), len(images)
+        )
+    skipped: list[Skip] = []
+    done = len(images) - len(missing)
+    with tqdm(total=len(images), initial=done, desc="embedding", unit="image", disable=None) as bar:
+        for number, first in enumerate(range(0, len(missing), shard_size), start=first_number):
+            shard, broken = embed(missing[first : first + shard_size], encoder, batch_size, workers, bar)
+            if shard.ids:
+                sources.append(store.save(number, shard))
+            skipped += broken
+            bar.set_postfix(failed=len(skipped), refresh=False)
+    return skipped
 
 
-def _check_images(images: Sequence[Image], batch_size: int, workers: int) -> None:
+def _places(images: Sequence[Image], sources: Sequence[Shard]) -> tuple[list[str], np.ndarray]:
+    """Finds where each image's vector is.
+
+    Returns:
+        The ids of the n images that have one, in order; and (n, 2) int64, source and row.
+    """
+    number_of = {image.id: number for number, image in enumerate(images)}
+    where = np.full((len(images), 2), -1, dtype=np.int64)
+    for number, source in enumerate(sources):
+        for row, image_id in enumerate(source.ids):
+            if image_id in number_of:
+                where[number_of[image_id]] = number, row
+    there = where[:, 0] >= 0
+    return [image.id for image, has in zip(images, there, strict=True) if has], where[there]
+
+
+def _collected(sources: Sequence[Shard], where: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields the vectors block by block."""
+    for first in range(0, len(where), ROWS_AT_ONCE):
+        numbers, rows = where[first : first + ROWS_AT_ONCE].T
+        block = np.empty((len(rows), sources[0].vectors.shape[1]), dtype=np.float32)
+        for number in np.unique(numbers):
+            block[numbers == number] = take_rows(sources[number].vectors, rows[numbers == number])
+        yield block
+
+
+def _encoded_captions(images: Sequence[Image], encoder: ImageEncoder) -> np.ndarray | None:
+    """Encodes some captions, spread over the images: an approximate index is measured with such questions."""
+    encode_texts = getattr(encoder, "encode_texts", None)
+    captioned = [image for image in images if image.captions]
+    if encode_texts is None or not captioned:
+        return None
+    step = max(1, len(captioned) // SAMPLED_CAPTIONS)
+    texts = [image.captions[0] for image in captioned[::step][:SAMPLED_CAPTIONS]]
+    return unit_rows(encode_texts(texts), encoder.dimension, "text vectors")
+
+
+def _check_images(images: Sequence[Image], batch_size: int, workers: int, shard_size: int) -> None:
     if not images:
         raise ValueError("embedding: got no images, expected at least one; check the dataset's image folder")
-    if batch_size < 1 or workers < 1:
-        raise ValueError(
-            f"embedding: got batch size {batch_size} and {workers} workers, expected at least 1 each"
-        )
+    for name, value in (("batch size", batch_size), ("workers", workers), ("shard size", shard_size)):
+        if value < 1:
+            raise ValueError(f"embedding: got {name} {value}, expected at least 1")
     seen: set[str] = set()
     for image in images:
         if image.id in seen:
@@ -166,106 +199,46 @@ def _check_images(images: Sequence[Image], batch_size: int, workers: int) -> Non
 def _check_failures(count: int, skipped: Sequence[Skip], maximum_failed_share: float) -> None:
     if not skipped:
         return
-    first = f"the first is {skipped[0].what}: {skipped[0].why}"
+    first = f"the first is {skipped[0].what!r}: {skipped[0].why}"
     if len(skipped) == count:
         raise ValueError(f"embedding: all {count} images are broken; {first}; check the image folder")
     if len(skipped) > maximum_failed_share * count:
         raise ValueError(
             f"embedding: {len(skipped)} of {count} images are broken, expected at most "
-            f"{maximum_failed_share:.0%}; {first}; repair or remove them, or allow a larger share"
+            f"{maximum_failed_share:.0%}; {first}; all are in {FAILED_FILE}; repair or remove them, or allow "
+            "a larger share with --maximum-failed-share"
         )
     log.warning("%d of %d images are broken and left out; %s", len(skipped), count, first)
 
 
-def _embed(
-    images: Sequence[Image],
-    encoder: ImageEncoder,
-    batch_size: int,
-    workers: int,
-    bar: tqdm,
-    failed_before: int,
-) -> Shard:
-    ids: list[str] = []
-    skipped: list[Skip] = []
-    vectors: list[np.ndarray] = []
-    waiting: list[PILImage.Image] = []
-
-    def encode() -> None:
-        vectors.append(
-            checked_rows(encoder.encode_images(list(waiting)), len(waiting), encoder, "image vectors")
-        )
-        bar.update(len(waiting))
-        waiting.clear()
-
-    with closing(_decoded(images, workers, ahead=batch_size + workers)) as decoded:
-        for image, picture in decoded:
-            if isinstance(picture, BrokenImage):
-                skipped.append(Skip(image.id, picture.reason))
-                bar.update()
-                bar.set_postfix(failed=failed_before + len(skipped), refresh=False)
-                continue
-            ids.append(image.id)
-            waiting.append(picture)
-            if len(waiting) == batch_size:
-                encode()
-    if waiting:
-        encode()
-    empty = np.empty((0, encoder.dimension), dtype=np.float32)
-    return Shard(tuple(ids), np.concatenate([empty, *vectors]), tuple(skipped))
-
-
-def _decoded(
-    images: Sequence[Image], workers: int, ahead: int
-) -> Generator[tuple[Image, PILImage.Image | BrokenImage], None, None]:
-    """Yields each image with its picture, in order, while threads decode at most `ahead` in advance."""
-    queue: deque[tuple[Image, Future[PILImage.Image]]] = deque()
-    upcoming = iter(images)
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        try:
-            while True:
-                while len(queue) < ahead and (image := next(upcoming, None)) is not None:
-                    queue.append((image, pool.submit(open_image, image.path)))
-                if not queue:
-                    return
-                image, future = queue.popleft()
-                try:
-                    picture = future.result()
-                except BrokenImage as error:
-                    yield image, error
-                else:
-                    yield image, picture
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _open_same(images: Sequence[Image], encoder: ImageEncoder, folder: Path) -> FaissIndex | None:
-    """Opens the folder's index if it is of these images and this model; says why when it is not."""
+def _open_old(encoder: ImageEncoder, folder: Path) -> FaissIndex | None:
+    """Opens the folder's index if it is of this model; says why when it is not."""
     if not folder.is_dir() or not any(folder.glob("*.json")):
         return None
     try:
-        index = FaissIndex.open(folder, encoder.fingerprint, encoder.dimension)
-        failed = _read_failed(folder)
+        return FaissIndex.open(folder, encoder.fingerprint, encoder.dimension)
     except (ValueError, FileNotFoundError) as error:
         log.warning("building a new index, since the old one cannot be used: %s", error)
         return None
-    names = {skip.what for skip in failed}
-    if index.ids != tuple(image.id for image in images if image.id not in names):
-        log.warning("%s: building a new index, since the old one is of other images", folder)
-        return None
-    if not _still_broken(images, failed):
-        log.warning("%s: building a new index, since an image that was broken can be read now", folder)
-        return None
-    return index
 
 
-def _still_broken(images: Sequence[Image], skipped: Sequence[Skip]) -> bool:
-    names = {skip.what for skip in skipped}
+def _is_current(old: FaissIndex, images: Sequence[Image], folder: Path, kind: IndexKind) -> bool:
+    """Tells whether the index is of these images but broken ones, in this order, and of this kind."""
+    fits = (old.kind == "flat") == (len(old) < FLAT_BELOW) if kind == "auto" else old.kind == kind
+    if not fits:
+        log.warning("%s: writing a new index, since the old one is %s", folder, old.kind)
+        return False
+    failed = _read_failed(folder)
+    if old.ids != tuple(image.id for image in images if image.id not in failed):
+        log.warning("%s: the index is of other images", folder)
+        return False
     for image in images:
-        if image.id in names:
+        if image.id in failed:
             try:
                 open_image(image.path)
             except BrokenImage:
                 continue
+            log.warning("%s: %r, which was broken, can be read now", folder, image.id)
             return False
     return True
 
@@ -275,10 +248,14 @@ def _write_failed(folder: Path, skipped: Sequence[Skip]) -> None:
     writer = csv.writer(text)
     writer.writerow(["image_name", "reason"])
     writer.writerows((skip.what, skip.why) for skip in skipped)
-    folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / FAILED_FILE, lambda path: path.write_text(text.getvalue(), "utf-8", newline=""))
 
 
-def _read_failed(folder: Path) -> list[Skip]:
-    with (folder / FAILED_FILE).open(encoding="utf-8", newline="") as file:
-        return [Skip(row["image_name"], row["reason"]) for row in csv.DictReader(file)]
+def _read_failed(folder: Path) -> frozenset[str]:
+    """Returns the names in the list of broken images; none if it is not there or not such a list."""
+    try:
+        with (folder / FAILED_FILE).open(encoding="utf-8", newline="") as file:
+            return frozenset(row["image_name"] for row in csv.DictReader(file))
+    except (FileNotFoundError, KeyError, ValueError, csv.Error) as error:
+        log.warning("%s: cannot be used, trying its images again: %s", folder / FAILED_FILE, error)
+        return frozenset()

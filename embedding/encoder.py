@@ -11,7 +11,11 @@ from indexes.exact_scores import unit_rows
 
 
 class ImageEncoder(Protocol):
-    """Pictures to vectors."""
+    """Pictures to vectors.
+
+    It may also have a method ``prepare_image`` from one picture to another, such as the resized one: threads
+    that decode then call it, so that `encode_images` finds less to do.
+    """
 
     @property
     def dimension(self) -> int:

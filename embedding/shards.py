@@ -16,24 +16,21 @@ import numpy as np
 
 from indexes.manifest import file_sha256
 from indexes.replace_file import replace_file
-from records import Image, Skip
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """The embedding of some images.
+    """Vectors of some images.
 
     Attributes:
-        ids: Of the n images that could be read, in order.
-        vectors: (n, d) float32, rows of unit length.
-        skipped: The others.
+        ids: Of n images, in order.
+        vectors: (n, d) float32, rows of unit length; may be a memory-mapped file.
     """
 
-    ids: tuple[str, ...]
+    ids: Sequence[str]
     vectors: np.ndarray
-    skipped: tuple[Skip, ...]
 
 
 @dataclass(frozen=True)
@@ -50,10 +47,14 @@ class ShardStore:
     fingerprint: str
     dimension: int
 
-    def save(self, number: int, images: Sequence[Image], shard: Shard) -> None:
-        """Keeps the shard of `images`; replaces an older one with this number."""
+    def save(self, number: int, shard: Shard) -> Shard:
+        """Keeps a shard, in place of an older one with this number.
+
+        Returns:
+            The same, with its vectors in the file and no longer in memory.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        vectors, label = self.folder / f"{number}.npy", self.folder / f"{number}.json"
+        vectors, label = self._files(number)
         label.unlink(missing_ok=True)
 
         def write_vectors(path: Path) -> None:
@@ -61,36 +62,42 @@ class ShardStore:
                 np.save(file, shard.vectors, allow_pickle=False)
 
         replace_file(vectors, write_vectors)
-        skipped = [[skip.what, skip.why] for skip in shard.skipped]
-        values = self._expected(images) | {"skipped": skipped, "sha256": file_sha256(vectors)}
+        values = {
+            "fingerprint": self.fingerprint,
+            "dimension": self.dimension,
+            "images": list(shard.ids),
+            "sha256": file_sha256(vectors),
+        }
         replace_file(label, lambda path: path.write_text(json.dumps(values), encoding="utf-8"))
+        return Shard(shard.ids, np.load(vectors, mmap_mode="r", allow_pickle=False))
 
-    def load(self, number: int, images: Sequence[Image]) -> Shard | None:
-        """Returns the shard with this number if it is whole, of this model and of these images; else None."""
-        vectors, label = self.folder / f"{number}.npy", self.folder / f"{number}.json"
-        if not label.is_file() or not vectors.is_file():
-            return None
-        try:
-            values = json.loads(label.read_text(encoding="utf-8"))
-        except ValueError as error:
-            log.warning("%s: unreadable, encoding its images again: %s", label, error)
-            return None
-        expected = self._expected(images)
-        if {key: values.get(key) for key in expected} != expected or file_sha256(vectors) != values["sha256"]:
-            return None
-        skipped = tuple(Skip(what, why) for what, why in values["skipped"])
-        left_out = {skip.what for skip in skipped}
-        ids = tuple(image.id for image in images if image.id not in left_out)
-        return Shard(ids, np.load(vectors, allow_pickle=False), skipped)
+    def load_all(self) -> dict[int, Shard]:
+        """Returns the whole shards of this model, by number; says which are left out as damaged."""
+        shards = {}
+        for label in sorted(self.folder.glob("*.json")):
+            try:
+                values = json.loads(label.read_text(encoding="utf-8"))
+                number, ids = int(label.stem), tuple(map(str, values["images"]))
+                made_by = (values["fingerprint"], values["dimension"])
+                vectors, _ = self._files(number)
+                whole = file_sha256(vectors) == values["sha256"]
+            except (ValueError, KeyError, TypeError, OSError) as error:
+                log.warning("%s: cannot be used, encoding its images again: %s", label, error)
+                continue
+            if made_by != (self.fingerprint, self.dimension):
+                continue
+            if not whole:
+                log.warning("%s: damaged, encoding its images again", vectors)
+                continue
+            rows = np.load(vectors, mmap_mode="r", allow_pickle=False)
+            if rows.shape == (len(ids), self.dimension) and rows.dtype == np.float32:
+                shards[number] = Shard(ids, rows)
+        return shards
 
     def clear(self) -> None:
         """Removes all shards."""
         if self.folder.exists():
             shutil.rmtree(self.folder)
 
-    def _expected(self, images: Sequence[Image]) -> dict[str, object]:
-        return {
-            "fingerprint": self.fingerprint,
-            "dimension": self.dimension,
-            "images": [image.id for image in images],
-        }
+    def _files(self, number: int) -> tuple[Path, Path]:
+        return self.folder / f"{number}.npy", self.folder / f"{number}.json"

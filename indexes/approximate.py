@@ -8,7 +8,6 @@ measured against exact search, and the effort of a search is raised until recall
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,18 +17,15 @@ import faiss
 import numpy as np
 
 from indexes.exact_search import blocks_of, exact_pairs, list_rows, take_rows
+from indexes.kinds import LINKS
 from indexes.manifest import REBUILD, Manifest
 from settings import IndexKind
 
 log = logging.getLogger(__name__)
 
-FLAT_BELOW = 1_000_000  # vectors; below it an exact search costs less than anything around it
-HNSW_BELOW = 3_000_000  # building its graph is slow
-MEMORY_SHARE = 0.5  # of the machine's, for what stays in memory
 RECALL_DEPTH = 10
 RECALL_WANTED = 0.95
 SAMPLED_QUERIES = 200
-LINKS = 32  # of a vector in HNSW's graph, and twice as many on its lowest level
 TRAINING_ROWS_PER_LIST = 40
 CANDIDATES = {"hnsw": 4, "ivf": 4, "ivfpq": 20}  # named for each image wanted: codes rank roughly
 LARGEST_EFFORT = 4096
@@ -38,22 +34,6 @@ FAISS_TYPES = {
     "ivf": faiss.IndexIVFScalarQuantizer,
     "ivfpq": faiss.IndexIVFPQ,
 }
-
-
-def choose_kind(count: int, dimension: int, memory: int | None = None) -> IndexKind:
-    """Picks the kind of index for a collection: exact while that is fast, then the best that fits.
-
-    Args:
-        count: Vectors.
-        dimension: Width of a vector.
-        memory: Bytes of the machine; asked of the system when None.
-    """
-    allowed = MEMORY_SHARE * (_memory_bytes() if memory is None else memory)
-    if count < FLAT_BELOW:
-        return "flat"
-    if count < HNSW_BELOW and count * (dimension + 2 * LINKS * 4 + 16) <= allowed:
-        return "hnsw"
-    return "ivf" if count * (dimension + 8) <= allowed else "ivfpq"
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,10 +189,3 @@ def _description(kind: IndexKind, dimension: int, lists: int) -> str:
         parts = next(parts for parts in range(max(1, dimension // 8), 0, -1) if dimension % parts == 0)
         return f"IVF{lists}_HNSW{LINKS},PQ{parts}"
     raise ValueError(f"approximate index: got kind {kind!r}, expected hnsw, ivf or ivfpq")
-
-
-def _memory_bytes() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # a system that does not say
-        return 8 << 30

@@ -117,6 +117,13 @@ class FaissIndex:
         """How it searches: "flat", exactly, or "hnsw", "ivf" or "ivfpq", through an approximate index."""
         return self._approximate.kind if self._approximate else "flat"
 
+    @property
+    def vectors(self) -> np.ndarray:
+        """(n, dimension) float32, read-only, by row; a file's are not aligned: see `indexes.exact_search`."""
+        view = self._vectors.view()
+        view.flags.writeable = False
+        return view
+
     def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
         """Looks up vectors.
 

@@ -9,11 +9,12 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from indexes.kinds import choose_kind
 from indexes.manifest import (
     APPROXIMATE_FILE,
     FORMAT_VERSION,
@@ -42,7 +43,7 @@ def write_folder(
     dataset: str,
     image_folder: Path,
     kind: IndexKind = "auto",
-    sampled: np.ndarray | None = None,
+    sampled: Callable[[], np.ndarray | None] | None = None,
 ) -> Manifest:
     """Writes an index; a kill leaves the folder's old one whole, or a folder without manifest.
 
@@ -56,8 +57,8 @@ def write_folder(
         dataset: Name of the dataset.
         image_folder: The folder that the ids are relative to.
         kind: Of the index; "auto" picks one by the number of vectors and the memory.
-        sampled: (q, dimension) float32 unit rows like those that will be asked, to measure an approximate
-            index with; sums of stored vectors when None.
+        sampled: Gives (q, dimension) float32 unit rows like those that will be asked, to measure an
+            approximate index with; sums of stored vectors when there are none.
 
     Raises:
         ValueError: If there are no images, or not as many ids as vectors.
@@ -73,13 +74,13 @@ def write_folder(
     if counted != [len(ids)]:
         raise ValueError(f"{folder}: got {len(ids)} ids for {counted[0]} vectors, expected as many")
     replace_file(new[IDS_FILE], lambda path: _write_ids(path, ids))
-    from indexes.approximate import build_approximate, choose_kind
-
     chosen = choose_kind(len(ids), dimension) if kind == "auto" else kind
     effort, recall = 0, 1.0
     if chosen != "flat":
+        from indexes.approximate import build_approximate  # imports FAISS, which the others do without
+
         vectors = open_vectors(new[VECTORS_FILE], len(ids), dimension, REBUILD)
-        approximate = build_approximate(vectors, chosen, sampled)
+        approximate = build_approximate(vectors, chosen, sampled() if sampled else None)
         effort, recall = approximate.effort, approximate.recall
         new[APPROXIMATE_FILE] = folder / (APPROXIMATE_FILE + ".new")
         replace_file(new[APPROXIMATE_FILE], approximate.write)

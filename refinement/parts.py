@@ -417,6 +417,8 @@ def _open_index(settings: IndexSettings, dataset: Dataset, encoder: Encoder, mod
         image_folder=dataset.folder,
         batch_size=settings.image_batch or 32,
         workers=settings.workers,
+        kind=settings.index_kind,
+        maximum_failed_share=settings.maximum_failed_share,
         rebuild=settings.rebuild,
     )
 

@@ -7,9 +7,11 @@ import threading
 import numpy as np
 import pytest
 from PIL import Image as PILImage
+from tqdm import tqdm
 
-from embedding.build import build_index, embed_images
+from embedding.build import build_index
 from embedding.decode import open_image
+from embedding.pipeline import embed
 from indexes.faiss_index import FaissIndex
 from records import Image
 
@@ -61,13 +63,11 @@ def test_vectors_stay_with_their_images_around_broken_ones(tmp_path, batch_size,
     images = make_images(tmp_path, 30, broken)
     images.insert(12, Image("gone.png", tmp_path / "gone.png"))
     encoder = ColourEncoder()
-    ids, vectors, skipped = embed_images(
-        images, encoder, batch_size=batch_size, workers=workers, maximum_failed_share=0.5
-    )
+    shard, skipped = embed(images, encoder, batch_size, workers, tqdm(disable=True))
     whole = [image for image in images if image.id != "gone.png" and int(image.id[:3]) not in broken]
-    assert ids == tuple(image.id for image in whole)
-    assert vectors.dtype == np.float32
-    assert np.allclose(vectors, one_by_one(whole), atol=1e-6)
+    assert shard.ids == [image.id for image in whole]
+    assert shard.vectors.dtype == np.float32
+    assert np.allclose(shard.vectors, one_by_one(whole), atol=1e-6)
     assert [skip.what for skip in skipped] == [
         "000.png",
         "005.png",
@@ -99,8 +99,8 @@ def test_decoding_goes_on_while_the_model_encodes_but_not_without_bound(tmp_path
             ahead_of_model.append(len(opened) - self.encoded)
             return super().encode_images(images)
 
-    monkeypatch.setattr("embedding.build.open_image", counted)
-    embed_images(images, SlowEncoder(), batch_size=4, workers=2)
+    monkeypatch.setattr("embedding.pipeline.open_image", counted)
+    embed(images, SlowEncoder(), 4, 2, tqdm(disable=True))
     assert len(opened) == 40
     assert max(ahead_of_model) <= 4 + 4 + 2
 
@@ -109,15 +109,18 @@ def test_what_cannot_be_embedded_is_refused(tmp_path):
     images = make_images(tmp_path, 10, broken={3, 4})
     encoder = ColourEncoder()
     with pytest.raises(ValueError, match="got no images"):
-        embed_images([], encoder, batch_size=4, workers=2)
+        build([], encoder, tmp_path / "index")
     with pytest.raises(ValueError, match=r"'000\.png' occurs twice"):
-        embed_images([*images, images[0]], encoder, batch_size=4, workers=2)
-    with pytest.raises(ValueError, match="got batch size 0 and 2 workers"):
-        embed_images(images, encoder, batch_size=0, workers=2)
-    with pytest.raises(ValueError, match=r"2 of 10 images are broken, .* at most 10%; the first is 003\.png"):
-        embed_images(images, encoder, batch_size=4, workers=2)
+        build([*images, images[0]], encoder, tmp_path / "index")
+    for name in ("batch_size", "workers", "shard_size"):
+        with pytest.raises(ValueError, match=f"got {name.replace('_', ' ')} 0, expected at least 1"):
+            build(images, encoder, tmp_path / "index", **{name: 0})
+    with pytest.raises(
+        ValueError, match=r"2 of 10 images are broken, .* at most 10%; the first is '003\.png'"
+    ):
+        build(images, encoder, tmp_path / "index", maximum_failed_share=0.1)
     with pytest.raises(ValueError, match="all 2 images are broken"):
-        embed_images(images[3:5], encoder, batch_size=4, workers=2, maximum_failed_share=1)
+        build(images[3:5], encoder, tmp_path / "index", maximum_failed_share=1)
 
 
 class WrongEncoder(ColourEncoder):
@@ -140,7 +143,7 @@ class WrongEncoder(ColourEncoder):
 )
 def test_an_encoder_that_breaks_its_promise_is_caught(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
-        embed_images(make_images(tmp_path, 8), WrongEncoder(change), batch_size=4, workers=2)
+        build(make_images(tmp_path, 8), WrongEncoder(change), tmp_path / "index")
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
 
@@ -152,7 +155,7 @@ def build(images, encoder, folder, **options):
         folder,
         model_name="colours",
         dataset="toy",
-        image_folder=images[0].path.parent,
+        image_folder=folder.parent,
         **settings,
     )
 
@@ -197,16 +200,16 @@ def test_the_same_index_is_reused_and_another_is_built_again(tmp_path, caplog):
     assert encoded_again(images, ColourEncoder()) == 0
     assert "reusing the index of 19 images" in caplog.text
     assert encoded_again(images, ColourEncoder(), rebuild=True) == 19
-    assert encoded_again(images[:15], ColourEncoder()) == 14
-    assert "the old one is of other images" in caplog.text
+    assert encoded_again(images[:15], ColourEncoder()) == 0
+    assert "0 images are new, 5 have vanished" in caplog.text
     assert encoded_again(images[:15], ColourEncoder("colours-2")) == 14
     assert "another model's index: got colours-1 (colours), expected colours-2" in caplog.text
     (folder / "manifest.json").unlink()
     assert encoded_again(images[:15], ColourEncoder("colours-2")) == 14
     assert "incomplete index" in caplog.text
     PILImage.new("RGB", (9, 9)).save(images[7].path)
-    assert encoded_again(images[:15], ColourEncoder("colours-2")) == 15
-    assert "an image that was broken can be read now" in caplog.text
+    assert encoded_again(images[:15], ColourEncoder("colours-2")) == 1
+    assert "'007.png', which was broken, can be read now" in caplog.text
     assert encoded_again(images[:15], ColourEncoder("colours-2")) == 0
 
 
@@ -221,7 +224,7 @@ def test_a_killed_build_continues_where_it_stopped(tmp_path, caplog):
     rest = ColourEncoder()
     index = build(images, rest, folder)
     assert rest.encoded == 33 - 19  # two shards of ten were done, with one broken image among them
-    assert "images 11 to 20 are done" in caplog.text
+    assert "16 of 35 images are to be embedded" in caplog.text  # the broken one is tried again
     whole = [image for image in images if image.id in index.ids]
     assert len(whole) == 33
     assert np.allclose(index.vectors_of([image.id for image in whole]), one_by_one(whole), atol=1e-6)
@@ -229,7 +232,7 @@ def test_a_killed_build_continues_where_it_stopped(tmp_path, caplog):
     assert not (folder / ".partial").exists()
 
 
-def test_finished_parts_of_another_model_or_of_other_images_are_not_used(tmp_path):
+def test_finished_parts_are_used_if_whole_and_of_this_model(tmp_path):
     images = make_images(tmp_path / "images", 30)
     folder = tmp_path / "index"
 
@@ -243,12 +246,14 @@ def test_finished_parts_of_another_model_or_of_other_images_are_not_used(tmp_pat
     assert other.encoded == 30
     stop_midway()
     fewer = ColourEncoder()
-    build(images[1:], fewer, folder)
-    assert fewer.encoded == 29
+    index = build(images[1:], fewer, folder, rebuild=False)
+    assert fewer.encoded == 10  # two parts of ten serve, though the first image has vanished
+    assert np.allclose(index.vectors_of(index.ids), one_by_one(images[1:]), atol=1e-6)
     stop_midway()
     damaged = folder / ".partial" / "1.npy"
     damaged.write_bytes(damaged.read_bytes()[:-4])
     (folder / ".partial" / "0.json").write_text("{")
+    (folder / "manifest.json").unlink()
     again = ColourEncoder()
     build(images, again, folder)
     assert again.encoded == 30
@@ -265,8 +270,3 @@ def test_too_many_broken_images_leave_a_list_and_no_index(tmp_path):
     repaired = ColourEncoder()
     assert len(build(images, repaired, tmp_path / "index")) == 20
     assert repaired.encoded == 10  # the second shard was whole
-
-
-def test_a_shard_size_below_one_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="shard size: got 0"):
-        build(make_images(tmp_path / "images", 2), ColourEncoder(), tmp_path / "index", shard_size=0)
