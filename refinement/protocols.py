@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from records import Query
@@ -21,7 +22,7 @@ class Protocol:
         stops_when_found: Whether a query ends when its target is found.
         any_relevant: Whether every relevant image satisfies, as if no query had a target; a query then ends
             when all its relevant images have been shown.
-        measure: The measure that stands for a run in tables.
+        measure: The measure that stands for a run in tables; `measure_of` where queries may lack a target.
     """
 
     shown: int
@@ -49,6 +50,11 @@ class Protocol:
     def goal_of(self, query: Query) -> Query:
         """Returns the query as this protocol asks it: without a target where any relevant image will do."""
         return dataclasses.replace(query, target=None) if self.any_relevant else query
+
+    def measure_of(self, queries: Sequence[Query]) -> str:
+        """Returns the measure that stands for a run over these queries: without any target, R^T."""
+        has_target = any(self.goal_of(query).target is not None for query in queries)
+        return self.measure if has_target else "Session recall"
 
 
 PROTOCOLS = {
