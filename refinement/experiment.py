@@ -84,7 +84,7 @@ def _write_results(
         },
     )
     write_trec(folder / "trec", rounds, settings.rounds, queries)
-    name, measure = scrolling_name(settings.protocol), PROTOCOLS[settings.protocol].measure
+    name, measure = scrolling_name(settings.protocol), PROTOCOLS[settings.protocol].measure_of(queries)
     curves = {strategy: measures.summary(), name: control_measures.summary()}
     plot_recall_f1(curves, folder / "recall_f1.png", measure=measure)
     write_report(folder, parts.dataset.folder)
