@@ -120,7 +120,7 @@ def run_comparison(settings: ComparisonSettings, own: OwnModels | None = None) -
             stage: sum(count[stage] for count in by_seed) / len(by_seed) for stage in by_seed[0]
         }
     parts.costs.save()
-    found = _compare(plays, runs, PROTOCOLS[settings.protocol].measure, settings.seed)
+    found = _compare(plays, runs, PROTOCOLS[settings.protocol].measure_of(parts.queries), settings.seed)
     costs = {
         play.name: parts.costs.per_query(play.name, counts[play.name], len(parts.queries)) for play in plays
     }
@@ -193,8 +193,8 @@ def _compare(
 
 
 def _write(folder: Path, compared: Sequence[Compared], parts: Parts) -> None:
-    protocol = PROTOCOLS[parts.settings.protocol]
-    scores, costs = _score_rows(compared, protocol.measure), _cost_rows(compared)
+    measure = PROTOCOLS[parts.settings.protocol].measure_of(parts.queries)
+    scores, costs = _score_rows(compared, measure), _cost_rows(compared)
     table = as_markdown(scores)
     text = f"{table}\n\n{_explanation(compared, parts)}\n\nCost of one query:\n\n{as_markdown(costs)}\n"
     for name, content in {
@@ -207,12 +207,12 @@ def _write(folder: Path, compared: Sequence[Compared], parts: Parts) -> None:
         write_atomically(folder / name, content.encode())
     write_json(folder / "comparison.json", _json(compared, parts))
     summaries = {row.play.name: row.measures.summary() for row in compared}
-    plot_recall_f1(summaries, folder / "comparison.png", measure=protocol.measure)
+    plot_recall_f1(summaries, folder / "comparison.png", measure=measure)
     differences = {
         row.play.name: row.minus_scrolling for row in compared if row.play.name != row.play.control
     }
     plot_differences(
-        differences, folder / "differences.png", f"{protocol.measure} of the last round minus the control's"
+        differences, folder / "differences.png", f"{measure} of the last round minus the control's"
     )
     print(table)  # noqa: T201  the final table is the script's answer
     log.info("written: %s", folder / "comparison.md")
