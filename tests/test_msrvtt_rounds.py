@@ -1,0 +1,128 @@
+"""Queries without one target, as MSR-VTT's are, through the whole experiment."""
+
+import importlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation.runs import read_rounds
+from settings import run_script
+
+FIXTURES = Path(__file__).parent / "fixtures" / "blip"
+HEADS = {"model_type": "blip", "num_attention_heads": 2, "vision": {"heads": 3}}
+VIDEOS, FRAMES = 12, 5
+
+
+def model_folder(folder, weights):
+    folder.mkdir()
+    shutil.copy(FIXTURES / weights, folder)
+    shutil.copy(FIXTURES / "vocab.txt", folder)
+    (folder / "config.json").write_text(json.dumps(HEADS))
+    return folder
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    """Of a small run: frames on disk, one sentence a video, tiny models."""
+    random = np.random.default_rng(0)
+    root = tmp_path / "msrvtt"
+    rows = ["key,vid_key,video_id,sentence"]
+    for video in range(VIDEOS):
+        folder = root / "frames" / f"video{video}"
+        folder.mkdir(parents=True)
+        for frame in range(FRAMES):
+            cells = Image.fromarray(random.integers(0, 256, (3, 3, 3), dtype=np.uint8))
+            cells.resize((40, 30), Image.Resampling.NEAREST).save(folder / f"{frame:02}.jpg")
+        rows.append(f"ret{video},msr{video},video{video},a person shows thing {video}")
+    (root / "MSRVTT_JSFUSION_test.csv").write_text("\n".join(rows))
+    return {
+        "--root": root,
+        "--blip": model_folder(tmp_path / "blip", "itm.pth"),
+        "--caption-model": model_folder(tmp_path / "captioner", "captioner.pth"),
+        "--quantization": "fp32",
+        "--caption-cache": tmp_path / "captions.sqlite",
+        "--output": tmp_path / "run",
+    }
+
+
+def run(monkeypatch, name, arguments, *more):
+    command = [name, *(str(part) for pair in arguments.items() for part in pair), *more]
+    monkeypatch.setattr(sys, "argv", command)
+    return run_script(importlib.import_module(name).main)
+
+
+def brute_force_recall(records, round_count):
+    """Of everything shown up to each round, the share of a query's relevant images; mean over queries."""
+    sessions = {}
+    for record in sorted(records, key=lambda record: record.number):
+        sessions.setdefault(record.query_id, []).append(record)
+    recalls = np.zeros((round_count, len(sessions)))
+    for column, session in enumerate(sessions.values()):
+        for number in range(round_count):
+            shown = {i for record in session[: number + 1] for i in record.image_ids[: record.shown]}
+            recalls[number, column] = len(shown & set(session[0].relevant)) / len(session[0].relevant)
+    return recalls.mean(axis=1)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "user"),
+    [("paper", "ground-truth"), ("paper", "first"), ("honest", "reference"), ("reference", "random")],
+)
+def test_the_msrvtt_script_plays_and_measures(arguments, tmp_path, monkeypatch, protocol, user):
+    options = ("--strategy", "append", "--protocol", protocol, "--user", user)
+    assert run(monkeypatch, "multi_modal_query_expansion_msrvtt", arguments, *options) == 0
+    records = read_rounds(tmp_path / "run" / "rounds.jsonl")
+    assert {record.target for record in records} == {None}
+    assert len({record.query_id for record in records}) == VIDEOS
+    for record in records:
+        video = record.query_id.partition("#")[0]
+        assert all(image_id.startswith(f"{video}/") for image_id in record.relevant)
+    measures = json.loads((tmp_path / "run" / "measures.json").read_text())
+    assert measures["queries_with_a_target"] == 0
+    assert measures["queries_with_relevant_images"] == VIDEOS
+    means = measures["means_per_round"]
+    assert not {"Recall@10", "Mean rank", "BRI"} & set(means)  # there is no target to rank
+    np.testing.assert_allclose(means["Session recall"], brute_force_recall(records, 4))
+    assert means["Session recall"] == sorted(means["Session recall"])
+    if protocol == "paper":  # ten unseen images a round
+        for query_id in {record.query_id for record in records}:
+            shown = [i for r in records if r.query_id == query_id for i in r.image_ids[: r.shown]]
+            assert len(shown) == len(set(shown))
+    assert (tmp_path / "run" / "report.html").stat().st_size > 0
+
+
+def test_a_video_found_whole_ends_the_search(arguments, tmp_path, monkeypatch):
+    for folder in sorted((arguments["--root"] / "frames").iterdir())[2:]:
+        shutil.rmtree(folder)  # two videos, ten frames: the first round shows all
+    options = ("--strategy", "append")
+    assert run(monkeypatch, "multi_modal_query_expansion_msrvtt", arguments, *options) == 0
+    records = read_rounds(tmp_path / "run" / "rounds.jsonl")
+    assert [(record.number, record.stop) for record in records] == [(0, "found")] * 2
+    means = json.loads((tmp_path / "run" / "measures.json").read_text())["means_per_round"]
+    assert means["Session recall"] == [1.0] * 4
+    assert means["Session precision"] == [0.5] * 4
+
+
+@pytest.mark.parametrize(("protocol", "user"), [("paper", "ground-truth"), ("honest", "reference")])
+def test_strategies_are_compared_by_what_such_queries_can_be_measured_by(
+    arguments, monkeypatch, capsys, protocol, user
+):
+    arguments = {"--dataset": "msrvtt", "--protocol": protocol, "--rounds": 2} | arguments
+    options = ("--strategies", "append", "--users", user, "first")
+    assert run(monkeypatch, "compare", arguments, *options) == 0
+    table = capsys.readouterr().out
+    assert "Session recall" in table and "Recall@10" not in table
+    assert len(table.splitlines()) >= 2 + 3
+
+
+def test_scores_of_a_checkpoint_need_a_target(arguments):
+    from BLIP.scores import by_caption_number
+    from playground import open_dataset
+
+    with pytest.raises(ValueError, match="msrvtt: query video0#0 has no one target to rank"):
+        by_caption_number(open_dataset("msrvtt", arguments["--root"], "1k-A"))
