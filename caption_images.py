@@ -12,7 +12,7 @@ import logging
 
 from settings import CaptionSettings, read_settings, run_script
 
-DATASET = "flickr30k"  # "demo", "flickr30k", "mscoco" or "image_folder"
+DATASET = "flickr30k"  # "demo", "flickr30k", "mscoco", "msrvtt" or "image_folder"
 # All other constants: python caption_images.py --help; for example
 # PRESET = "rtx3090-int4"
 # CAPTION_BATCH = 8
