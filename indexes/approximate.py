@@ -187,5 +187,7 @@ def _description(kind: IndexKind, dimension: int, lists: int) -> str:
         return f"IVF{lists}_HNSW{LINKS},SQ8"
     if kind == "ivfpq":
         parts = next(parts for parts in range(max(1, dimension // 8), 0, -1) if dimension % parts == 0)
-        return f"IVF{lists}_HNSW{LINKS},PQ{parts}"
+        return (
+            f"IVF{lists}_HNSW{LINKS},PQ{parts}np"  # without polysemous training, which is slow and not used
+        )
     raise ValueError(f"approximate index: got kind {kind!r}, expected hnsw, ivf or ivfpq")

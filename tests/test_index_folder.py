@@ -171,7 +171,7 @@ class Killed(BaseException):
 
 
 def test_a_kill_at_any_step_leaves_the_old_index_or_one_that_is_refused(tmp_path, monkeypatch):
-    """Every rename, removal and opening of a file in `save` is counted; the run is killed before each in turn."""
+    """Renames, removals and openings of a file in `save` are counted; it is killed before each in turn."""
     outcomes = []
     real = {name: getattr(Path, name) for name in ("replace", "unlink", "open")}
     for step in range(30):
