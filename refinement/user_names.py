@@ -98,7 +98,15 @@ class SimulatedUsers:
     def _encode(self) -> Callable[[Sequence[str]], np.ndarray]:
         from refinement.sentence_encoder import open_sentence_encoder
 
-        return open_sentence_encoder(self._sentence_encoder).encode_texts
+        encoder = open_sentence_encoder(self._sentence_encoder)
+        encoded: dict[tuple[str, ...], np.ndarray] = {}  # all users read the same captions
+
+        def encode(texts: Sequence[str]) -> np.ndarray:
+            if tuple(texts) not in encoded:
+                encoded[tuple(texts)] = encoder.encode_texts(texts)
+            return encoded[tuple(texts)]
+
+        return encode
 
     @cached_property
     def _indexed(self) -> list[Image]:

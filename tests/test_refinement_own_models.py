@@ -1,0 +1,236 @@
+"""Encoder, captioner and rewriter from outside: the example of the documents, and what is refused."""
+
+import csv
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+
+from evaluation.runs import read_rounds
+from records import Image
+from refinement.comparing import run_comparison
+from refinement.costs import Costs
+from refinement.experiment import run_experiment
+from refinement.own_models import GivenCaptions, GivenEncoder, OwnModels
+from settings import ComparisonSettings, ExperimentSettings
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "own_models.md"
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    """The document's example, run as it stands beside thirty pictures of one colour each; what it defines."""
+    folder = tmp_path_factory.mktemp("example")
+    (folder / "pictures").mkdir()
+    random = np.random.default_rng(0)
+    rows = [("image_name", "comment_number", "comment")]
+    for number in range(30):
+        colour = random.integers(0, 256, 3)
+        picture = PILImage.new("RGB", (20, 16), tuple(int(value) for value in colour))
+        picture.save(folder / "pictures" / f"{number}.png")
+        word = ("red", "green", "blue")[int(colour.argmax())]
+        rows.append((f"{number}.png", "0", f"something {word}"))
+        rows.append((f"{number}.png", "1", f"{word} number {number}"))
+    with (folder / "pictures" / "images_captions.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    (code,) = re.findall(r"^```python\n(.*?)^```$", DOCUMENT.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 20
+    names = {"__name__": "example"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        exec(compile(code, str(DOCUMENT), "exec"), names)  # noqa: S102
+    return names | {"folder": folder}
+
+
+@pytest.fixture
+def mine(example, monkeypatch):
+    """The example's models; the working directory is where its pictures are."""
+    monkeypatch.chdir(example["folder"])
+    return example["Colours"]()
+
+
+@pytest.fixture
+def pictures(example):
+    return example["folder"] / "pictures"
+
+
+def test_the_documents_example_plays_with_the_given_models_alone(mine, pictures):
+    records = read_rounds(Path("run/rounds.jsonl"))
+    assert {record.number for record in records} == {0, 1, 2}  # 30 images, ten a round
+    said = {caption for record in records for caption in record.captions}
+    assert said and said <= {"mostly red", "mostly green", "mostly blue"}
+    moved = [record for record in records if record.number and not record.fallback]
+    assert moved and all(", mostly " in record.text for record in moved)
+    saved = json.loads(Path("run/settings.json").read_text())
+    assert saved["captioner"] == saved["rewriter"] == "example.Colours"
+    assert saved["blip_fingerprint"].startswith("example.Colours ")
+    # The index of another encoder is not written over.
+    (folder,) = pictures.glob("index-all-*")
+    assert not (pictures / "index-all").exists() and (folder / "manifest.json").is_file()
+    costs = json.loads(Path("run/costs.json").read_text())["rewrite"]
+    assert costs["caption"]["items"] == len({image_id for record in records for image_id in record.liked})
+    assert costs["search"]["items"] == len(records) and costs["rewrite"]["items"] > 0
+
+
+def test_a_comparison_takes_the_same_models_and_says_what_a_query_costs(mine, capsys):
+    settings = ComparisonSettings(
+        "image_folder", Path("pictures"), rounds=3, output=Path("compared"),
+        strategies=("append", "rewrite"), users=("reference", "random", "first"), noises=(0.0, 0.5), seeds=2,
+    )  # fmt: skip
+    mine.tokens_written = 0
+
+    def rewrite(queries, captions):
+        mine.tokens_written += 7 * len(queries)
+        return [f"{query}, {caption}" for query, caption in zip(queries, captions, strict=True)]
+
+    mine.rewrite = rewrite
+    folder = run_comparison(settings, OwnModels(mine, mine, mine))
+    names = {path.name for path in folder.iterdir()}
+    assert {"comparison.md", "comparison.csv", "comparison.tex", "costs.csv", "costs.tex"} <= names
+    assert {"comparison.png", "differences.png", "comparison.json", "costs.json"} <= names
+    runs = json.loads((folder / "comparison.json").read_text())["runs"]
+    assert list(runs) == [
+        "scrolling",
+        *(
+            f"{strategy}, {who}"
+            for who in ("reference user", "reference user, 50% wrong", "random user", "first user")
+            for strategy in ("append", "rewrite")
+        ),
+    ]
+    assert {name: len(run["seeds"]) for name, run in runs.items() if len(run["seeds"]) > 1} == {
+        f"{strategy}, {who}": 2
+        for who in ("reference user, 50% wrong", "random user")
+        for strategy in ("append", "rewrite")
+    }
+    assert (folder / "append-random-seed0.rounds.jsonl").read_bytes() != (
+        folder / "append-random-seed1.rounds.jsonl"
+    ).read_bytes()
+    picked = runs["append, reference user"]["minus_controls"]
+    last = {name: run["means_per_round"]["Recall@10"][-1] for name, run in runs.items()}
+    for user in ("random", "first"):
+        expected = last["append, reference user"] - last[f"append, {user} user"]
+        assert picked[user]["mean"] == pytest.approx(expected)
+    assert runs["scrolling"]["minus_controls"] == {}
+    costs = runs["rewrite, reference user"]["costs_per_query"]
+    records = read_rounds(folder / "rewrite-reference.rounds.jsonl")
+    assert costs["search"] == pytest.approx(len(records) / 60)
+    assert costs["caption"] == pytest.approx(len({i for record in records for i in record.liked}) / 60)
+    asked = sum(record.number > 0 for record in records)
+    assert costs["rewrite"] == pytest.approx(asked / 60) and costs["tokens"] == pytest.approx(7 * asked / 60)
+    assert costs["seconds"] > 0
+    assert runs["append, reference user"]["costs_per_query"]["tokens"] == 0
+    table = capsys.readouterr().out
+    assert run_comparison(settings, OwnModels(mine, mine, mine)) == folder  # nothing is played again
+    assert capsys.readouterr().out == table
+    assert json.loads((folder / "comparison.json").read_text())["runs"] == runs
+    with pytest.raises(ValueError, match="seeds: 2 there, 3 now"):
+        run_comparison(replace(settings, seeds=3), OwnModels(mine, mine, mine))
+
+
+def test_users_who_may_give_up_have_a_control_in_which_they_may_too(mine):
+    settings = ComparisonSettings(
+        "image_folder", Path("pictures"), rounds=3, output=Path("patient"), user_patience=1,
+        strategies=("append",), users=("reference", "first"),
+    )  # fmt: skip
+    folder = run_comparison(settings, OwnModels(mine, mine))
+    runs = json.loads((folder / "comparison.json").read_text())["runs"]
+    assert list(runs) == [
+        "scrolling, reference user", "append, reference user", "scrolling, first user", "append, first user",
+    ]  # fmt: skip
+    for name in ("original-reference", "append-reference"):
+        assert any(record.stop == "given up" for record in read_rounds(folder / f"{name}.rounds.jsonl"))
+    own = runs["scrolling, reference user"]["means_per_round"]["Recall@10"][-1]
+    gained = runs["append, reference user"]["means_per_round"]["Recall@10"][-1] - own
+    assert runs["append, reference user"]["minus_scrolling"]["mean"] == pytest.approx(gained)
+
+
+def test_a_query_that_nobody_can_answer_is_on_record(mine, pictures, tmp_path):
+    folder = tmp_path / "pictures"
+    shutil.copytree(pictures, folder, ignore=shutil.ignore_patterns("index-*"))
+    (folder / "3.png").write_bytes(b"broken")
+    settings = ExperimentSettings(
+        "image_folder", folder, user="reference", strategy="append", output=tmp_path / "run", rounds=1
+    )
+    run_experiment(settings, OwnModels(mine, mine))
+    left_out = json.loads((tmp_path / "run" / "measures.json").read_text())["queries_left_out"]
+    assert [skip["what"] for skip in left_out] == ["3.png#0", "3.png#1"]
+    assert all("in the index" in skip["why"] for skip in left_out)
+
+
+def test_a_rewriter_that_is_not_there_is_found_out_before_anything_is_played(mine, tmp_path):
+    settings = ExperimentSettings(
+        "image_folder", Path("pictures"), user="reference", strategy="rewrite", output=Path("late"),
+        rewrite_model=str(tmp_path / "nosuch"),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="nosuch cannot be opened"):
+        run_experiment(settings, OwnModels(mine, mine))
+    no_language = tmp_path / "vision"
+    no_language.mkdir()
+    (no_language / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(ValueError, match="it is a vit model, expected one that writes text"):
+        run_experiment(replace(settings, rewrite_model=str(no_language)), OwnModels(mine, mine))
+    assert not Path("late").exists()
+
+
+def test_vectors_come_out_as_unit_rows_and_other_weights_have_another_name():
+    class Numbers:
+        def __init__(self, sign):
+            self.sign = sign
+
+        def encode_texts(self, texts):
+            return [[self.sign * len(text), 2, -1] for text in texts]
+
+        def encode_images(self, images):
+            return np.full((len(images), 3), 5)
+
+    one, other = GivenEncoder(Numbers(1)), GivenEncoder(Numbers(-1))
+    rows = one.encode_texts(["abcd", "a"])
+    assert rows.dtype == np.float32 and one.dimension == 3
+    assert rows == pytest.approx(np.array([[4, 2, -1], [1, 2, -1]]) / np.sqrt([[21], [6]]), abs=1e-6)
+    assert one.fingerprint == GivenEncoder(Numbers(1)).fingerprint != other.fingerprint
+    Numbers.fingerprint = "version 2"
+    assert GivenEncoder(Numbers(1)).fingerprint == "version 2"
+
+
+@pytest.mark.parametrize(
+    ("texts", "images", "message"),
+    [
+        (lambda n: np.zeros((n, 3)), lambda n: np.ones((n, 3)), "encode_texts: got a row of zeros"),
+        (lambda n: np.ones((n, 3)), lambda n: np.ones((n, 4)), "texts of 3 and pictures of 4 dimensions"),
+        (lambda n: np.ones(n), lambda n: np.ones((n, 4)), r"encode_texts: got shape \(3,\) for 3 inputs"),
+        (
+            lambda n: np.ones((n, 3)),
+            lambda n: np.full((n, 3), np.nan),
+            "encode_images: got a row of zeros, or",
+        ),
+        (lambda n: np.ones((n + 1, 3)), lambda n: np.ones((n, 3)), r"got shape \(4, 3\) for 3 inputs"),
+    ],
+)
+def test_vectors_that_cannot_be_used_are_refused_at_once(texts, images, message):
+    class Wrong:
+        def encode_texts(self, batch):
+            return texts(len(batch))
+
+        def encode_images(self, batch):
+            return images(len(batch))
+
+    with pytest.raises(ValueError, match=message):
+        GivenEncoder(Wrong())
+
+
+def test_a_captioner_must_give_one_text_a_picture(pictures):
+    class Silent:
+        def caption(self, images):
+            return ["only one"]
+
+    images = [Image(f"{number}.png", pictures / f"{number}.png") for number in range(2)]
+    captions = GivenCaptions(Silent(), images, Costs())
+    assert captions.captions_of(["0.png", "0.png"]) == ["only one", "only one"] and captions.made == 1
+    captions = GivenCaptions(Silent(), images, Costs())
+    with pytest.raises(ValueError, match=r"captioner: got \['only one'\] for 2 pictures"):
+        captions.captions_of(["0.png", "1.png"])
