@@ -245,7 +245,7 @@ class Page:
     def _set_options(self, person: Person, form: Mapping[str, str], say: Say) -> None:
         self._forbid_in_study(person)
         try:
-            threshold = float(form.get("threshold") or -1)
+            threshold = float(form["threshold"]) if form.get("threshold") else None
         except ValueError as error:
             raise Mistake("the threshold is no number") from error
         options = Options(

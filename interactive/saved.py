@@ -91,7 +91,7 @@ def _opened(values: dict[str, Any], desk: Desk) -> Session:
     options = Options(
         strategy=_one_of(values["options"]["strategy"], desk.strategies),
         shown=_whole(values["options"]["shown"]),
-        threshold=float(values["options"]["threshold"]),
+        threshold=None if values["options"]["threshold"] is None else float(values["options"]["threshold"]),
         shows_again=values["options"]["shows_again"] is True,
     )
     turns = [_turn(turn, number, desk) for number, turn in enumerate(values["turns"])]

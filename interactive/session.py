@@ -45,19 +45,20 @@ class Options:
     Attributes:
         strategy: How feedback moves the query.
         shown: Pictures a round, at most `MOST_SHOWN`.
-        threshold: Least cosine similarity of a picture that is shown; -1 shows all.
+        threshold: Least cosine similarity of a picture that is shown, or None. No effect where the strategy
+            ranks by other scores.
         shows_again: Whether pictures of earlier rounds may come again.
     """
 
     strategy: str
     shown: int = 10
-    threshold: float = -1.0
+    threshold: float | None = None
     shows_again: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.shown <= MOST_SHOWN:
             raise Mistake(f"pictures shown: got {self.shown}, expected 1 to {MOST_SHOWN}")
-        if not -1 <= self.threshold <= 1:
+        if self.threshold is not None and not -1 <= self.threshold <= 1:
             raise Mistake(f"threshold: got {self.threshold}, expected -1 to 1")
 
     @property
@@ -299,9 +300,10 @@ class Session:
             search = replace(search, vector=search.vector + picture if past else picture)
         asked, protocol = [NextQuery(search, coming.fallback)], self.options.protocol
         record = search_round([query], [past], asked, len(past), self.desk.retriever, protocol)[0]
-        near = sum(score >= self.options.threshold for score in record.scores[: record.shown])
-        if near < record.shown:  # what the threshold hides was not shown: it may come in later rounds
-            record = replace(record, shown=near, stop="")
+        if self.options.threshold is not None and search.scores is None:
+            near = sum(score >= self.options.threshold for score in record.scores[: record.shown])
+            if near < record.shown:  # what the threshold hides was not shown: it may come in later rounds
+                record = replace(record, shown=near, stop="")
         return Turn(record, search, strategy, self.options.shows_again)
 
     def _feedback(self, say: Say) -> tuple[Query, Strategy]:

@@ -37,7 +37,7 @@ a dog on a beach     search for it
 /picture FILE WORDS  search by a picture of yours; the words may be left out
 /strategy NAME       how feedback changes the query
 /shown N             pictures a round
-/threshold X         least similarity; -1 shows all
+/threshold X         least similarity; without X all are shown
 /again on|off        whether pictures may come again
 /found N             picture N is the one: measures of this search
 /save FILE, /open FILE, /export FILE
@@ -139,7 +139,7 @@ class Terminal:
             "picture": self._picture,
             "strategy": lambda rest: self._set(strategy=rest),
             "shown": lambda rest: self._set(shown=_whole(rest)),
-            "threshold": lambda rest: self._set(threshold=_number(rest)),
+            "threshold": lambda rest: self._set(threshold=_number(rest) if rest else None),
             "again": lambda rest: self._set(shows_again=rest == "on"),
             "found": self._found,
             "save": self._save,

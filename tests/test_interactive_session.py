@@ -40,7 +40,9 @@ class Picks:
         return [Feedback(liked=(view.candidates[self.place],)) for view in views]
 
 
-@pytest.mark.parametrize("strategy", ["append", "rewrite", "rewrite-anchored", "original"])
+@pytest.mark.parametrize(
+    "strategy", ["append", "rewrite", "rewrite-anchored", "original", "rocchio", "rrf", "bayes"]
+)
 def test_the_rounds_are_those_of_the_experiments(desk, strategy):  # noqa: F811
     target = IMAGE_IDS[70]
     played = play_rounds(
@@ -156,7 +158,7 @@ def test_number_shown_and_threshold_act_on_this_round_and_keep_its_marks(session
     session.set_options(replace(session.options, threshold=1.0))
     assert session.now.shown_ids == ()
     session.more()  # nothing was shown, so nothing is gone
-    session.set_options(replace(session.options, threshold=-1.0))
+    session.set_options(replace(session.options, threshold=None))
     assert session.now.shown_ids[:4] == shown[:4]
 
 
@@ -246,6 +248,21 @@ def test_a_saved_session_goes_on_as_if_it_had_never_stopped(played, desk):  # no
         each.more()
     assert opened.now.record == played.now.record
     np.testing.assert_array_equal(opened.now.search.vector, played.now.search.vector)
+
+
+def test_a_search_by_scores_is_saved_too_and_no_threshold_hides_it(desk):  # noqa: F811
+    desk = replace(desk, strategies=("append", "original", "bayes"))
+    session = Session(desk, Options("bayes", threshold=0.0))
+    session.search("a dog")
+    like_first(session)
+    session.more()
+    assert session.now.search.scores is not None and session.now.record.shown == 10
+    opened = open_session(save_session(session), desk)
+    records = with_target(opened.turns, opened.now.shown_ids[3], desk.retriever, "found")
+    assert records[1].target_rank == 4
+    for each in (session, opened):
+        each.more()
+    assert opened.now.record == session.now.record
 
 
 def test_an_export_is_a_run_that_the_evaluation_reads(played, tmp_path):

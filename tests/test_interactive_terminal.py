@@ -86,7 +86,7 @@ def test_like_more_edit_back(talk):
 
 
 def test_options_act_on_the_round(talk):
-    text = talk("a dog", "/shown 3", "/threshold 1", "/threshold -1", "/strategy rewrite", "/again on", "")
+    text = talk("a dog", "/shown 3", "/threshold 1", "/threshold", "/strategy rewrite", "/again on", "")
     counts = [len(listed(each)) for each in text.split("\nRound ")[1:]]
     assert counts == [10, 3, 0, 3, 3, 3] and "3 less similar than 1.0 are not shown" in text
 
