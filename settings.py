@@ -31,6 +31,8 @@ UserName = Literal["independent", "caption", "reference", "ground-truth", "rando
 ProtocolName = Literal["honest", "reference", "paper", "chatir"]
 IndexKind = Literal["auto", "flat", "hnsw", "ivf", "ivfpq"]
 
+PresetName = Literal["demo", "cpu-small", "rtx3060-int4", "rtx3090-int4", "rtx3090-int8", "fp16-48gb"]
+
 # Model ids, precision and batch sizes that belong together; any single constant overrides its preset's.
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
@@ -41,6 +43,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "image_batch": 64,
         "caption_batch": 32,
         "rewrite_batch": 32,
+    },
+    "cpu-small": {
+        "blip": "Salesforce/blip-itm-base-coco",
+        "caption_model": "HuggingFaceTB/SmolVLM-256M-Instruct",
+        "rewrite_model": "Qwen/Qwen2.5-0.5B-Instruct",
+        "quantization": "auto",
+        "image_batch": 16,
+        "caption_batch": 2,
+        "rewrite_batch": 8,
     },
     "rtx3090-int8": {
         "blip": "BLIP/chatir_weights.ckpt",
@@ -53,6 +64,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 PRESETS["rtx3090-int4"] = PRESETS["rtx3090-int8"] | {"quantization": "int4", "caption_batch": 8}
+PRESETS["rtx3060-int4"] = PRESETS["rtx3090-int4"] | {"caption_batch": 4, "rewrite_batch": 8}
 PRESETS["fp16-48gb"] = PRESETS["rtx3090-int8"] | {"quantization": "fp16", "caption_batch": 8}
 
 _COUNTS = (
@@ -76,7 +88,7 @@ class DatasetSettings:
     dataset: str = "flickr30k"
     root: Path | None = None
     split: str | None = None
-    preset: Literal["demo", "rtx3090-int8", "rtx3090-int4", "fp16-48gb"] | None = None
+    preset: PresetName | None = None
 
     def __post_init__(self) -> None:
         _check_at_least(self, 1, *_COUNTS)

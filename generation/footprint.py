@@ -16,6 +16,7 @@ from generation.precision import compute_dtype, refuse_packing_twice
 from generation.text_model import PACKAGED, source_of
 
 CONFIGS = Path(__file__).parent / "configs"
+RELEASED_BLIP = "Salesforce/blip-itm-base-coco"
 
 # bitsandbytes' nf4 with double quantization: one byte a block of 64 weights, one float32 a 256 blocks, and
 # the tables of both and an offset, in float32.
@@ -102,6 +103,8 @@ def footprint(
 def configuration(model_id: str) -> Any:
     """Reads a model's configuration: one of `CONFIGS`, a folder's, or the hub's.
 
+    Weights without ``config.json``, as ChatIR's, are taken for BLIP base.
+
     Raises:
         ValueError: If there is none.
     """
@@ -110,6 +113,9 @@ def configuration(model_id: str) -> Any:
     stored = CONFIGS / f"{model_id.replace('/', '--')}.json"
     if stored.is_file():
         return AutoConfig.for_model(**json.loads(stored.read_text(encoding="utf-8")))
+    path = Path(model_id)
+    if path.is_file() or (path.is_dir() and not (path / "config.json").is_file()):
+        return configuration(RELEASED_BLIP)
     source, options = source_of(model_id)
     with naming_model(model_id):
         return AutoConfig.from_pretrained(source, **options)
@@ -223,9 +229,9 @@ def _vision_activations(config: Any, dtype_bytes: int) -> int:
 
 
 def _reading_activations(language: Any, tokens: int, precision: str, dtype_bytes: int, attention: str) -> int:
-    """Of one prompt in the language model: residual, norm, the MLP's three inner states, masks, logits."""
+    """Of one prompt in the language model: states, the MLP's inner ones, masks, logits."""
     inner = language.intermediate_size
-    a_token = (2 * language.hidden_size + 3 * inner) * dtype_bytes
+    a_token = (4 * language.hidden_size + 3 * inner) * dtype_bytes
     if precision == "int8":
         a_token += 4 * inner + language.hidden_size  # sums in int32 and the rounded input
     a_pair = dtype_bytes if attention != "eager" else language.num_attention_heads * (dtype_bytes + 4)

@@ -8,28 +8,40 @@ how the figures come about.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from generation.footprint import Footprint, configuration, footprint, weight_bytes
+from generation.footprint import RELEASED_BLIP, Footprint, configuration, footprint, weight_bytes
 from generation.precision import precision_of
-from settings import PRESETS, PresetName
+from settings import PRESETS, PROJECT, PresetName
 
 GIB = 2**30
-
-# Longest prompts and answers in tokens, from the bounds in captioning.py and query_editing.py: 200 words of
-# query and 200 of caption are about 560 tokens.
-CAPTION_TOKENS, CAPTION_ANSWER = 60, 200
-REWRITE_TOKENS, REWRITE_ANSWER = 700, 100
 
 CONTEXT_BYTES = GIB // 2  # of CUDA itself and its libraries, in each process
 RESERVE = 0.05  # of the memory: lost between the allocator's blocks
 
-RELEASED_BLIP = (
-    "Salesforce/blip-itm-base-coco"  # the size of a checkpoint that has no config.json, as ChatIR's
-)
 
-Role = Literal["caption", "rewrite"]
+# By role. Longest prompts and answers in tokens follow from the bounds in captioning.py and
+# query_editing.py: 200 words of query and 200 of caption are about 560 tokens.
+MODEL_OF = {"caption": "captioner", "rewrite": "rewriter"}
+TOKENS_OF = {"caption": (60, 200), "rewrite": (700, 100)}
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """A model to plan for.
+
+    Attributes:
+        model_id: As for `Captioning` or `QueryEditing`.
+        quantization: As for `precision_of`.
+        batch: Images or queries at a time.
+    """
+
+    model_id: str
+    quantization: str | bool
+    batch: int
 
 
 @dataclass(frozen=True)
@@ -37,7 +49,7 @@ class MemoryPlan:
     """What generation needs, and what there is.
 
     Attributes:
-        footprints: Of captioner and rewriter.
+        footprints: Of captioner and rewriter, or of one of them.
         batches: Of each, images or queries at a time.
         free_bytes: What is there for both.
     """
@@ -106,51 +118,38 @@ class MemoryPlan:
     def verdict(self) -> str:
         """Says in a line what will be done."""
         free = _gib(self.free_bytes)
+        names = " and ".join(MODEL_OF[role] for role in self.footprints)
         if self.fits_together:
-            return f"captioner and rewriter fit together: {_gib(self.together_bytes)} of {free} free"
+            fit = "fit together" if len(self.footprints) > 1 else "fits"
+            return f"{names} {fit}: {_gib(self.together_bytes)} of {free} free"
         alone = " and ".join(_gib(self.alone_bytes(role)) for role in self.footprints)
         if self.fits:
             return (
-                f"captioner and rewriter do not fit together ({_gib(self.together_bytes)} of {free} free):"
+                f"{names} do not fit together ({_gib(self.together_bytes)} of {free} free):"
                 f" they take turns, {alone}"
             )
         smaller = ", ".join(f"{role} {self.largest_batch(role, together=False)}" for role in self.footprints)
-        return f"does not fit in {free} free even in turns ({alone}); batches that would: {smaller}"
+        return f"{names}: does not fit in {free} free even in turns ({alone}); batches that would: {smaller}"
 
     def _working(self, role: str) -> int:
         return self.footprints[role].working_bytes(self.batches[role])
 
 
-def plan_memory(
-    *,
-    caption_model: str,
-    rewrite_model: str,
-    quantization: str | bool,
-    caption_batch: int,
-    rewrite_batch: int,
-    free_bytes: int,
-) -> MemoryPlan:
-    """Plans captioner and rewriter.
+def plan_memory(choices: Mapping[str, ModelChoice], free_bytes: int) -> MemoryPlan:
+    """Plans captioner and rewriter, or one of them.
 
     Args:
-        caption_model: As for `Captioning`.
-        rewrite_model: As for `QueryEditing`.
-        quantization: Of both.
-        caption_batch: Images at a time.
-        rewrite_batch: Queries at a time.
+        choices: By role: "caption", "rewrite".
         free_bytes: What is there for them.
 
     Raises:
-        ValueError: If a configuration cannot be read, or a model cannot have this precision.
+        ValueError: If a configuration cannot be read, or a model cannot have its precision.
     """
-    precision = precision_of(quantization)
-    captioner = footprint(caption_model, precision, CAPTION_TOKENS, CAPTION_ANSWER)
-    rewriter = footprint(rewrite_model, precision, REWRITE_TOKENS, REWRITE_ANSWER)
-    return MemoryPlan(
-        {"caption": captioner, "rewrite": rewriter},
-        {"caption": caption_batch, "rewrite": rewrite_batch},
-        free_bytes,
-    )
+    footprints = {
+        role: footprint(choice.model_id, precision_of(choice.quantization), *TOKENS_OF[role])
+        for role, choice in choices.items()
+    }
+    return MemoryPlan(footprints, {role: choice.batch for role, choice in choices.items()}, free_bytes)
 
 
 def free_gpu_bytes() -> int | None:
@@ -175,10 +174,8 @@ def blip_bytes(blip: str) -> int:
     import torch
     from transformers import BlipForImageTextRetrieval
 
-    from settings import PROJECT
-
     folder = PROJECT / blip
-    config = configuration(str(folder) if (folder / "config.json").is_file() else RELEASED_BLIP)
+    config = configuration(str(folder) if folder.exists() else RELEASED_BLIP)
     with torch.device("meta"):
         return weight_bytes(BlipForImageTextRetrieval._from_config(config), "fp32")
 
@@ -215,9 +212,12 @@ def print_plan(settings: PlanSettings) -> None:
     Raises:
         ValueError: If there is no GPU and no ``gpu_memory``, or a model cannot be planned or does not fit.
     """
-    chosen = PRESETS[settings.preset]
-    names = ("caption_model", "rewrite_model", "quantization", "caption_batch", "rewrite_batch")
-    given = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
+    chosen = dict(PRESETS[settings.preset])
+    chosen |= {
+        name: value
+        for name, value in dataclasses.asdict(settings).items()
+        if name in chosen and value is not None
+    }
     search = blip_bytes(chosen["blip"])
     if settings.gpu_memory is None:
         found = free_gpu_bytes()
@@ -226,7 +226,11 @@ def print_plan(settings: PlanSettings) -> None:
         free = found - search
     else:
         free = int(settings.gpu_memory * GIB * (1 - RESERVE)) - CONTEXT_BYTES - search
-    plan = plan_memory(**({name: chosen[name] for name in names} | given), free_bytes=free)
+    choices = {
+        role: ModelChoice(chosen[f"{role}_model"], chosen["quantization"], chosen[f"{role}_batch"])
+        for role in MODEL_OF
+    }
+    plan = plan_memory(choices, free)
     print(f"search model (fp32)  {_gib(search)}")  # noqa: T201
     for role, model in plan.footprints.items():
         batch = plan.batches[role]

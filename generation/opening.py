@@ -97,7 +97,12 @@ def open_model(
             # Unpacked: a batch of prompts is faster through dense matrices than through 4-bit blocks.
             wanted["quantization_config"] = GgufConfig(dequantize=True)
         model = auto_class.from_pretrained(
-            source or model_id, attn_implementation=attention, **options, **wanted, **device_options()
+            source or model_id,
+            config=config,
+            attn_implementation=attention,
+            **options,
+            **wanted,
+            **device_options(),
         )
     _keep_token_ids_only(model)
     return model.eval()

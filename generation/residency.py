@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from generation.memory_plan import MemoryPlan
+from generation.memory_plan import MemoryPlan, ModelChoice, free_gpu_bytes, plan_memory
 
 log = logging.getLogger(__name__)
 
@@ -14,7 +14,10 @@ log = logging.getLogger(__name__)
 class Resident(Protocol):
     """Has a model that can leave memory, and comes back on next use."""
 
-    role: str
+    @property
+    def role(self) -> str:
+        """What it is called in the plan."""
+        ...
 
     def release(self) -> None:
         """Lets go of the model."""
@@ -24,19 +27,23 @@ class Resident(Protocol):
 class Residency:
     """Makes room before a model is used.
 
-    The plan is made when the first model is about to load: then the search model is on the GPU already, and
-    a run that needs no generation never reads a configuration.
+    A model enters the plan when it is first about to load: by then the search model is on the GPU, and a
+    model that a run does not need is neither looked up nor in the way.
     """
 
-    def __init__(self, make_plan: Callable[[], MemoryPlan | None]) -> None:
-        """Takes turns as a plan says.
+    def __init__(
+        self, choices: Mapping[str, ModelChoice], free_bytes: Callable[[], int | None] = free_gpu_bytes
+    ) -> None:
+        """Takes turns where not all chosen models fit.
 
         Args:
-            make_plan: Called once; None where there is no GPU to run out of.
+            choices: The models by role.
+            free_bytes: Asked once; None where there is no GPU to run out of.
         """
-        self._make_plan = make_plan
+        self._choices = choices
+        self._free_bytes = free_bytes
         self._plan: MemoryPlan | None = None
-        self._planned = False
+        self._free: int | None = None
         self._present: Resident | None = None
 
     def make_room(self, resident: Resident) -> None:
@@ -50,12 +57,19 @@ class Residency:
         """
         if self._present is resident:
             return
-        if not self._planned:
-            self._plan, self._planned = self._make_plan(), True
-            if self._plan is not None:
-                log.info("%s", self._plan.verdict)
-        if self._plan is not None:
+        if self._present is None:
+            self._free = self._free_bytes()
+        if self._free is not None:
+            self._plan = self._extended(resident.role, self._free)
             self._plan.check(resident.role)
             if self._present is not None and not self._plan.fits_together:
                 self._present.release()
         self._present = resident
+
+    def _extended(self, role: str, free: int) -> MemoryPlan:
+        planned = {} if self._plan is None else self._plan.footprints
+        if self._plan is not None and role in planned:
+            return self._plan
+        plan = plan_memory({name: self._choices[name] for name in (*planned, role)}, free)
+        log.info("%s", plan.verdict)
+        return plan

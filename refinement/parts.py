@@ -22,7 +22,9 @@ from embedding.encoder import Encoder
 from evaluation.runs import append_rounds, read_rounds
 from generation.caption_cache import CaptionCache
 from generation.image_captions import ImageCaptions
+from generation.memory_plan import ModelChoice
 from generation.opening import naming_model
+from generation.residency import Residency
 from generation.text_model import PACKAGED
 from indexes.faiss_index import FaissIndex
 from playground import open_dataset
@@ -86,7 +88,7 @@ def caption_dataset(settings: CaptionSettings) -> ImageCaptions:
     """
     settings = settings.resolved()
     dataset = _open_dataset(settings)
-    captions = _open_captions(settings, dataset)
+    captions = _open_captions(settings, dataset, residency=_residency(settings))
     image_ids = [image.id for image in dataset.images]
     size = settings.caption_batch or len(image_ids)
     starts = list(range(0, len(image_ids), size))
@@ -170,14 +172,19 @@ class Parts:
         """Captions of the dataset's images, each made once."""
         if self.own.captioner is not None:
             return GivenCaptions(self.own.captioner, self.dataset.images, self.costs)
-        return _open_captions(self.settings, self.dataset, self.costs)
+        return _open_captions(self.settings, self.dataset, self.costs, self.residency)
+
+    @cached_property
+    def residency(self) -> Residency:
+        """Makes room for captioner and rewriter where a GPU cannot hold both."""
+        return _residency(self.settings)
 
     @cached_property
     def rewriter(self) -> Rewriter:
         """The language model that rewrites."""
         if self.own.rewriter is not None:
             return CountedRewriter(self.own.rewriter, self.costs)
-        return CountedRewriter(open_rewriter(self.settings), self.costs)
+        return CountedRewriter(open_rewriter(self.settings, self.residency), self.costs)
 
     @cached_property
     def users(self) -> SimulatedUsers:
@@ -362,35 +369,39 @@ def open_encoder(settings: IndexSettings) -> BlipEncoder:
     """
     import torch
 
+    from BLIP.hub import fetch_checkpoint, is_hub_id
     from BLIP.model import BlipEncoder
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    path = PROJECT / (settings.blip or "")
+    blip = settings.blip or ""
+    path = PROJECT / blip
+    if not path.exists() and is_hub_id(blip):
+        path = fetch_checkpoint(blip)
     return BlipEncoder.open(path, settings.image_size, device, batch_size=settings.image_batch or 32)
 
 
-def open_captioner(settings: CaptionSettings) -> Captioning:
+def open_captioner(settings: CaptionSettings, residency: Residency | None = None) -> Captioning:
     """Opens the model that describes pictures; it is loaded on first use.
 
     Args:
         settings: Resolved.
+        residency: Makes room for it.
 
     Raises:
         ValueError: If the precision is not known.
     """
     from captioning import Captioning
 
-    model_id = settings.caption_model or ""
-    local = PROJECT / model_id
     size = settings.caption_batch or 8
-    return Captioning(str(local) if local.exists() else model_id, _quantization(settings), size)
+    return Captioning(_caption_model(settings), _quantization(settings), size, residency)
 
 
-def open_rewriter(settings: SessionSettings) -> QueryEditing:
+def open_rewriter(settings: SessionSettings, residency: Residency | None = None) -> QueryEditing:
     """Opens the model that rewrites queries; it is loaded on first use.
 
     Args:
         settings: Resolved.
+        residency: Makes room for it.
 
     Raises:
         ValueError: If the precision is not known.
@@ -398,7 +409,8 @@ def open_rewriter(settings: SessionSettings) -> QueryEditing:
     """
     from query_editing import QueryEditing
 
-    return QueryEditing(settings.rewrite_model or "", _quantization(settings), settings.rewrite_batch or 8)
+    size = settings.rewrite_batch or 8
+    return QueryEditing(settings.rewrite_model or "", _quantization(settings), size, residency)
 
 
 def _open_dataset(settings: DatasetSettings) -> Dataset:
@@ -423,15 +435,32 @@ def _open_index(settings: IndexSettings, dataset: Dataset, encoder: Encoder, mod
     )
 
 
-def _open_captions(settings: CaptionSettings, dataset: Dataset, costs: Costs | None = None) -> ImageCaptions:
+def _open_captions(
+    settings: CaptionSettings,
+    dataset: Dataset,
+    costs: Costs | None = None,
+    residency: Residency | None = None,
+) -> ImageCaptions:
     if settings.caption_cache is None:
         raise ValueError("caption_cache: the settings are not resolved")
-    captioner = CountedCaptioner(open_captioner(settings), costs or Costs())
+    captioner = CountedCaptioner(open_captioner(settings, residency), costs or Costs())
     cache = CaptionCache(settings.caption_cache)
     return ImageCaptions(captioner, dataset.images, cache, settings.caption_batch or 8)
 
 
-def _quantization(settings: CaptionSettings) -> str | bool:
-    from generation.precision import fastest_precision
+def _caption_model(settings: CaptionSettings) -> str:
+    model_id = settings.caption_model or ""
+    local = PROJECT / model_id
+    return str(local) if local.exists() else model_id
 
-    return fastest_precision() if settings.quantization in ("auto", None) else settings.quantization
+
+def _residency(settings: CaptionSettings) -> Residency:
+    precision = _quantization(settings)
+    choices = {"caption": ModelChoice(_caption_model(settings), precision, settings.caption_batch or 8)}
+    if isinstance(settings, SessionSettings):
+        choices["rewrite"] = ModelChoice(settings.rewrite_model or "", precision, settings.rewrite_batch or 8)
+    return Residency(choices)
+
+
+def _quantization(settings: CaptionSettings) -> str | bool:
+    return "auto" if settings.quantization is None else settings.quantization
