@@ -1,13 +1,14 @@
 # Python of the virtual environment; any of 3.10 to 3.13: make demo PYTHON=python3.12
 PYTHON ?= python3
 VENV ?= .venv
+PRESET ?= rtx3090-int8
 RUN = $(VENV)/bin/python
 READY = $(VENV)/ready
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test check-weights lint clean
 
 help:  ## list these commands
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 15
 
 setup: $(READY)  ## make the virtual environment and install everything the demo and the tests need
 
@@ -25,6 +26,9 @@ demo: $(READY)  ## draw the demo scenes, embed them, play the rounds, write the 
 
 test: $(READY)  ## run the tests
 	$(RUN) -m pytest
+
+check-weights: $(READY)  ## caption a known picture and rewrite a query with a preset's models: PRESET=rtx3090-int8
+	$(RUN) check_weights.py --preset $(PRESET)
 
 lint: $(READY)  ## check style and types
 	$(RUN) -m ruff check .

@@ -127,8 +127,8 @@ def test_commands_name_scripts_and_flags_that_exist(document, command):
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_make_targets_and_local_links_exist(name):
     text = text_of(name)
-    targets = set(re.findall(r"^(\w+):", text_of("Makefile"), re.MULTILINE))
-    assert set(re.findall(r"(?:^|`)make ([a-z]+)", text, re.MULTILINE)) <= targets
+    targets = set(re.findall(r"^([\w-]+):", text_of("Makefile"), re.MULTILINE))
+    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE)) <= targets
     for link in re.findall(r"\]\(([^)]+)\)", BLOCK.sub("", text)):
         assert "://" in link or ((PROJECT / name).parent / link).exists(), link
 

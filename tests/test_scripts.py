@@ -47,7 +47,7 @@ def in_a_process(*command):
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_help_imports_no_model_library(name):
     done = in_a_process("-X", "importtime", f"{name}.py", "--help")
-    assert done.returncode == 0 and "--dataset" in done.stdout
+    assert done.returncode == 0 and "--preset" in done.stdout
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if "|" in line}
     assert "settings" in imported
     assert not [module for module in imported if module.split(".")[0] in HEAVY]
