@@ -77,9 +77,9 @@ class Approximate:
 
     def _named(self, queries: np.ndarray, count: int) -> np.ndarray:
         if self.kind == "hnsw":
-            options = faiss.SearchParametersHNSW(efSearch=max(self.effort, count))
+            options = faiss.SearchParametersHNSW(efSearch=max(self.effort, count))  # type: ignore[attr-defined]
         else:
-            options = faiss.SearchParametersIVF(nprobe=self.effort)
+            options = faiss.SearchParametersIVF(nprobe=self.effort)  # type: ignore[call-arg]
         return self.store.search(queries, count, params=options)[1]
 
     def write(self, path: Path) -> None:
@@ -128,13 +128,9 @@ def build_approximate(
     store.train(take_rows(vectors, np.sort(chosen)))
     for _, block in blocks_of(vectors):
         store.add(block)
-    if sampled is None:
-        pairs = random.integers(count, size=(2, SAMPLED_QUERIES))
-        sums = take_rows(vectors, pairs[0]).astype(np.float64) + take_rows(vectors, pairs[1])
-        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-        sampled = (sums[lengths[:, 0] > 1e-3] / lengths[lengths[:, 0] > 1e-3]).astype(np.float32)
+    asked = _between(vectors, random) if sampled is None else sampled
     largest = LARGEST_EFFORT if kind == "hnsw" else lists
-    return _tuned(Approximate(kind, store, 1, 0.0), vectors, sampled, largest)
+    return _tuned(Approximate(kind, store, 1, 0.0), vectors, asked, largest)
 
 
 def measure_recall(approximate: Approximate, vectors: np.ndarray, queries: np.ndarray) -> float:
@@ -142,6 +138,15 @@ def measure_recall(approximate: Approximate, vectors: np.ndarray, queries: np.nd
     nobody = [np.empty(0, dtype=np.int64)] * len(queries)
     truth = list_rows(queries, vectors, RECALL_DEPTH, nobody)
     return _recall(approximate, vectors, queries, truth)
+
+
+def _between(vectors: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Makes unit rows that each lie between two stored ones."""
+    pairs = random.integers(len(vectors), size=(2, SAMPLED_QUERIES))
+    sums = take_rows(vectors, pairs[0]).astype(np.float64) + take_rows(vectors, pairs[1])
+    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+    usable = lengths[:, 0] > 1e-3  # opposite vectors have nothing between them
+    return (sums[usable] / lengths[usable]).astype(np.float32)
 
 
 def _tuned(approximate: Approximate, vectors: np.ndarray, queries: np.ndarray, largest: int) -> Approximate:

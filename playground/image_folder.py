@@ -89,17 +89,18 @@ def list_images(
             if entry.name.startswith("."):
                 continue
             why_not = _flaw_of_link(path, home) if entry.is_symlink() else ""
-            if not why_not and path.is_dir():
+            if not why_not and entry.is_dir():  # asks the disk for links only
                 (linked if entry.is_symlink() else folders).append(path)
             elif path.suffix.lower() in suffixes or why_not == _LEADS_OUT:
-                if not why_not and not path.is_file():
+                if not why_not and not entry.is_file():
                     why_not = _NO_FILE
-                if not why_not and _printable(path, folder) != path.relative_to(folder).as_posix():
+                name = path.relative_to(folder).as_posix()
+                if not why_not and not _is_utf8(name):
                     why_not = "the file name is not UTF-8"
                 if why_not:
                     skipped.append(Skip(_printable(path, folder), why_not))
                 else:
-                    images.append(Image(path.relative_to(folder).as_posix(), path))
+                    images.append(Image(name, path))
     if not images:
         kinds = ", ".join(sorted(suffixes))
         raise ValueError(f"{folder}: got no pictures, expected files ending in {kinds}; {next_command}")
@@ -115,6 +116,10 @@ def _flaw_of_link(path: Path, home: Path) -> str:
     if not goal.is_relative_to(home):
         return _LEADS_OUT
     return "" if goal.exists() else _NO_FILE
+
+
+def _is_utf8(name: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _printable(path: Path, folder: Path) -> str:
