@@ -315,6 +315,42 @@ class DialogueSettings(IndexSettings):
         return IndexSettings.resolved(dataclasses.replace(self, index=index, output=output))
 
 
+@dataclass(frozen=True)
+class InteractiveSettings(SessionSettings):
+    """Opens a page on which a person searches, or the same in the terminal.
+
+    Of the inherited settings, those of simulated sessions (user_model, protocol, rounds, queries,
+    query_batch, caption_numbers) have no meaning here; output is the folder of the find-this-picture study.
+
+    Attributes:
+        strategy: How feedback moves the query, until the person chooses another.
+        shown: Pictures shown a round, until the person chooses another number.
+        host: Address to listen on; any other than 127.0.0.1 lets others in, without a password.
+        port: Port to listen on; 0 takes a free one.
+        names: Names by which browsers may call this machine, besides localhost and plain addresses.
+        describe: Caption every shown picture while nothing else is to be done, for alt texts and the
+            terminal; if not, only liked ones.
+        terminal: Search in the terminal instead of on a page.
+    """
+
+    strategy: StrategyName = "rewrite-anchored"
+    shown: int = 10
+    host: str = "127.0.0.1"
+    port: int = 7860
+    names: tuple[str, ...] = ()
+    describe: bool = True
+    terminal: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_at_least(self, 1, "shown")
+        _check_at_least(self, 0, "port")
+
+    def run_name(self) -> str:
+        """Returns the name of the study's folder."""
+        return f"study-{self.dataset}-{self.split}-{self.strategy}"
+
+
 Settings = TypeVar("Settings", bound=DatasetSettings)
 
 
