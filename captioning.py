@@ -37,6 +37,7 @@ class Captioning:
         name: What makes captions differ: model, precision and prompt.
         role: What it is called in a memory plan.
         empty: How many captions came out empty so far; they become "an image".
+        tokens_written: How many tokens the model has written so far, padding not counted.
     """
 
     role = "caption"
@@ -52,6 +53,7 @@ class Captioning:
         self.quantization = precision_of(quantization)
         self.name = f"{model_id} {self.quantization}: {CAPTION}"
         self.empty = 0
+        self.tokens_written = 0
         self._batches = ShrinkingBatches(batch_size)
         self._residency = residency
 
@@ -126,7 +128,11 @@ class Captioning:
 
     def _with_blip(self, images: Sequence[Image.Image]) -> list[str]:
         longest = min(MOST_TOKENS, self._blip.model.config.text_config.max_position_embeddings)
-        return self._blip.caption(images, num_beams=1, max_length=longest)
+        captions = self._blip.caption(images, num_beams=1, max_length=longest)
+        # A token at each end is the encoder's; of the two the model writes the last.
+        encoded = self._blip.tokenizer.encode(captions, longest)
+        self.tokens_written += int(encoded.mask.sum()) - len(captions)
+        return captions
 
     def _with_instructions(self, images: Sequence[Image.Image]) -> list[str]:
         import torch
@@ -148,7 +154,9 @@ class Captioning:
                 do_sample=False,
                 pad_token_id=processor.tokenizer.pad_token_id,
             )
-        return processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        new = output[:, inputs["input_ids"].shape[1] :]
+        self.tokens_written += int((new != processor.tokenizer.pad_token_id).sum())
+        return processor.batch_decode(new, skip_special_tokens=True)
 
 
 def _blip_captioner(model_id: str) -> Path | None:

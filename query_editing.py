@@ -44,6 +44,11 @@ class QueryEditing:
         self._residency = residency
         self._written: dict[tuple[str, str], str] = {}  # no pair is ever rewritten twice
 
+    @property
+    def tokens_written(self) -> int:
+        """How many tokens the model has written so far."""
+        return self._model.tokens_written
+
     def rewrite(self, queries: Sequence[str], captions: Sequence[str]) -> list[str]:
         """Rewrites each query with the caption beside it.
 

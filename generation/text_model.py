@@ -31,10 +31,12 @@ class TextModel:
 
     Attributes:
         model_id: A name of `PACKAGED`, a hub id, or a local folder.
+        tokens_written: How many tokens it has written so far, padding not counted.
     """
 
     def __init__(self, model_id: str, quantization: Quantization, batch_size: int) -> None:
         self.model_id = model_id
+        self.tokens_written = 0
         self._quantization = quantization
         self._batches = ShrinkingBatches(batch_size)
         loading_options(quantization)  # a mistake shows before anything is loaded
@@ -130,7 +132,9 @@ class TextModel:
                     eos_token_id=ends,
                     pad_token_id=tokenizer.pad_token_id,
                 )
-                return tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+                new = output[:, ids.shape[1] :]
+                self.tokens_written += int((new != tokenizer.pad_token_id).sum())
+                return tokenizer.batch_decode(new, skip_special_tokens=True)
 
             written = self._batches.map(order, write, "writing")
         answers = [""] * len(rows)
