@@ -1,0 +1,91 @@
+"""How long a person waits for the first results on the demo's page, from pressing Enter to the answer's end.
+
+    python -m benchmarks.first_result
+
+Serves the page on this machine as `interactive_search.py` does, asks for vague queries of the demo's test
+split, one after the other, each as a person of their own, and fetches the ten pictures of the last.
+"""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import re
+import statistics
+import sys
+import threading
+import time
+from urllib.parse import urlencode
+
+from settings import InteractiveSettings, run_script
+
+QUERIES = 100
+GOAL_MILLISECONDS = 300
+
+
+def main() -> None:
+    """Times the answers and prints median, 95th percentile and worst."""
+    import uvicorn
+
+    from interactive.guards import Guard, RateLimit
+    from interactive.page import Page
+    from interactive.server import open_desk
+    from interactive.session import Options
+    from refinement.parts import Parts
+
+    settings = InteractiveSettings(dataset="demo", strategy="append", caption_numbers=("4",), queries=QUERIES)
+    settings = settings.resolved()
+    desk, study = open_desk(settings)
+    words = [query.text for query in Parts.open(settings).queries]
+    page = Page(desk, Options("append"), study, describe=False)
+    page.warm_up()
+    guarded = Guard(page.app(), (), RateLimit(1e9, 1e9), RateLimit(1e9, 1e9))
+    server = uvicorn.Server(uvicorn.Config(guarded, port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        host, port = server.servers[0].sockets[0].getsockname()
+        milliseconds, html = [], ""
+        for text in words:
+            begun = time.perf_counter()
+            html = _search(host, port, text)
+            milliseconds.append(1000 * (time.perf_counter() - begun))
+        begun = time.perf_counter()
+        addresses = re.findall(r'/thumbnail/[^"]+', html)
+        for address in addresses:
+            _answer(host, port, "GET", address)
+        pictures = 1000 * (time.perf_counter() - begun)
+    finally:
+        server.should_exit = True
+        thread.join()
+    milliseconds.sort()
+    worst, late = milliseconds[-1], milliseconds[int(0.95 * len(milliseconds))]
+    logging.info(
+        "first results over %d queries: median %.0f ms, 95th percentile %.0f ms, worst %.0f ms; goal %d ms",
+        len(milliseconds), statistics.median(milliseconds), late, worst, GOAL_MILLISECONDS,
+    )  # fmt: skip
+    logging.info(
+        "the pictures of one answer, %d thumbnails never made before: %.0f ms", len(addresses), pictures
+    )
+
+
+def _search(host: str, port: int, text: str) -> str:
+    html = _answer(host, port, "POST", "/search", urlencode({"text": text}))
+    if 'class="card' not in html:
+        raise ValueError(f"no pictures in the answer to {text!r}")
+    return html
+
+
+def _answer(host: str, port: int, method: str, path: str, body: str | None = None) -> str:
+    connection = http.client.HTTPConnection(host, port, timeout=30)
+    headers = {"X-Fragment": "1", "Origin": f"http://{host}:{port}"}
+    connection.request(method, path, body, headers)
+    data = connection.getresponse().read()
+    connection.close()
+    return data.decode("utf-8", errors="replace")
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
