@@ -39,6 +39,7 @@ then take the frames: pip install -r requirements-video.txt
 More: docs/datasets.md"""
 _ADVICE = "see how to get it with: python -m playground.msrvtt"
 _EXTRACT = "python -m playground.msrvtt --extract"
+_FORM = "MSR-VTT's sentences: an object with videos (video_id, split) and sentences (video_id, caption)"
 
 
 def read(root: Path, split: str) -> Dataset:
@@ -159,7 +160,15 @@ def _sentences(root: Path, split: str) -> tuple[Path, list[Line]]:
             f"{root}: no sentences, expected {SENTENCE_FILES[0]}, or {' and '.join(SENTENCE_FILES[1:])}; "
             f"{_ADVICE}"
         )
-    return paths[0], [line for path in paths for line in _json_lines(path, split)]
+    lines = [line for path in paths for line in _json_lines(path, split)]
+    if split != "all" and not any(line.image_name for line in lines):
+        found = Counter(name for path in paths for name in _splits_of(path).values())
+        listed = ", ".join(f"{count} of {name!r}" for name, count in found.most_common(3))
+        raise ValueError(
+            f"{paths[0]}: got videos {listed or 'of no split'}, expected some of {split!r}; put "
+            f"{' and '.join(SENTENCE_FILES[1:])} in its place, or use --split {ONE_SENTENCE_SPLIT}"
+        )
+    return paths[0], lines
 
 
 def _sentence_files(root: Path) -> list[Path]:
@@ -168,11 +177,8 @@ def _sentence_files(root: Path) -> list[Path]:
 
 
 def _json_lines(path: Path, split: str) -> Iterator[Line]:
-    form = "MSR-VTT's sentences: an object with videos (video_id, split) and sentences (video_id, caption)"
-    videos, sentences = read_lists(path, ("videos", "sentences"), form, _ADVICE)
-    split_of = {
-        video["video_id"]: video.get("split") for video in videos if isinstance(video.get("video_id"), str)
-    }
+    (sentences,) = read_lists(path, ("sentences",), _FORM, _ADVICE)
+    split_of = _splits_of(path)
     numbers: Counter[str] = Counter()
     for place, sentence in enumerate(sentences):
         where, video, caption = f"sentence {place}", sentence.get("video_id"), sentence.get("caption")
@@ -184,6 +190,16 @@ def _json_lines(path: Path, split: str) -> Iterator[Line]:
         elif split in ("all", split_of[video]):
             yield Line(where, video, str(numbers[video]), caption)
         numbers[video] += 1
+
+
+def _splits_of(path: Path) -> dict[str, str]:
+    """Returns the split of each video that a file names."""
+    (videos,) = read_lists(path, ("videos",), _FORM, _ADVICE)
+    return {
+        video["video_id"]: str(video.get("split"))
+        for video in videos
+        if isinstance(video.get("video_id"), str)
+    }
 
 
 def _captions(root: Path, wanted: Mapping[str, None], lines: tuple[Line, ...]) -> dict[str, tuple[str, ...]]:

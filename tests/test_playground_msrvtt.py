@@ -256,6 +256,16 @@ def test_the_1k_a_split_has_one_sentence_a_video(root):
     assert with_all.queries == dataset.queries
 
 
+def test_a_file_that_knows_no_other_split_is_said_to(root):
+    everything = [listed(f"video{number}", "train") for number in (0, 1, 7020, 7021)]  # as it is published
+    write_json(root / "MSRVTT_data.json", everything, TRAIN_SENTENCES + TEST_SENTENCES)
+    assert len(open_dataset("msrvtt", root, "all").queries) == 6
+    with pytest.raises(
+        ValueError, match="got videos 4 of 'train', expected some of 'test'; put train_val_video"
+    ):
+        open_dataset("msrvtt", root, "test")
+
+
 def test_odd_sentences_are_left_out_and_counted(root):
     texts = [*sentences(("video0", "a car"), ("video5", "x"), ("video0", " ")), 7, {"video_id": "video0"}]
     write_json(root / "MSRVTT_data.json", [*TRAIN, {"video_id": ["video2"]}], texts)
