@@ -13,6 +13,7 @@ from evaluation.runs import write_atomically
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 DASHES = ("-", "--", "-.", ":")
+LEGEND_WIDTH = 130  # letters, marks included
 
 
 def plot_recall_f1(
@@ -49,7 +50,9 @@ def plot_recall_f1(
         if absent:
             raise ValueError(f"run {name!r} has no {' and no '.join(absent)}; it has {', '.join(summary)}")
 
-    figure = Figure(figsize=(9, 3.9), dpi=150, layout=ConstrainedLayoutEngine(wspace=0.06))
+    columns = max(1, min(4, len(curves), LEGEND_WIDTH // (max(map(len, curves)) + 6)))
+    lines = -(-len(curves) // columns)
+    figure = Figure(figsize=(9, 3.7 + 0.2 * lines), dpi=150, layout=ConstrainedLayoutEngine(wspace=0.06))
     FigureCanvasAgg(figure)
     for axes, (drawn, label) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         for place, (name, summary) in enumerate(curves.items()):
@@ -76,9 +79,7 @@ def plot_recall_f1(
         axes.grid(axis="y", color="#dddddd", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=9
-    )
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", facecolor="white")
     write_atomically(path, picture.getvalue())
@@ -113,7 +114,7 @@ def plot_differences(differences: Mapping[str, Difference], path: Path, label: s
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(differences)), [name.removeprefix("_") for name in differences])
     axes.invert_yaxis()
-    axes.set_xlabel(f"{label}, points; grey: the interval holds 0")
+    axes.set_xlabel(f"{label},\nin points; grey: the interval holds 0")
     axes.grid(axis="x", color="#dddddd", linewidth=0.8)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
