@@ -76,6 +76,8 @@ def footprint(
     Raises:
         ValueError: If the model's configuration cannot be read, or it cannot have this precision.
     """
+    if model_id in PACKAGED:  # known without a look into the file, which takes seconds
+        refuse_packing_twice(precision, model_id, "gguf")
     config = configuration(model_id)
     stored = "gguf" if model_id in PACKAGED else stored_as(config)
     refuse_packing_twice(precision, model_id, stored)

@@ -11,7 +11,7 @@ _LEAD_INS = re.compile(
 )
 # What chat templates write as plain words, which no tokenizer lists: Llama 2's and Mistral's.
 _TEMPLATE_WORDS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
-_LETTERS_PER_WORD = 20  # more than any language has on average: bounds a "word" without end
+_LETTERS_PER_WORD = 10  # more than languages have on average: bounds a "word" without end
 _QUOTES = "\"'`“”‘’"
 
 
@@ -21,7 +21,7 @@ def plain_text(text: str, special_tokens: Iterable[str] = (), most_words: int | 
     Args:
         text: A person's query or a model's caption.
         special_tokens: The tokenizer's; they are taken out wherever they stand.
-        most_words: Where to cut; so many words are at most 20 letters each on average, so that one word of
+        most_words: Where to cut; so many words are at most 10 letters each on average, so that one word of
             100,000 letters is cut as well.
 
     Returns:

@@ -12,7 +12,7 @@ from typing import Any
 
 from generation.batching import ShrinkingBatches, free_memory
 from generation.opening import naming_model, open_model
-from generation.precision import Quantization, loading_options
+from generation.precision import Quantization, loading_options, precision_of, refuse_packing_twice
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,8 @@ class TextModel:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         source, options = source_of(self.model_id)
+        if options:  # before the file is looked into, which takes seconds
+            refuse_packing_twice(precision_of(self._quantization), self.model_id, "gguf")
         with naming_model(self.model_id):
             tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **options)
         if tokenizer.pad_token_id is None:

@@ -161,7 +161,7 @@ def test_a_model_that_says_the_prompt_again_has_said_nothing(blip_folder, monkey
     monkeypatch.setattr(captioning._blip, "caption", lambda *_, **__: said)
     captions = captioning.caption(pictures())
     assert captions[:4] == ["an image", "a dog", "a cat", "a very"]
-    assert len(captions[4]) == 20 * MOST_WORDS
+    assert len(captions[4]) == 10 * MOST_WORDS
 
 
 def test_out_of_memory_halves_the_batch_and_keeps_every_caption(vlm_folders, caplog):

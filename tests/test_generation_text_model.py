@@ -1,5 +1,8 @@
 """Batched completion against one prompt at a time, on a tiny random Llama in float32."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -112,3 +115,100 @@ def test_a_missing_model_is_named_in_one_line():
     with pytest.raises(ValueError, match="the model /no/such cannot be opened, expected a folder") as caught:
         TextModel("/no/such", "fp32", 8).complete(["a"], most_tokens=1)
     assert "\n" not in str(caught.value)
+
+
+def copy_with(language_model, folder, **settings):
+    shutil.copytree(language_model, folder)
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    return TextModel(str(folder), "fp32", 8)
+
+
+def test_every_end_that_the_model_lists_ends_an_answer(language_model, plain, expected, tmp_path):
+    """Llama 3.1 lists three, of which its tokenizer knows one."""
+    whole = [expected["", prompt] for prompt in PROMPTS]
+    token = plain(PROMPTS[0], 24)[1][2]
+    ended = copy_with(language_model, tmp_path / "model", eos_token_id=[1, token])
+    answers = ended.complete(PROMPTS, most_tokens=24)
+    assert answers != whole
+    ids = plain(PROMPTS[0], 24)[1]
+    decode = AutoTokenizer.from_pretrained(language_model).decode
+    assert answers[0] == decode(ids[: ids.index(token) + 1], skip_special_tokens=True)
+    assert ended._ends == [1, token]
+    assert copy_with(language_model, tmp_path / "one", eos_token_id=5)._ends == [1, 5]
+    assert copy_with(language_model, tmp_path / "none")._ends == [1]
+
+
+def test_sampling_and_penalties_that_come_with_a_model_are_left_out(language_model, expected, tmp_path):
+    """Qwen 2.5 comes with a repetition penalty, Llama 3.1 with sampling."""
+    model = copy_with(
+        language_model,
+        tmp_path / "model",
+        do_sample=True,
+        temperature=9.0,
+        top_p=0.5,
+        repetition_penalty=2.0,
+        no_repeat_ngram_size=2,
+        max_length=4,
+        eos_token_id=1,
+    )
+    assert model.complete(PROMPTS, most_tokens=24) == [expected["", prompt] for prompt in PROMPTS]
+
+
+def test_the_templates_first_token_stands_once(language_model):
+    """Also where the tokenizer would put another one before it, as Llama's and Mistral's do."""
+    from tokenizers.processors import TemplateProcessing
+
+    model = TextModel(language_model, "fp32", 8)
+    loaded, tokenizer = model._loaded
+    tokenizer._tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    assert tokenizer("a")["input_ids"][0] == 0
+    seen, generate = [], loaded.generate
+
+    def watched(**inputs):
+        seen.append(inputs["input_ids"])
+        return generate(**inputs)
+
+    loaded.generate = watched
+    model.complete([model.chat_prompt("a dog")], most_tokens=2)
+    (ids,) = seen
+    assert ids[0].tolist().count(0) == 1 and ids[0, 0] == 0
+
+
+def test_a_model_without_a_chat_template_is_named_in_one_line(language_model, tmp_path):
+    shutil.copytree(language_model, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").unlink()
+    with pytest.raises(
+        ValueError, match="has no chat template, expected a chat model: most are named"
+    ) as caught:
+        TextModel(str(tmp_path / "model"), "fp32", 8).chat_prompt("a dog")
+    assert "\n" not in str(caught.value)
+
+
+def test_out_of_memory_halves_the_batch_and_keeps_every_answer(language_model, expected):
+    model = TextModel(language_model, "fp32", 16)
+    loaded, tried = model._loaded[0], []
+    generate = loaded.generate
+
+    def small_memory(**inputs):
+        tried.append(len(inputs["input_ids"]))
+        if tried[-1] > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return generate(**inputs)
+
+    loaded.generate = small_memory
+    answers = model.complete(PROMPTS, most_tokens=24, prefix=PREFIX)
+    assert answers == [expected[PREFIX, prompt] for prompt in PROMPTS]
+    assert tried[:3] == [16, 8, 4] and set(tried[3:]) == {4}
+
+
+def test_a_packed_model_is_not_quantized_again():
+    with pytest.raises(ValueError, match="smollm2-135m-instruct, whose weights are stored as gguf already"):
+        TextModel("smollm2-135m-instruct", "int8", 8).complete(["a"], most_tokens=1)
+
+
+def test_a_released_model_comes_back(language_model):
+    model = TextModel(language_model, "fp32", 8)
+    before = model.complete(PROMPTS[:3], most_tokens=8)
+    model.release()
+    assert "_loaded" not in model.__dict__
+    assert model.complete(PROMPTS[:3], most_tokens=8) == before
