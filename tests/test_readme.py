@@ -112,7 +112,8 @@ def test_constants_exist_with_the_defaults_that_the_table_gives(name):
 
 @pytest.mark.parametrize("name", READMES)
 def test_presets_exist(name):
-    assert set(re.findall(r"`(rtx3090-[\w]+|fp16-[\w]+)`", text_of(name))) == set(settings.PRESETS) - {"demo"}
+    named = set(re.findall(r"`(cpu-[\w]+|rtx\d+-[\w]+|fp16-[\w]+)`", text_of(name)))
+    assert named == set(settings.PRESETS) - {"demo"}
 
 
 @pytest.mark.parametrize(("document", "command"), commands())
