@@ -19,8 +19,8 @@ from refinement.strategies.append import appended
 from refinement.strategies.collection import Collection
 from retriever import SearchQuery
 
-CAPTION = 0.15  # the weights were chosen on the demo's dev split, see docs/refinement.md
-IMAGE = 0.15
+CAPTION = 0.1  # the weights were chosen on the demo's dev split, see docs/refinement.md
+IMAGE = 0.1
 
 
 class Fusion:

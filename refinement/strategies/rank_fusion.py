@@ -23,7 +23,7 @@ from refinement.strategies.append import appended
 from refinement.strategies.collection import Collection
 from retriever import SearchQuery
 
-FEEDBACK = 0.1  # chosen on the demo's dev split, see docs/refinement.md
+FEEDBACK = 0.05  # chosen on the demo's dev split, see docs/refinement.md
 RANK_CONSTANT = 60  # Cormack et al.'s
 
 

@@ -17,7 +17,7 @@ from refinement.history import History, NextQuery
 from refinement.strategies.collection import Collection
 from retriever import SearchQuery
 
-LIKED = 0.25  # the weights were chosen on the demo's dev split, see docs/refinement.md
+LIKED = 0.1  # the weights were chosen on the demo's dev split, see docs/refinement.md
 PASSED = 0.1
 
 

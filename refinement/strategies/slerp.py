@@ -19,7 +19,7 @@ from refinement.strategies.append import appended
 from refinement.strategies.collection import Collection
 from retriever import SearchQuery
 
-STEP = 0.15  # chosen on the demo's dev split, see docs/refinement.md
+STEP = 0.05  # chosen on the demo's dev split, see docs/refinement.md
 
 
 class Slerp:
