@@ -75,6 +75,7 @@ function show(html, address) {
     const count = $$("#grid .card").length;
     if ($("#grid")) $("#status").textContent = `${count} pictures for: ${$("#query").textContent}`;
   }
+  $(".trail [aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
   watch();
 }
 
