@@ -3,10 +3,11 @@
     python -m benchmarks.index_build --root ~/Pictures --blip BLIP/chatir_weights.ckpt
     python -m benchmarks.index_build --memory 100000
 
-The first times the pictures of a folder (the demo's when none is given) through the same encoder: the model on
-pixels that lie ready (its bound), a plain loop over files, and `embedding.build`. On CPUs, decoding takes time
-from the model; on a GPU it does not. The second builds an index of that many images with an encoder that costs
-nothing, and compares the memory with that of a small one. Results: a table and ``index_build.json``.
+The first times the pictures of a folder (the demo's when none is given) through the same encoder: the model
+on pixels that lie ready (its bound), a plain loop over files, and `embedding.build`. On CPUs, decoding
+takes time from the model; on a GPU it does not. The second builds an index of that many images with an
+encoder that costs nothing, and compares the memory with that of a small one. Results: a table and
+``index_build.json``.
 """
 
 from __future__ import annotations

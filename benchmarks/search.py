@@ -2,11 +2,11 @@
 
     python -m benchmarks.search --sizes 31783 1000000
 
-Vectors are synthetic: clusters on the unit sphere, each spread in 32 directions; the queries come from the same
-clusters. Every engine builds and searches in a process of its own, with one thread and with two. On a busy
-machine read the CPU seconds rather than the clock's. Results: a table, ``search.json``, ``search.md`` and
-``search.png`` in the output folder. usearch comes with requirements-dev.txt; without it its row is left out, and
-the log says so.
+Vectors are synthetic: clusters on the unit sphere, each spread in 32 directions; the queries come from the
+same clusters. Every engine builds and searches in a process of its own, with one thread and with two. On a
+busy machine read the CPU seconds rather than the clock's. Results: a table, ``search.json``, ``search.md``
+and ``search.png`` in the output folder. usearch comes with requirements-dev.txt; without it its row is left
+out, and the log says so.
 """
 
 from __future__ import annotations
