@@ -1,6 +1,7 @@
-"""Compares strategies and simulated users on one dataset: recall per round, and each against scrolling.
+"""Compares strategies, simulated users and seeds on one dataset: each against scrolling; and their cost.
 
     python compare.py --dataset demo --split dev --caption-numbers 4
+    python compare.py --dataset demo --users independent caption random first --noises 0 0.3 --seeds 3
 
 Run again, it goes on where it was stopped. Results: runs/compare-DATASET-SPLIT-PROTOCOL/comparison.md.
 """
@@ -12,7 +13,7 @@ from settings import ComparisonSettings, read_settings, run_script
 DATASET = "flickr30k"  # "demo", "flickr30k", "mscoco", "msrvtt" or "image_folder"
 STRATEGIES = ("append", "rewrite", "rewrite-original", "rewrite-anchored")
 USERS = ("independent", "reference", "random", "first")
-PROTOCOL = "honest"  # or "reference"
+PROTOCOL = "honest"  # "honest", "reference", "paper" or "chatir"
 ROUNDS = 4
 # All other constants: python compare.py --help
 

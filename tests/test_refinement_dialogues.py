@@ -2,13 +2,18 @@
 
 import json
 import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import IMAGE_IDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image as PILImage
 
+from BLIP.model import BlipEncoder
 from evaluation.measures import evaluate
 from refinement.dialogues import (
     Dialogue,
@@ -16,7 +21,11 @@ from refinement.dialogues import (
     queries_of,
     read_dialogues,
     read_search_space,
+    run_dialogues,
 )
+from settings import DialogueSettings
+
+FIXTURES = Path(__file__).parent / "fixtures" / "blip"
 
 ANSWERS = (
     "what animal is it? a dog",
@@ -162,3 +171,78 @@ def test_a_broken_search_space_is_refused(tmp_path):
             read_search_space(path, tmp_path)
     with pytest.raises(FileNotFoundError):
         read_dialogues(tmp_path / "none.json")
+
+
+# A whole evaluation, with the tiny BLIP of the fixtures
+
+
+@pytest.fixture(scope="module")
+def visdial(tmp_path_factory):
+    """Pictures below unlabeled2017/, a search space of some of them, two dialogues, and a checkpoint."""
+    folder = tmp_path_factory.mktemp("visdial")
+    (folder / "unlabeled2017").mkdir()
+    random = np.random.default_rng(0)
+    names = [f"unlabeled2017/{number}.jpg" for number in range(14)]
+    for name in names:
+        picture = PILImage.fromarray(random.integers(0, 256, (3, 3, 3), dtype=np.uint8))
+        picture.resize((40, 30), PILImage.Resampling.NEAREST).save(folder / name)
+    (folder / "space.json").write_text(json.dumps(names[::-1][:12]))
+    turns = [["a dog", "is it red? yes", "where? outside"], ["two cats"]]
+    entries = [{"img": name, "dialog": said} for name, said in zip(names[3:5], turns, strict=True)]
+    (folder / "dialogues.json").write_text(json.dumps(entries))
+    (folder / "blip").mkdir()
+    for file in ("itm.pth", "vocab.txt"):
+        shutil.copy(FIXTURES / file, folder / "blip")
+    heads = {"model_type": "blip", "num_attention_heads": 2, "vision": {"heads": 3}}
+    (folder / "blip" / "config.json").write_text(json.dumps(heads))
+    return folder
+
+
+def settings_of(folder, output, **changes):
+    return DialogueSettings(
+        root=folder, blip=str(folder / "blip"), dialogues=folder / "dialogues.json",
+        search_space=folder / "space.json", output=output, **changes,
+    )  # fmt: skip
+
+
+def test_files_are_scored_by_a_blip_as_by_hand(visdial, tmp_path, capsys):
+    folder = run_dialogues(settings_of(visdial, tmp_path / "run"))
+    table = capsys.readouterr().out
+    assert "Hits@10" in table and "BRI" in table and len(table.splitlines()) == 2 + 3
+    names = json.loads((visdial / "space.json").read_text())
+    encoder = BlipEncoder.open(visdial / "blip")
+    vectors = encoder.encode_images([PILImage.open(visdial / name) for name in names]).astype(np.float64)
+    ranks = np.empty((3, 2))
+    for column, entry in enumerate(json.loads((visdial / "dialogues.json").read_text())):
+        for number in range(3):
+            text = ", ".join(entry["dialog"][: number + 1])
+            scores = vectors @ encoder.encode_texts([text])[0].astype(np.float64)
+            ranks[number, column] = 1 + sum(scores > scores[names.index(entry["img"])])
+    measures = json.loads((folder / "measures.json").read_text())
+    best = np.log(np.minimum.accumulate(ranks))
+    bri = [best[0], (best[0] + best[1]) / 2, (best[0] / 2 + best[1] + best[2] / 2) / 2]
+    means = measures["means_per_round"]
+    assert means["Mean rank"] == pytest.approx(ranks.mean(axis=1))
+    assert means["BRI"] == pytest.approx(np.mean(bri, axis=1))
+    assert means["Hits@10"] == pytest.approx((np.minimum.accumulate(ranks) <= 10).mean(axis=1))
+    assert measures["images"] == 12 and measures["queries_left_out"] == []
+    assert (folder / "report.html").is_file() and (folder / "trec" / "round2.run").is_file()
+    assert (visdial / "index-space" / "manifest.json").is_file()
+    before = (folder / "rounds.jsonl").read_bytes()
+    run_dialogues(settings_of(visdial, tmp_path / "run"))
+    assert (folder / "rounds.jsonl").read_bytes() == before  # nothing is searched again
+    with pytest.raises(ValueError, match="turns: 'joined' there, 'alone' now"):
+        run_dialogues(settings_of(visdial, tmp_path / "run", turns="alone"))
+
+
+def test_what_does_not_belong_together_is_refused(visdial, tmp_path):
+    wrong = tmp_path / "dialogues.json"
+    wrong.write_text('[{"img": "unlabeled2017/0.jpg", "dialog": ["a"]}]')
+    with pytest.raises(
+        ValueError, match="1 images are not in the search space of 12, first 'unlabeled2017/0"
+    ):
+        run_dialogues(replace(settings_of(visdial, tmp_path / "run"), dialogues=wrong))
+    with pytest.raises(ValueError, match="dialogues: got none"):
+        run_dialogues(replace(settings_of(visdial, tmp_path / "run"), dialogues=None))
+    with pytest.raises(ValueError, match="root: got none"):
+        run_dialogues(replace(settings_of(visdial, tmp_path / "run"), root=None))
