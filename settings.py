@@ -20,8 +20,8 @@ DEFAULT_SPLITS = {"demo": "test", "msrvtt": "1k-A"}  # of the other datasets all
 
 # Strategies that move words or a vector, so that a person can see and edit what is searched; and all of them.
 MovingStrategyName = Literal[
-    "original", "append", "append-anchored", "rewrite", "rewrite-original", "rewrite-anchored", "rocchio",
-    "fusion", "slerp",
+    "original", "append", "append-anchored", "rewrite", "rewrite-original", "rewrite-anchored",
+    "rewrite-chosen", "rocchio", "fusion", "slerp",
 ]  # fmt: skip
 StrategyName = Literal[
     MovingStrategyName, "score-fusion", "rrf", "bayes", "bayes-captions", "itm", "bayes-itm",

@@ -16,6 +16,7 @@ STRATEGY_WORDS = {
     "rewrite": "Rewrite the last query",
     "rewrite-original": "Rewrite your words",
     "rewrite-anchored": "Rewrite, anchored to your words",
+    "rewrite-chosen": "Rewrite, the best of several",
     "rocchio": "Towards the pictures you liked (Rocchio)",
     "fusion": "Words, captions and pictures together",
     "slerp": "Turn towards the captions (Slerp)",

@@ -180,6 +180,7 @@ def test_strategies_by_name(name, retriever):
         "slerp": appended,
         "score-fusion": appended,
         "rrf": appended,
+        "rewrite-chosen": rewritten,  # all candidates hold the same words: the first is taken
         "rewrite-bayes": rewritten,
     }
     assert query.search.text == texts.get(name, "a dog")

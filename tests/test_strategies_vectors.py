@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from conftest import IMAGE_IDS, KnownCaptions, WordEncoder, caption_of
 
-from refinement.history import History, Turn
+from refinement.history import History, NextQuery, Turn
 from refinement.strategies import make_strategy
+from refinement.strategies.chosen import OWN, Chosen
 from refinement.strategies.collection import Collection
 from refinement.strategies.fusion import CAPTION, IMAGE
 from refinement.strategies.rocchio import LIKED, PASSED, passed_over
 from refinement.strategies.slerp import STEP, slerp
+from retriever import SearchQuery
 
 A, B, C, D, E, F = IMAGE_IDS[:6]
 NAMES = ("rocchio", "fusion", "slerp")
@@ -124,3 +126,33 @@ def test_images_of_another_index_are_errors(collection):
             make_strategy(name, None, collection).next(
                 [History((Turn("dog", ("pink-dog-moon",), ("pink-dog-moon",), (), ()),))]
             )
+
+
+class Writes:
+    """A strategy that writes what it is told to, or the words."""
+
+    def __init__(self, text="", needs_captions=False):
+        self.text, self.needs_captions = text, needs_captions
+
+    def next(self, histories):
+        return [NextQuery(SearchQuery(self.text or told.words), self.text) for told in histories]
+
+
+def test_the_candidate_that_the_liked_images_agree_with_is_chosen(collection):
+    texts = [caption_of(image_id) for image_id in IMAGE_IDS[:40]]
+    chosen = Chosen([Writes(text) for text in texts], collection)
+    for liked in ([A], [B, C]):
+        (query,) = chosen.next([History((turn([A, B, C], liked),))])
+        picture = mean([vector_of(image_id) for image_id in liked])
+        goal = [v + OWN * w for v, w in zip(picture, vector_of("dog"), strict=True)]
+        scores = [sum(x * y for x, y in zip(vector_of(text), goal, strict=True)) for text in texts]
+        best = max(range(len(texts)), key=lambda number: (round(scores[number], 5), -number))
+        assert query.search.text == query.fallback == texts[best]
+
+
+def test_without_a_like_and_of_equals_the_first_candidate_is_taken(collection):
+    chosen = Chosen([Writes("fish"), Writes("dog")], collection)
+    assert chosen.next([History((turn([A, B]),))])[0].search.text == "fish"
+    equal = Chosen([Writes("red dog"), Writes("dog red")], collection)
+    assert equal.next([History((turn([A], [A]),))])[0].search.text == "red dog"
+    assert not chosen.needs_captions and Chosen([Writes(), Writes("x", True)], collection).needs_captions

@@ -8,6 +8,7 @@ from refinement.history import Strategy
 from refinement.strategies.anchored import Anchored
 from refinement.strategies.append import Append
 from refinement.strategies.bayes import Bayes
+from refinement.strategies.chosen import Chosen
 from refinement.strategies.collection import Collection
 from refinement.strategies.fusion import Fusion
 from refinement.strategies.original import Original
@@ -54,6 +55,9 @@ def make_strategy(
         raise ValueError(f"strategy {name} needs the collection, got none")
     if name in ("append-anchored", "rewrite-anchored"):
         return Anchored(words, collection.encode)
+    if name == "rewrite-chosen":
+        candidates = (words, Rewrite(rewriter, from_original=False), Append()) if rewriter else (words,)
+        return Anchored(Chosen(candidates, collection), collection.encode)
     if name == "rocchio":
         return Rocchio(collection)
     if name == "fusion":
