@@ -27,15 +27,15 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from embedding.decode import BrokenImage
+from interactive.actions import Action, Actions, whole
 from interactive.desk import Desk
 from interactive.guards import read_body, read_form
 from interactive.mistake import Mistake
 from interactive.people import Crowded, People, Person
-from interactive.pictures import LARGE_PIXELS, MOST_UPLOADED_BYTES, SMALL_PIXELS, PictureCache, read_upload
-from interactive.saved import MOST_BYTES, export_rounds, open_session, save_session
+from interactive.pictures import LARGE_PIXELS, MOST_UPLOADED_BYTES, SMALL_PIXELS, PictureCache
+from interactive.saved import MOST_BYTES, export_rounds, save_session
 from interactive.session import Options, Say, Session
 from interactive.study import Study
-from interactive.verdict import measure, with_target
 from interactive.view import captions_shown, view
 from interactive.worker import Busy, Worker
 
@@ -48,8 +48,6 @@ QUICK_SECONDS = 1.0  # an answer waits so long for the work
 POLL_SECONDS = 20.0
 TICK_SECONDS = 0.05
 DESCRIBED_AT_ONCE = 4
-
-Action = Callable[[Person, Mapping[str, str], Say], None]
 
 
 class Page:
@@ -79,6 +77,7 @@ class Page:
         self.people = People(lambda: Session(desk, options))
         self.study = study
         self._options = options
+        self._actions = Actions(desk, options, study)
         self._describe = describe
         self._names_shown = names_shown
         self._undescribed: deque[str] = deque(maxlen=256)
@@ -109,8 +108,12 @@ class Page:
             Route("/open", self.open, methods=["POST"]),
             Mount("/static", StaticFiles(directory=HERE / "static")),
         ]
-        for path, (worker, action) in self._actions().items():
-            routes.append(Route(path, self._acting(worker, action), methods=["POST"]))
+        for worker, actions in (
+            (self.searching, self._actions.quick()),
+            (self.writing, self._actions.slow()),
+        ):
+            for path, action in actions.items():
+                routes.append(Route(path, self._acting(worker, action), methods=["POST"]))
         return Starlette(
             routes=routes,
             exception_handlers={HTTPException: _refused, Exception: _failed},
@@ -154,10 +157,16 @@ class Page:
         person = self.people.find(request.cookies.get(COOKIE))
         known = request.query_params.get("known", "")
         until = time.monotonic() + POLL_SECONDS
+        if person is not None:
+            person.polls += 1
+        turn = person.polls if person else 0
         while True:
             state = self._progress_of(person)
-            if state["state"] != known or time.monotonic() > until or await request.is_disconnected():
+            is_last = person is None or person.polls == turn  # a newer one of the same person ends this one
+            if state["state"] != known or not is_last or time.monotonic() > until:
                 return JSONResponse(state)
+            if await request.is_disconnected():
+                return Response(status_code=204)
             await asyncio.sleep(TICK_SECONDS)
 
     def _progress_of(self, person: Person | None) -> dict[str, Any]:
@@ -198,7 +207,7 @@ class Page:
 
     async def save(self, request: Request) -> Response:
         """The session as a file that can be opened again."""
-        return _download(lambda: save_session(self._known(request).session), "session.json")
+        return _download(lambda: save_session(self._known(request).steady), "session.json")
 
     async def export(self, request: Request) -> Response:
         """The rounds up to the one looked at, as an experiment's records; with the target once declared."""
@@ -214,107 +223,6 @@ class Page:
 
     # What a person does
 
-    def _actions(self) -> dict[str, tuple[Worker, Action]]:
-        return {
-            "/search": (self.searching, self._search),
-            "/more": (self.writing, lambda person, form, say: person.session.more(say=say)),
-            "/propose": (self.writing, lambda person, form, say: person.session.propose(say) and None),
-            "/edited": (
-                self.writing,
-                lambda person, form, say: person.session.more(form.get("text", ""), say),
-            ),
-            "/round": (self.searching, self._go_to),
-            "/options": (self.searching, self._set_options),
-            "/over": (self.searching, self._over),
-            "/found": (self.searching, self._found),
-            "/study": (self.searching, self._begin_task),
-            "/give-up": (self.searching, self._give_up),
-        }
-
-    def _search(self, person: Person, form: Mapping[str, str], say: Say) -> None:
-        if person.task is not None and person.session.turns:
-            raise Mistake("this search has begun; edit the query instead")
-        person.verdict = None
-        person.session.search(form.get("text", ""), say)
-
-    def _go_to(self, person: Person, form: Mapping[str, str], say: Say) -> None:
-        self._forbid_in_study(person)
-        person.verdict = None
-        person.session.go_to(_whole(form, "number"))
-
-    def _set_options(self, person: Person, form: Mapping[str, str], say: Say) -> None:
-        self._forbid_in_study(person)
-        try:
-            threshold = float(form["threshold"]) if form.get("threshold") else None
-        except ValueError as error:
-            raise Mistake("the threshold is no number") from error
-        options = Options(
-            strategy=form.get("strategy", ""),
-            shown=_whole(form, "shown"),
-            threshold=threshold,
-            shows_again=form.get("shows_again") == "on",
-        )
-        person.verdict = None
-        person.session.set_options(options, say)
-
-    def _over(self, person: Person, form: Mapping[str, str], say: Say) -> None:
-        self._forbid_in_study(person)
-        person.verdict = None
-        person.session.over()
-
-    def _found(self, person: Person, form: Mapping[str, str], say: Say) -> None:
-        image_id = self.desk.id_of(_whole(form, "picture"))
-        session, task = person.session, person.task
-        if image_id not in session.now.shown_ids:
-            raise Mistake("that picture is not shown in this round")
-        if task is not None:
-            if image_id != task.target:
-                task.wrong += 1
-                raise Mistake("that is another picture; look again")
-            self._end_task(person, found=True)
-            return
-        records = with_target(session.turns[: session.at + 1], image_id, self.desk.retriever, "found")
-        person.verdict = {
-            "records": records,
-            "ranks": [record.target_rank for record in records],
-            "measures": measure(records, len(self.desk.retriever.index)),
-            "study": None,
-            "picture": self.desk.number_of(image_id),
-        }
-
-    def _begin_task(self, person: Person, form: Mapping[str, str], say: Say) -> None:
-        if person.task is not None:
-            self._forbid_in_study(person)
-        say("Choosing a picture")
-        task = self.study.give(person.name, person.tasks_given)
-        person.session = Session(self.desk, self._options)
-        person.task, person.verdict = task, None
-        person.tasks_given += 1
-
-    def _give_up(self, person: Person, form: Mapping[str, str], say: Say) -> None:
-        if person.task is None:
-            raise Mistake("there is nothing to give up")
-        self._end_task(person, found=False)
-
-    def _end_task(self, person: Person, found: bool) -> None:
-        task = person.task
-        if task is None:
-            raise Mistake("there is no picture to find")
-        line = self.study.end(task, person.session, found)
-        person.verdict = {
-            "records": [],
-            "ranks": [],
-            "measures": line,
-            "study": "found" if found else "given up",
-            "picture": self.desk.number_of(task.target),
-        }
-        person.task = None
-        person.session = Session(self.desk, self._options)
-
-    def _forbid_in_study(self, person: Person) -> None:
-        if person.task is not None:
-            raise Mistake("not while you look for a picture; find it, or give up")
-
     async def mark(self, request: Request) -> Response:
         """Likes or dislikes a picture; quick, so it needs no thread."""
         form = await read_form(request)
@@ -325,7 +233,7 @@ class Page:
                 raise Mistake("wait for the next round")
             if mark not in ("like", "dislike", "none"):
                 raise Mistake("a mark is like, dislike or none")
-            image_id = self.desk.id_of(_whole(form, "picture"))
+            image_id = self.desk.id_of(whole(form, "picture"))
             person.session.mark(image_id, mark)  # type: ignore[arg-type]  # checked above
         except Mistake as error:
             if not _is_fetch(request):
@@ -344,25 +252,12 @@ class Page:
         """Searches by an uploaded picture; the body is the file itself."""
         data = await read_body(request, MOST_UPLOADED_BYTES)
         words = unquote(request.headers.get("x-words", ""))
-
-        def search(person: Person, form: Mapping[str, str], say: Say) -> None:
-            self._forbid_in_study(person)
-            person.verdict = None
-            say("Reading your picture")
-            person.session.search_picture(read_upload(data), words, say)
-
-        return await self._act(request, self.writing, search, {})
+        return await self._act(request, self.writing, self._actions.by_picture(data, words), {})
 
     async def open(self, request: Request) -> Response:
         """Takes up a saved session; the body is the file itself."""
         data = await read_body(request, MOST_BYTES)
-
-        def take_up(person: Person, form: Mapping[str, str], say: Say) -> None:
-            self._forbid_in_study(person)
-            person.session = open_session(data.decode("utf-8", errors="replace"), self.desk)
-            person.verdict = None
-
-        return await self._act(request, self.searching, take_up, {})
+        return await self._act(request, self.searching, self._actions.open(data), {})
 
     def _acting(self, worker: Worker, action: Action) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
@@ -379,12 +274,12 @@ class Page:
             person = person or self.people.welcome()
             if person.is_waiting:
                 raise HTTPException(409, "Your last request is still being worked on.")
-            job = worker.submit(lambda say: self._timed(person, action, form, say))
+            person.before = person.session.copy()
+            person.job = job = worker.submit(lambda say: self._timed(person, action, form, say))
         except (Crowded, Busy) as error:
             raise HTTPException(
                 429, "Too many people are searching; try again in a moment.", headers={"Retry-After": "5"}
             ) from error
-        person.job = job
         until = time.monotonic() + QUICK_SECONDS
         while not job.future.done() and time.monotonic() < until:
             await asyncio.sleep(0.005)
@@ -469,7 +364,7 @@ def _sentence(error: Exception) -> str:
 def _records(person: Person) -> list:
     if person.verdict is not None and person.verdict["records"]:
         return person.verdict["records"]
-    session = person.session
+    session = person.steady
     session.now  # noqa: B018  says that there is nothing to export
     return [turn.record for turn in session.turns[: session.at + 1]]
 
@@ -483,13 +378,6 @@ def _download(make: Callable[[], str], name: str) -> Response:
 
 def _attachment(name: str) -> dict[str, str]:
     return {"Content-Disposition": f'attachment; filename="{name}"'}
-
-
-def _whole(form: Mapping[str, str], field: str) -> int:
-    text = form.get(field, "")
-    if not text.isascii() or not text.isdigit() or len(text) > 9:
-        raise Mistake(f"{field}: that is no number")
-    return int(text)
 
 
 def _is_fetch(request: Request) -> bool:

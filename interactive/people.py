@@ -27,6 +27,8 @@ class Person:
         task: The picture to find, in the study.
         tasks_given: How many pictures this person was given.
         job: What is being done for this person.
+        before: The session as it was when the job began.
+        polls: How often the browser has asked for progress.
         notice: A sentence to show once, and whether it tells of a failure.
         verdict: Measures of a picture declared found.
         seen: When the person last asked for anything.
@@ -38,6 +40,8 @@ class Person:
     task: Task | None = None
     tasks_given: int = 0
     job: Job | None = None
+    before: Session | None = None
+    polls: int = 0
     notice: tuple[str, bool] = ("", False)
     verdict: dict | None = None
     seen: float = 0.0
@@ -46,6 +50,11 @@ class Person:
     def is_waiting(self) -> bool:
         """Whether something is being done for this person."""
         return self.job is not None and not self.job.future.done()
+
+    @property
+    def steady(self) -> Session:
+        """The session, or what it was before the work that is changing it in another thread."""
+        return self.before if self.is_waiting and self.before is not None else self.session
 
 
 class Crowded(Exception):

@@ -16,7 +16,7 @@ from settings import InteractiveSettings
 log = logging.getLogger(__name__)
 
 INSTALL = "pip install -r requirements-ui.txt"
-MOST_CONNECTIONS = 128
+MOST_CONNECTIONS = 256
 
 
 def run_interactive(settings: InteractiveSettings) -> None:

@@ -7,6 +7,7 @@ fills it in when the person declares a picture found.
 
 from __future__ import annotations
 
+import copy
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -279,6 +280,12 @@ class Session:
         first = turns[0].record
         self._query = Query(first.query_id, first.text, None, frozenset())
         self.turns, self.at, self.proposal, self.picture = list(turns), at, None, picture
+
+    def copy(self) -> Session:
+        """Returns another session in the same state, which goes its own way."""
+        other = copy.copy(self)
+        other.turns = list(self.turns)
+        return other
 
     def changes(self) -> list[tuple[str, str]]:
         """Compares this round's query with the one before; see `changes_between`."""

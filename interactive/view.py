@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from interactive.desk import Desk
 from interactive.people import Person
-from interactive.session import EDITED, MOST_SHOWN, changes_between
+from interactive.session import EDITED, MOST_SHOWN, Session, changes_between
 from interactive.study import Study
 
 SAMPLES = 12  # pictures of the collection that the empty page shows
@@ -32,8 +33,9 @@ def view(person: Person, study: Study, names_shown: bool, describes: bool) -> di
         names_shown: Whether the pictures' names in the collection may be shown.
         describes: Whether captions of all shown pictures are on their way.
     """
-    session, desk = person.session, person.session.desk
-    task = person.task
+    busy = person.is_waiting
+    session, task = person.steady, person.task
+    desk = session.desk
     values: dict[str, Any] = {
         "desk": desk,
         "count": len(desk.retriever.index),
@@ -41,8 +43,8 @@ def view(person: Person, study: Study, names_shown: bool, describes: bool) -> di
         "describes": describes,
         "most_shown": MOST_SHOWN,
         "strategies": [(name, STRATEGY_WORDS.get(name, name)) for name in desk.strategies],
-        "busy": person.is_waiting,
-        "stage": person.job.stage if person.job and person.is_waiting else "",
+        "busy": busy,
+        "stage": person.job.stage if busy and person.job else "",
         "notice": person.notice[0],
         "notice_is_error": person.notice[1],
         "verdict": person.verdict,
@@ -59,7 +61,7 @@ def view(person: Person, study: Study, names_shown: bool, describes: bool) -> di
     if not session.turns:
         ids = desk.retriever.index.ids
         step = max(1, len(ids) // SAMPLES)
-        values["samples"] = [_picture(person, ids[row]) for row in range(0, len(ids), step)][:SAMPLES]
+        values["samples"] = [_picture(desk, ids[row]) for row in range(0, len(ids), step)][:SAMPLES]
         return values
     turn = session.now
     record = turn.record
@@ -74,9 +76,9 @@ def view(person: Person, study: Study, names_shown: bool, describes: bool) -> di
         "edited": record.fallback == EDITED,
         "by_picture": session.picture is not None and turn.search.vector is not None,
         "fallback": "" if record.fallback == EDITED else record.fallback,
-        "liked_before": _liked(person, session.at - 1) if session.at else [],
+        "liked_before": _liked(session, session.at - 1) if session.at else [],
         "pictures": [
-            _picture(person, image_id)
+            _picture(desk, image_id)
             | {
                 "rank": rank,
                 "score": score,
@@ -102,23 +104,22 @@ def view(person: Person, study: Study, names_shown: bool, describes: bool) -> di
             "text": text,
             "changes": changes_between(record.text, text),
             "fallback": session.proposal.fallback,
-            "liked": _liked(person, session.at),
+            "liked": _liked(session, session.at),
         }
     return values
 
 
-def _liked(person: Person, number: int) -> list[dict[str, Any]]:
-    return [_picture(person, image_id) for image_id in person.session.turns[number].record.liked]
+def _liked(session: Session, number: int) -> list[dict[str, Any]]:
+    return [_picture(session.desk, image_id) for image_id in session.turns[number].record.liked]
 
 
-def _picture(person: Person, image_id: str) -> dict[str, Any]:
-    desk = person.session.desk
+def _picture(desk: Desk, image_id: str) -> dict[str, Any]:
     return {"number": desk.number_of(image_id), "caption": desk.known(image_id) or ""}
 
 
 def captions_shown(person: Person) -> dict[int, str]:
     """Returns the captions made so far of the pictures that the person sees, by number."""
-    session = person.session
+    session = person.steady
     if not session.turns:
         return {}
     known = {image_id: session.desk.known(image_id) for image_id in session.now.shown_ids}
