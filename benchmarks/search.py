@@ -39,7 +39,7 @@ from settings import run_script
 log = logging.getLogger(__name__)
 
 DEPTH = 10
-CLUSTERS = 2000
+CLUSTER = 500  # vectors, on average
 SPREAD = 1.0  # length of what is added to a centre, over that of the centre
 DIRECTIONS = 32
 BLOCK = 65_536
@@ -117,7 +117,11 @@ def measure(settings: SearchSettings, size: int, folder: Path) -> list[dict[str,
         row |= _in_a_process(max(settings.threads), _build, engine, folder)
         for threads in settings.threads:
             found = _in_a_process(threads, _search, engine, folder)
-            row |= {name if name in COLUMNS else f"{name}_{threads}": value for name, value in found.items()}
+            row |= {
+                f"{name}_{threads}": value for name, value in found.items() if f"{name}_{threads}" in COLUMNS
+            }
+            first = {name: value for name, value in found.items() if name in COLUMNS}
+            row = first | row  # what has no number of threads in its name is of the first
         if engine in OURS:
             shutil.rmtree(folder / engine)
         rows.append(row)
@@ -125,16 +129,16 @@ def measure(settings: SearchSettings, size: int, folder: Path) -> list[dict[str,
     return rows
 
 
-def clustered(count: int, dimension: int, seed: int, stream: int) -> Iterator[np.ndarray]:
+def clustered(count: int, dimension: int, seed: int, stream: int, clusters: int) -> Iterator[np.ndarray]:
     """Yields blocks of unit rows around the same centres; each stream has rows of its own."""
     common = np.random.default_rng(seed)
-    centres = common.standard_normal((CLUSTERS, dimension), dtype=np.float32)
+    centres = common.standard_normal((clusters, dimension), dtype=np.float32)
     directions = common.standard_normal((DIRECTIONS, dimension), dtype=np.float32) / DIRECTIONS**0.5
     random = np.random.default_rng([seed, stream])
     for first in range(0, count, BLOCK):
         rows = min(BLOCK, count - first)
         noise = SPREAD * random.standard_normal((rows, DIRECTIONS), dtype=np.float32) @ directions
-        block = centres[random.integers(CLUSTERS, size=rows)] + noise
+        block = centres[random.integers(clusters, size=rows)] + noise
         yield block / np.linalg.norm(block, axis=1, keepdims=True)
 
 
@@ -157,9 +161,12 @@ def _make(folder: Path, count: int, dimension: int, queries: int, seed: int) -> 
     from indexes.exact_scores import unit_rows
     from indexes.vector_file import write_vectors
 
-    blocks = (unit_rows(block, dimension, "vectors") for block in clustered(count, dimension, seed, 1))
+    clusters = max(1, count // CLUSTER)
+    blocks = (
+        unit_rows(block, dimension, "vectors") for block in clustered(count, dimension, seed, 1, clusters)
+    )
     write_vectors(folder / "vectors.faiss", blocks, dimension)
-    asked = np.concatenate(list(clustered(queries, dimension, seed, 2)))
+    asked = np.concatenate(list(clustered(queries, dimension, seed, 2, clusters)))
     np.save(folder / "queries.npy", unit_rows(asked, dimension, "queries"))
     np.save(folder / "shape.npy", np.array([count, dimension]))
 

@@ -1,8 +1,9 @@
 """FAISS's approximate indexes for very many vectors: HNSW, IVF, IVF with product quantisation.
 
-They name candidates only. The candidates are scored exactly from the stored vectors, so that scores and their
-order are those of an exact search, and only a candidate that was not named can be missing. How many are is
-measured against exact search, and the effort of a search is raised until recall at 10 is high enough.
+They name candidates only, by distance, which orders unit vectors as the cosine does and suits these
+structures. The candidates are scored exactly from the stored vectors, so that scores and their order are
+those of an exact search, and only what was not named can be missing. How much that is is measured against
+exact search, and the effort of a search is raised until recall at 10 is high enough.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ def build_approximate(
     """
     count, dimension = vectors.shape
     lists = max(1, min(int(2 * count**0.5), count // TRAINING_ROWS_PER_LIST))
-    store = faiss.index_factory(dimension, _description(kind, dimension, lists), faiss.METRIC_INNER_PRODUCT)
+    store = faiss.index_factory(dimension, _description(kind, dimension, lists), faiss.METRIC_L2)
     random = np.random.default_rng(seed)
     chosen = random.choice(count, min(count, max(TRAINING_ROWS_PER_LIST * lists, 20_000)), replace=False)
     log.info("%s index: training on %d of %d vectors", kind, len(chosen), count)
@@ -189,10 +190,8 @@ def _description(kind: IndexKind, dimension: int, lists: int) -> str:
     if kind == "hnsw":
         return f"HNSW{LINKS}_SQ8"
     if kind == "ivf":
-        return f"IVF{lists}_HNSW{LINKS},SQ8"
+        return f"IVF{lists},SQ8"
     if kind == "ivfpq":
         parts = next(parts for parts in range(max(1, dimension // 8), 0, -1) if dimension % parts == 0)
-        return (
-            f"IVF{lists}_HNSW{LINKS},PQ{parts}np"  # without polysemous training, which is slow and not used
-        )
+        return f"IVF{lists},PQ{parts}np"  # without polysemous training, which is slow and not used
     raise ValueError(f"approximate index: got kind {kind!r}, expected hnsw, ivf or ivfpq")
