@@ -98,7 +98,7 @@ class Round:
         target: The query's target, or None.
         relevant: Relevant images that had not been shown before this round (residual collection).
         image_ids: This round's ranking, best first: at least all that was shown, at most the recorded depth.
-        scores: Cosine similarities of ``image_ids``.
+        scores: Of ``image_ids``: cosine similarities, or what the strategy scored all images by.
         shown: How many images, from the top of ``image_ids``, the person saw.
         target_rank: 1-based rank of the target among this round's candidates; None without a target.
         liked: Ids the person picked from those shown.

@@ -221,8 +221,9 @@ class ExperimentSettings(SessionSettings):
 
     Attributes:
         strategy: How feedback moves the query: "original" (none), "append", "rewrite" (the paper's: the last
-            query with the last caption), "rewrite-original" (the person's own words with all captions) or
-            "rewrite-anchored" (the same, and the own words stay in the query vector).
+            query with the last caption), "rewrite-original" (the person's own words with all captions),
+            "rewrite-anchored" (the same, and the own words stay in the query vector) or another of
+            docs/refinement.md.
         user: Who gives feedback: "independent" (judges by people's captions), "caption" (the same without the
             query among them), "reference" (judges with the retriever's own embedding; flatters),
             "ground-truth" (likes all that is relevant; protocol "paper"), "random" or "first" (controls).
