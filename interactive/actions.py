@@ -46,9 +46,9 @@ class Actions:
     def slow(self) -> dict[str, Action]:
         """Returns the actions that caption and rewrite, by address."""
         return {
-            "/more": lambda person, form, say: person.session.more(say=say),
-            "/propose": lambda person, form, say: person.session.propose(say) and None,
-            "/edited": lambda person, form, say: person.session.more(form.get("text", ""), say),
+            "/more": lambda person, form, say: self._going_on(person).more(say=say),
+            "/propose": lambda person, form, say: self._going_on(person).propose(say) and None,
+            "/edited": lambda person, form, say: self._going_on(person).more(form.get("text", ""), say),
         }
 
     def by_picture(self, data: bytes, words: str) -> Action:
@@ -60,7 +60,7 @@ class Actions:
         """
 
         def search(person: Person, form: Mapping[str, str], say: Say) -> None:
-            self._begin_anew(person)
+            self._outside_study(person)
             say("Reading your picture")
             person.session.search_picture(read_upload(data), words, say)
 
@@ -74,7 +74,7 @@ class Actions:
         """
 
         def take_up(person: Person, form: Mapping[str, str], say: Say) -> None:
-            self._begin_anew(person)
+            self._outside_study(person)
             person.session = open_session(data.decode("utf-8", errors="replace"), self._desk)
 
         return take_up
@@ -86,11 +86,11 @@ class Actions:
         person.session.search(form.get("text", ""), say)
 
     def _go_to(self, person: Person, form: Mapping[str, str], say: Say) -> None:
-        self._begin_anew(person)
+        self._outside_study(person)
         person.session.go_to(whole(form, "number"))
 
     def _set_options(self, person: Person, form: Mapping[str, str], say: Say) -> None:
-        self._begin_anew(person)
+        self._outside_study(person)
         try:
             threshold = float(form["threshold"]) if form.get("threshold") else None
         except ValueError as error:
@@ -104,7 +104,7 @@ class Actions:
         person.session.set_options(options, say)
 
     def _over(self, person: Person, form: Mapping[str, str], say: Say) -> None:
-        self._begin_anew(person)
+        self._outside_study(person)
         person.session.over()
 
     def _found(self, person: Person, form: Mapping[str, str], say: Say) -> None:
@@ -128,7 +128,7 @@ class Actions:
         }
 
     def _begin_task(self, person: Person, form: Mapping[str, str], say: Say) -> None:
-        self._begin_anew(person)
+        self._outside_study(person)
         say("Choosing a picture")
         task = self._study.give(person.name, person.tasks_given)
         person.session = Session(self._desk, self._options)
@@ -155,8 +155,13 @@ class Actions:
         person.task = None
         person.session = Session(self._desk, self._options)
 
-    def _begin_anew(self, person: Person) -> None:
-        """Forgets the last verdict; refuses what would change the counts of a study."""
+    def _going_on(self, person: Person) -> Session:
+        """Forgets the verdict: it is of the rounds before."""
+        person.verdict = None
+        return person.session
+
+    def _outside_study(self, person: Person) -> None:
+        """Forgets the verdict; refuses what would change the counts of a study."""
         if person.task is not None:
             raise Mistake("not while you look for a picture; find it, or give up")
         person.verdict = None

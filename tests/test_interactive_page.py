@@ -167,6 +167,10 @@ def test_found_is_measured_and_exported_with_its_target(person, tmp_path):
     path.write_bytes(client.get("/rounds.jsonl").content)
     records = read_rounds(path)
     assert [record.stop for record in records] == ["", "found"] and records[1].target_rank == 3
+    act(client, "/more")
+    assert "Found" not in finished(client) and client.get("/measures.json").status_code == 409
+    path.write_bytes(client.get("/rounds.jsonl").content)
+    assert [record.target for record in read_rounds(path)] == [None] * 3
 
 
 def test_a_session_is_saved_and_opened_by_somebody_else(person):
@@ -276,6 +280,36 @@ def test_progress_waits_for_news_and_brings_captions(person, page):
 
 def caption_of_number(page, number):
     return page.desk.captions.known.captions_of([page.desk.id_of(number)])[0]
+
+
+def test_a_newer_wait_for_news_ends_the_older_one_of_the_same_person(person, page):
+    client = person()
+    act(client, "/search", text="a dog")
+    known = client.get("/progress").json()["state"]
+    (somebody,) = page.people._people.values()
+    older = threading.Thread(target=client.get, args=["/progress"], kwargs={"params": {"known": known}})
+    older.start()
+    while somebody.polls < 2:
+        time.sleep(0.005)
+    assert older.is_alive()
+    client.get("/progress")
+    older.join(10)
+    assert not older.is_alive()  # else it would have waited for 20 seconds
+
+
+def test_what_is_being_changed_is_shown_as_it_was(person, page):
+    client = person()
+    shown = numbers(act(client, "/search", text="a dog").text)
+    act(client, "/mark", picture=shown[0], mark="like")
+    page.desk.captions.is_open = False
+    act(client, "/more")
+    (somebody,) = page.people._people.values()
+    somebody.session.at, at = 7, somebody.session.at  # as in the middle of a change
+    assert numbers(client.get("/view").text) == shown
+    assert client.get("/progress").json()["busy"] and client.get("/session.json").status_code == 200
+    somebody.session.at = at
+    page.desk.captions.is_open = True
+    assert "a dog, a " in finished(client)
 
 
 def test_a_full_queue_is_said_and_not_joined(person, page):
