@@ -12,7 +12,14 @@ import settings
 
 PROJECT = Path(__file__).parents[1]
 READMES = ("README.md", "README.zh-CN.md")
-DOCUMENTS = (*READMES, "CONTRIBUTING.md", "docs/training.md", "docs/datasets.md")
+DOCUMENTS = (
+    *READMES,
+    "CONTRIBUTING.md",
+    "docs/evaluation.md",
+    "docs/own_models.md",
+    "docs/training.md",
+    "docs/datasets.md",
+)
 BLOCK = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"\bpython (?:-m )?[\w./]+[^\n`]*")
 
