@@ -67,9 +67,9 @@ function show(html, address) {
   if (isBusy()) {
     for (const button of $$("main button")) button.disabled = true;
   } else if (address) {
-    const moved = ["/search", "/more", "/edited", "/round", "/by-picture", "/open", "/over", "/study", "/progress"].includes(address);
+    const moved = ["/search", "/more", "/edited", "/round", "/by-picture", "/open", "/over", "/study", "/found", "/give-up", "/progress"].includes(address);
     if (address === "/propose" || $("#edit")) $("#edit")?.focus();
-    else if (moved && focused !== "words") (focused && document.getElementById(focused) || $("#query") || $("#words"))?.focus({ preventScroll: true });
+    else if (moved && focused !== "words") ($("#verdict-title") || focused && document.getElementById(focused) || $("#query") || $("#words"))?.focus({ preventScroll: true });
     else if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
     if (moved) window.scrollTo({ top: 0 });
     const count = $$("#grid .card").length;
