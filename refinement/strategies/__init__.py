@@ -56,7 +56,7 @@ def make_strategy(
     if name in ("append-anchored", "rewrite-anchored"):
         return Anchored(words, collection.encode)
     if name == "rewrite-chosen":
-        candidates = (words, Rewrite(rewriter, from_original=False), Append()) if rewriter else (words,)
+        candidates = (words, Append(), Original())
         return Anchored(Chosen(candidates, collection), collection.encode)
     if name == "rocchio":
         return Rocchio(collection)

@@ -18,7 +18,7 @@ import numpy as np
 from refinement.history import History, NextQuery, Strategy
 from refinement.strategies.collection import Collection
 
-OWN = 1.0  # see docs/refinement.md
+OWN = 0.5  # see docs/refinement.md
 
 
 class Chosen:
