@@ -210,7 +210,7 @@ def test_articles(noun, one):
 def test_splits_share_no_scene():
     ranges = sorted((first, first + count) for first, count, _ in SPLITS.values())
     assert all(end <= first for (_, end), (first, _) in itertools.pairwise(ranges))
-    assert set(SPLITS) == {"train", "train-large", "dev", "test"}
+    assert set(SPLITS) == {"train", "train-large", "dev", "test", "dev-large", "test-large"}
 
 
 QUARTERS = {
@@ -312,7 +312,7 @@ def test_a_damaged_manifest_is_no_manifest(small, tmp_path):
 def test_an_unknown_split_is_an_error(tmp_path):
     with pytest.raises(
         ValueError,
-        match="unknown split 'all' of the demo scenes; expected one of train, train-large, dev, test",
+        match="unknown split .all. of the demo scenes; expected one of train, train-large, dev, test, dev-large",
     ):
         open_dataset("demo", tmp_path, "all")
 

@@ -14,6 +14,7 @@ import logging
 import os
 import random
 import shutil
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 from playground.demo.drawing import ATTRIBUTION, render
 from playground.demo.scenes import CELLS, GRID, Scene, make_scene
-from playground.demo.wording import LEVELS, Description, describe, matches, word
+from playground.demo.wording import LEVELS, Description, describe, matches, mentionable, word
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ SPLITS = {
     "train-large": (100_000, 200_000, 224),
     "dev": (1_000_000, 1_000, 448),
     "test": (2_000_000, 1_000, 448),
+    "dev-large": (5_000_000, 10_000, 224),  # as many that vague words fit a hundred pictures
+    "test-large": (4_000_000, 10_000, 224),
 }
 
 
@@ -128,10 +131,15 @@ def _write_texts(scenes: list[Scene], folder: Path, with_relevant: bool) -> None
 def _relevant_rows(
     scenes: list[Scene], said: list[list[tuple[Description, str]]]
 ) -> Iterator[tuple[str, int, str]]:
+    holding: dict[str, list[Scene]] = defaultdict(list)  # by noun and by category, what may be mentioned
+    for scene in scenes:
+        for name in {name for item in scene.items for name in mentionable(item)}:
+            holding[name].append(scene)
     bar = tqdm(zip(scenes, said, strict=True), total=len(scenes), desc="relevant images", unit="scene")
     for scene, all_said in bar:
         for number, (description, _) in enumerate(all_said):
-            for other in scenes:
+            mentioned = (holding[mention.noun or mention.category] for mention in description.mentions)
+            for other in min(mentioned, key=len):
                 if matches(other, description):
                     yield image_name(scene), number, image_name(other)
 

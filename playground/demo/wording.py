@@ -170,6 +170,12 @@ def _direction(first: Item, second: Item) -> str | None:
     return None
 
 
+def mentionable(item: Item) -> tuple[str, ...]:
+    """Returns what a mention may call an item: its noun, its category, the broader one if there is one."""
+    broader = BROADER.get(item.category)
+    return (item.noun, item.category, *((broader,) if broader else ()))
+
+
 def _answers(item: Item, mention: Mention) -> bool:
     return (
         mention.category in (item.category, BROADER.get(item.category))
