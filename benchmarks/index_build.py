@@ -13,9 +13,9 @@ encoder that costs nothing, and compares the memory with that of a small one. Re
 from __future__ import annotations
 
 import logging
-import resource
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image as PILImage
 
+from benchmarks.search import anonymous_mb
 from embedding.build import build_index
 from embedding.decode import open_image
 from evaluation.runs import write_json
@@ -144,17 +145,40 @@ def _weighed(count: int) -> list[dict[str, Any]]:
         PILImage.new("RGB", (2, 2)).save(picture)
         images = [Image(f"{number}.png", picture) for number in range(count)]
         for some in (count // 10, count):
-            wall = time.perf_counter()
-            _build(images[:some], _Costless(), Path(folder) / str(some), 256, 2)
+            wall, before = time.perf_counter(), anonymous_mb()
+            with _Highest() as highest:
+                _build(images[:some], _Costless(), Path(folder) / str(some), 256, 2)
             rows.append(
                 {
                     "images": some,
                     "vectors, MB": some * 256 * 4 / 1e6,
-                    "highest memory so far, MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+                    "memory before, MB": before,
+                    "highest meanwhile, MB": highest.mb,
                     "seconds": time.perf_counter() - wall,
                 }
             )
     return rows
+
+
+class _Highest:
+    """Watches the memory that is no mapped file, every few milliseconds."""
+
+    def __init__(self) -> None:
+        self.mb = 0.0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> _Highest:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.005):
+            self.mb = max(self.mb, anonymous_mb())
 
 
 def _build(images: Sequence[Image], encoder: Any, folder: Path, batch: int, workers: int) -> None:

@@ -174,7 +174,8 @@ def _make(folder: Path, count: int, dimension: int, queries: int, seed: int) -> 
 def _stored(folder: Path) -> np.ndarray:
     from indexes.vector_file import open_vectors
 
-    return open_vectors(folder / "vectors.faiss", *map(int, np.load(folder / "shape.npy")), "run it again")
+    count, dimension = np.load(folder / "shape.npy").tolist()
+    return open_vectors(folder / "vectors.faiss", count, dimension, "run the benchmark again")
 
 
 def _build(engine: str, folder: Path) -> dict[str, float]:
@@ -212,7 +213,7 @@ def _build(engine: str, folder: Path) -> dict[str, float]:
 
 def _search(engine: str, folder: Path) -> dict[str, float]:
     queries = np.load(folder / "queries.npy")
-    before = _anonymous_mb()
+    before = anonymous_mb()
     find, ranks = _opened(engine, folder)
     find(queries[:2])  # loads what is loaded at first use
     watch = _Watch()
@@ -225,7 +226,7 @@ def _search(engine: str, folder: Path) -> dict[str, float]:
         "queries_per_second": len(queries) / wall,
         "queries_per_cpu_second": len(queries) / cpu,
         "one_query_ms": watch.seconds()[1] / len(queries[:10]) * 1000,
-        "memory_mb": _anonymous_mb() - before,
+        "memory_mb": anonymous_mb() - before,
     }
     if ranks is not None:
         watch = _Watch()
@@ -257,7 +258,7 @@ def _opened(engine: str, folder: Path) -> tuple[Callable, Callable | None]:
     if engine == "usearch":
         from usearch.index import Index  # type: ignore[import-not-found]
 
-        peer = Index.restore(str(folder / "usearch"))
+        peer: Any = Index.restore(str(folder / "usearch"))
         threads = int(os.environ["OMP_NUM_THREADS"])
 
         def ask(queries: np.ndarray) -> list[list[int]]:
@@ -281,7 +282,7 @@ class _Watch:
         return time.perf_counter() - self._wall, time.process_time() - self._cpu
 
 
-def _anonymous_mb() -> float:
+def anonymous_mb() -> float:
     """Memory that is no mapped file; where the system does not tell the two apart, the highest so far."""
     with contextlib.suppress(FileNotFoundError):
         for line in Path("/proc/self/status").read_text().splitlines():

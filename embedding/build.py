@@ -232,6 +232,9 @@ def _is_current(old: FaissIndex, images: Sequence[Image], folder: Path, kind: In
     if old.ids != tuple(image.id for image in images if image.id not in failed):
         log.warning("%s: the index is of other images", folder)
         return False
+    if not failed <= {image.id for image in images}:
+        log.warning("%s: lists broken images that have vanished", folder / FAILED_FILE)
+        return False
     for image in images:
         if image.id in failed:
             try:
