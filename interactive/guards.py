@@ -116,7 +116,7 @@ class Guard:
     def _is_ours(self, host: str) -> bool:
         """A plain address cannot be rebound, since no name is looked up; names must be known."""
         try:
-            name = urlsplit(f"//{host}").hostname or ""
+            name = "" if "@" in host else urlsplit(f"//{host}").hostname or ""
         except ValueError:
             return False
         if name in self._names:

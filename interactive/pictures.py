@@ -17,6 +17,7 @@ from interactive.mistake import Mistake
 SMALL_PIXELS = 384  # longest side in the grid, sharp on dense screens
 LARGE_PIXELS = 1024
 MOST_CACHED_BYTES = 64 * 2**20
+MOST_DECODED = 2  # at a time: a picture may take half a gigabyte
 MOST_UPLOADED_BYTES = 10 * 2**20
 MOST_UPLOADED_PIXELS = 40_000_000
 
@@ -29,6 +30,7 @@ class PictureCache:
         self.bytes = 0
         self._made: OrderedDict[tuple[Path, int], bytes] = OrderedDict()
         self._lock = threading.Lock()
+        self._drawing = threading.Semaphore(MOST_DECODED)
 
     def jpeg(self, path: Path, side: int) -> bytes:
         """Returns a picture as JPEG, upright, its longest side at most ``side`` pixels.
@@ -41,7 +43,8 @@ class PictureCache:
             if key in self._made:
                 self._made.move_to_end(key)
                 return self._made[key]
-        picture = open_image(path)
+        with self._drawing:
+            picture = open_image(path)
         picture.thumbnail((side, side), Image.Resampling.LANCZOS)
         stream = io.BytesIO()
         picture.save(stream, "JPEG", quality=85, optimize=True)

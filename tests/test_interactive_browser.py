@@ -299,6 +299,8 @@ def test_a_server_that_does_not_answer_is_said(visit):
     expect(ann.tab.get_by_role("alert")).to_have_text("The server does not answer.")
     ann.context.set_offline(False)
     ann.complaints.clear()
+    ann.tab.click("#more")  # nothing is stuck
+    ann.is_done(rounds=2)
 
 
 def test_the_study_in_the_browser(visit, study):  # noqa: F811

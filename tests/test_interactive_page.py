@@ -362,7 +362,7 @@ def test_people_are_bounded_and_forgotten(desk, options):  # noqa: F811
         ("evil.example", 421),
         ("localhost.evil.example", 421),
         ("127.0.0.1.evil.example", 421),
-        ("evil.example:7860@localhost", 200),  # a browser sends no such thing; the name is localhost
+        ("evil.example:7860@localhost", 421),
         ("[", 421),
         ("", 421),
     ],

@@ -8,6 +8,7 @@ const main = () => $("#main");
 const isBusy = () => main().hasAttribute("data-busy");
 const openDetails = new Set();
 let polling = 0;
+let held = [];  // buttons that wait with us
 
 // Talking to the server
 
@@ -43,7 +44,8 @@ function waitFor(stage) {
   if (line) line.hidden = false;
   const marked = $("#marked");
   if (marked) marked.hidden = true;
-  for (const button of $$("main button")) button.disabled = true;
+  held = $$("main button").filter((button) => !button.disabled);
+  for (const button of held) button.disabled = true;
   if ($("#stage")) $("#stage").textContent = stage;
 }
 
@@ -51,8 +53,12 @@ function waitFor(stage) {
 async function settle() {
   try {
     const answer = await fetch("/view");
-    if (answer.ok) show(await answer.text(), "");
+    if (answer.ok) return show(await answer.text(), "");
   } catch { /* the complaint is on the page already */ }
+  main().removeAttribute("data-busy");
+  for (const button of held) button.disabled = false;
+  if ($("#working")) $("#working").hidden = true;
+  if ($("#marked")) $("#marked").hidden = false;
 }
 
 function show(html, address) {
