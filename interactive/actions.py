@@ -122,7 +122,7 @@ class Actions:
         person.verdict = {
             "records": records,
             "ranks": [record.target_rank for record in records],
-            "measures": measure(records, len(self._desk.retriever.index)),
+            "measures": measure(records, len(self._desk.ids)),
             "study": None,
             "picture": self._desk.number_of(image_id),
         }

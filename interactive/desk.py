@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import get_args
 
@@ -40,10 +41,6 @@ class Desk:
     paths: Mapping[str, Path]
     strategies: tuple[str, ...] = get_args(MovingStrategyName)
     _known: dict[str, str] = field(default_factory=dict)
-    _numbers: dict[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._numbers.update({image_id: row for row, image_id in enumerate(self.retriever.index.ids)})
 
     @classmethod
     def of(cls, parts: Parts, strategy: str) -> Desk:
@@ -64,10 +61,19 @@ class Desk:
             strategies=moving if strategy in moving else (*moving, strategy),
         )
 
-    @property
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """The image ids, by row of the index."""
+        return self.retriever.index.ids
+
+    @cached_property
     def version(self) -> str:
         """Names the collection in the pictures' addresses, so that no browser shows another one's."""
-        return hashlib.sha256("\n".join(self.retriever.index.ids).encode()).hexdigest()[:8]
+        return hashlib.sha256("\n".join(self.ids).encode("utf-8", "surrogatepass")).hexdigest()[:8]
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {image_id: row for row, image_id in enumerate(self.ids)}
 
     def number_of(self, image_id: str) -> int:
         """Returns the number by which pages call a picture: its row in the index."""
@@ -79,10 +85,9 @@ class Desk:
         Raises:
             Mistake: If the index has no such picture.
         """
-        ids = self.retriever.index.ids
-        if not 0 <= number < len(ids):
-            raise Mistake(f"picture: got number {number}, expected 0 to {len(ids) - 1}")
-        return ids[number]
+        if not 0 <= number < len(self.ids):
+            raise Mistake(f"picture: got number {number}, expected 0 to {len(self.ids) - 1}")
+        return self.ids[number]
 
     def captions_of(self, image_ids: Sequence[str]) -> list[str]:
         """Returns captions, made where they are missing, and remembers them for `known`."""

@@ -132,7 +132,7 @@ class Page:
 
         def open_models(say: Say) -> None:
             try:
-                self.desk.captions_of(self.desk.retriever.index.ids[:1])
+                self.desk.captions_of(self.desk.ids[:1])
                 session = Session(self.desk, self._options)
                 session.search("a picture")
                 session.mark(session.now.shown_ids[0], "like")

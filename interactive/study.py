@@ -87,7 +87,7 @@ class Study:
         Raises:
             Mistake: If the participant has been given every picture.
         """
-        ids = self.desk.retriever.index.ids
+        ids = self.desk.ids
         if number >= len(ids):
             raise Mistake(f"you have been given all {len(ids)} pictures")
         order = list(range(len(ids)))
@@ -137,7 +137,7 @@ class Study:
             Query(event["query_id"], event["words"], event["target"], frozenset((event["target"],)))
             for event in ended
         ]
-        image_count = len(self.desk.retriever.index)
+        image_count = len(self.desk.ids)
         round_count = max((record.number for record in rounds), default=0) + 1
         values = evaluate(rounds, round_count, queries, image_count).to_json()
         found = [event for event in ended if event["event"] == "found"]

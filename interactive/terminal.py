@@ -85,9 +85,7 @@ class Terminal:
 
     def run(self) -> None:
         """Answers lines until /quit or the end of the input."""
-        self._write(
-            f"{len(self._desk.retriever.index):,} pictures of {self._desk.name}. /help lists commands."
-        )
+        self._write(f"{len(self._desk.ids):,} pictures of {self._desk.name}. /help lists commands.")
         if self._lines.isatty():
             import readline  # noqa: F401  lets input lines be edited and recalled
         while (line := self._read()) is not None and line != "/quit":
@@ -243,7 +241,7 @@ class Terminal:
         records = with_target(session.turns[: session.at + 1], image_id, self._desk.retriever, "found")
         ranks = ["shown before" if turn.target_rank is None else str(turn.target_rank) for turn in records]
         self._write(f"found in round {len(records)}; its place in each round: {' -> '.join(ranks)}")
-        means = measure(records, len(self._desk.retriever.index))["means_per_round"]
+        means = measure(records, len(self._desk.ids))["means_per_round"]
         for name, values in means.items():
             self._write(f"  {name}: {' '.join(f'{value:.3g}' for value in values)}")
         self._declared = records

@@ -38,7 +38,7 @@ def view(person: Person, study: Study, names_shown: bool, describes: bool) -> di
     desk = session.desk
     values: dict[str, Any] = {
         "desk": desk,
-        "count": len(desk.retriever.index),
+        "count": len(desk.ids),
         "options": session.options,
         "describes": describes,
         "most_shown": MOST_SHOWN,
@@ -59,7 +59,7 @@ def view(person: Person, study: Study, names_shown: bool, describes: bool) -> di
             "place": person.tasks_given,
         }
     if not session.turns:
-        ids = desk.retriever.index.ids
+        ids = desk.ids
         step = max(1, len(ids) // SAMPLES)
         values["samples"] = [_picture(desk, ids[row]) for row in range(0, len(ids), step)][:SAMPLES]
         return values
