@@ -13,8 +13,8 @@ from settings import PROJECT, DialogueSettings, SessionSettings
 # What does not change a run's results, and so may differ when it is resumed.
 FREE_SETTINGS = frozenset(
     (
-        "index", "image_batch", "workers", "maximum_failed_share", "rebuild", "caption_batch", "caption_cache", "rewrite_batch",
-        "query_batch", "output", "restart", "preset", "host", "port", "names", "describe", "terminal",
+        "index", "image_batch", "workers", "maximum_failed_share", "rebuild", "caption_batch",
+        "caption_cache", "rewrite_batch", "query_batch", "output", "restart", "preset", "host", "port", "names", "describe", "terminal",
     )
 )  # fmt: skip
 
