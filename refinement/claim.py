@@ -14,7 +14,8 @@ from settings import PROJECT, DialogueSettings, SessionSettings
 FREE_SETTINGS = frozenset(
     (
         "index", "image_batch", "workers", "maximum_failed_share", "rebuild", "caption_batch",
-        "caption_cache", "rewrite_batch", "query_batch", "output", "restart", "preset", "host", "port", "names", "describe", "terminal",
+        "caption_cache", "rewrite_batch", "query_batch",
+        "output", "restart", "preset", "host", "port", "names", "describe", "terminal",
     )
 )  # fmt: skip
 
