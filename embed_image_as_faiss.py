@@ -3,7 +3,8 @@
     python embed_image_as_faiss.py                     # the constants below
     python embed_image_as_faiss.py --dataset demo      # any constant, overridden
 
-Run again, it reuses an index of the same images and model, or goes on where it was stopped.
+Run again, it goes on where it was stopped, embeds what is new and drops what has vanished.
+``python -m indexes.merge`` joins indexes of one model.
 """
 
 from __future__ import annotations
