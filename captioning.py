@@ -2,6 +2,7 @@
 
 The model is a BLIP captioner (file, folder or hub id), or a vision-language model of the hub that follows
 instructions, such as ``llava-hf/llava-v1.6-mistral-7b-hf`` or ``HuggingFaceTB/SmolVLM-256M-Instruct``.
+Such a one may also run elsewhere, behind `generation.servers.ChatServers`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from generation.parsing import one_line
 from generation.precision import Quantization, loading_options, precision_of
 from generation.prompts import CAPTION
 from generation.residency import Residency
+from generation.servers import SERVED, ChatServers, ServersFailed
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +35,13 @@ class Captioning:
     """Describes pictures in one line each; the model is loaded on first use.
 
     Attributes:
-        model_id: A BLIP captioner's path or hub id, or a vision-language model's hub id or folder.
+        model_id: A BLIP captioner's path or hub id, or a vision-language model's hub id or folder; of one
+            behind servers, what they call it, with "server " before it.
         name: What makes captions differ: model, precision and prompt.
         role: What it is called in a memory plan.
         empty: How many captions came out empty so far; they become "an image".
         tokens_written: How many tokens the model has written so far, padding not counted.
+        money: What a model behind servers has cost so far, at the prices given for it.
     """
 
     role = "caption"
@@ -48,14 +52,22 @@ class Captioning:
         quantization: Quantization = "fp16",
         batch_size: int = 16,
         residency: Residency | None = None,
+        servers: ChatServers | None = None,
     ) -> None:
-        self.model_id = model_id
+        self.model_id = f"{SERVED}{model_id}" if servers else model_id
         self.quantization = precision_of(quantization)
-        self.name = f"{model_id} {self.quantization}: {CAPTION}"
+        # Servers keep their precision to themselves, and where they stand is no part of a caption.
+        self.name = f"{self.model_id}: {CAPTION}" if servers else f"{model_id} {self.quantization}: {CAPTION}"
         self.empty = 0
         self.tokens_written = 0
         self._batches = ShrinkingBatches(batch_size)
         self._residency = residency
+        self._servers = servers
+
+    @property
+    def money(self) -> float:
+        """What it has cost so far."""
+        return self._servers.money if self._servers else 0.0
 
     def caption(self, images: list[Image.Image]) -> list[str]:
         """Describes pictures.
@@ -68,16 +80,16 @@ class Captioning:
 
         Raises:
             ValueError: If the model cannot be opened, or does not fit into memory.
+            ServersFailed: If a server gives no answer; the error holds the captions made before.
         """
         if not images:
             return []
+        if self._servers is not None:
+            return self._with_servers(self._servers, images)
         if self._residency is not None:
             self._residency.make_room(self)
         describe = self._with_blip if self._blip else self._with_instructions
-        texts = self._batches.map(images, describe, "captioning")
-        captions = [one_line(text, MOST_WORDS, prompt=CAPTION) for text in texts]
-        self.empty += captions.count("")
-        return [caption or "an image" for caption in captions]
+        return [self._line(text) for text in self._batches.map(images, describe, "captioning")]
 
     def release(self) -> None:
         """Lets go of the model; the next use loads it again."""
@@ -125,6 +137,21 @@ class Captioning:
         if processor.tokenizer.pad_token is None:
             processor.tokenizer.pad_token = processor.tokenizer.eos_token
         return open_model(AutoModelForImageTextToText, self.model_id, self.quantization), processor
+
+    def _line(self, text: str) -> str:
+        caption = one_line(text, MOST_WORDS, prompt=CAPTION)
+        self.empty += not caption
+        return caption or "an image"
+
+    def _with_servers(self, servers: ChatServers, images: Sequence[Image.Image]) -> list[str]:
+        try:
+            texts = servers.describe(images, CAPTION, most_tokens=MOST_TOKENS)
+        except ServersFailed as error:
+            error.answers = [None if text is None else self._line(text) for text in error.answers]
+            raise
+        finally:
+            self.tokens_written = servers.tokens_written
+        return [self._line(text) for text in texts]
 
     def _with_blip(self, images: Sequence[Image.Image]) -> list[str]:
         longest = min(MOST_TOKENS, self._blip.model.config.text_config.max_position_embeddings)

@@ -1,8 +1,9 @@
 """A query and a caption to a new query: `QueryEditing(model_id, quantization).rewrite(queries, captions)`.
 
 The model is a chat model of the hub, such as ``meta-llama/Llama-3.1-8B-Instruct``, or one that a package
-brings along (``smollm2-135m-instruct``). Chat models of some billion parameters get an instruction, the small
-one gets examples; all prompts are in `generation/prompts.py`.
+brings along (``smollm2-135m-instruct``), or one behind `generation.servers.ChatServers`. Chat models of some
+billion parameters get an instruction, the small one gets examples; all prompts are in
+`generation/prompts.py`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from generation.parsing import one_line, plain_text
 from generation.precision import Quantization, precision_of
 from generation.prompts import REWRITE_CHAT, REWRITE_FEW_SHOT
 from generation.residency import Residency
+from generation.servers import SERVED, ChatServers
 from generation.text_model import PACKAGED, TextModel
 
 MOST_WORDS = 60
@@ -24,7 +26,8 @@ class QueryEditing:
     """Rewrites queries; the model is loaded on first use.
 
     Attributes:
-        model_id: Hub id, folder, or a name of `generation.text_model.PACKAGED`.
+        model_id: Hub id, folder, or a name of `generation.text_model.PACKAGED`; of a model behind servers,
+            what they call it, with "server " before it.
         name: What makes rewrites differ: model and precision.
         role: What it is called in a memory plan.
     """
@@ -37,17 +40,23 @@ class QueryEditing:
         quantization: Quantization = "fp16",
         batch_size: int = 32,
         residency: Residency | None = None,
+        servers: ChatServers | None = None,
     ) -> None:
-        self.model_id = model_id
-        self.name = f"{model_id} {precision_of(quantization)}"
-        self._model = TextModel(model_id, quantization, batch_size)
-        self._residency = residency
+        self.model_id = f"{SERVED}{model_id}" if servers else model_id
+        self.name = self.model_id if servers else f"{model_id} {precision_of(quantization)}"
+        self._model = servers or TextModel(model_id, quantization, batch_size)
+        self._residency = None if servers else residency
         self._written: dict[tuple[str, str], str] = {}  # no pair is ever rewritten twice
 
     @property
     def tokens_written(self) -> int:
         """How many tokens the model has written so far."""
         return self._model.tokens_written
+
+    @property
+    def money(self) -> float:
+        """What a model behind servers has cost so far, at the prices given for it."""
+        return self._model.money if isinstance(self._model, ChatServers) else 0.0
 
     def rewrite(self, queries: Sequence[str], captions: Sequence[str]) -> list[str]:
         """Rewrites each query with the caption beside it.
@@ -61,7 +70,7 @@ class QueryEditing:
             knows what to fall back to.
 
         Raises:
-            ValueError: If there are not as many captions as queries.
+            ValueError: If there are not as many captions as queries, or a server gives no answer.
         """
         if len(queries) != len(captions):
             raise ValueError(f"got {len(queries)} queries and {len(captions)} captions, expected as many")

@@ -69,7 +69,7 @@ PRESETS["fp16-48gb"] = PRESETS["rtx3090-int8"] | {"quantization": "fp16", "capti
 
 _COUNTS = (
     "image_size", "image_batch", "workers", "caption_batch", "rewrite_batch", "query_batch", "queries",
-    "rounds",
+    "rounds", "server_requests",
 )  # fmt: skip
 
 
@@ -80,7 +80,8 @@ class DatasetSettings:
     Attributes:
         dataset: "demo", "flickr30k", "mscoco", "msrvtt" or "image_folder".
         root: The dataset's folder; playground/data/DATASET when not given.
-        split: Part of the dataset; "test" for the demo and "all" for the others when not given.
+        split: Part of the dataset; "test" for the demo, "1k-A" for MSR-VTT and "all" for the others when not
+            given. Flickr30k and MSCOCO also have Karpathy's: "test" and more, see docs/datasets.md.
         preset: Set of models, precision and batch sizes; "demo" for the demo and "rtx3090-int8" for the
             others when not given.
     """
@@ -160,12 +161,27 @@ class CaptionSettings(DatasetSettings):
         caption_batch: Images captioned at a time; the preset's when not given.
         caption_cache: File of all captions made so far, whatever the dataset and the run;
             playground/data/captions.sqlite when not given.
+        caption_servers: Addresses of OpenAI-compatible servers that offer the caption model, such as
+            http://127.0.0.1:8000/v1; it is loaded here when not given. See docs/servers.md.
+        caption_prices: What they take for a million tokens read and a million written, for the costs.
+        server_requests: Requests at a time, to each server.
+        server_seconds: Longest time for one answer.
     """
 
     caption_model: str | None = None
     quantization: Literal["int8", "int4", "fp16", "bf16", "fp32", "auto"] | bool | None = None
     caption_batch: int | None = None
     caption_cache: Path | None = None
+    caption_servers: tuple[str, ...] | None = None
+    caption_prices: tuple[float, float] | None = None
+    server_requests: int = 8
+    server_seconds: float = 120.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_servers(self, "caption_servers", "caption_prices")
+        if not 0 < self.server_seconds < float("inf"):
+            raise ValueError(f"server_seconds: got {self.server_seconds}, expected more than 0")
 
 
 @dataclass(frozen=True)
@@ -183,6 +199,8 @@ class SessionSettings(IndexSettings, CaptionSettings):
         rounds: Rounds played, the first search included.
         rewrite_model: Rewrites queries; the preset's when not given.
         rewrite_batch: Queries rewritten at a time; the preset's when not given.
+        rewrite_servers: Addresses of servers that offer the rewrite model, as for caption_servers.
+        rewrite_prices: As caption_prices.
         query_batch: Queries that advance together.
         queries: How many queries, spread evenly over the dataset; all when not given.
         caption_numbers: Which captions of an image serve as queries, by comment number; all when not given.
@@ -198,12 +216,18 @@ class SessionSettings(IndexSettings, CaptionSettings):
     rounds: int = 4
     rewrite_model: str | None = None
     rewrite_batch: int | None = None
+    rewrite_servers: tuple[str, ...] | None = None
+    rewrite_prices: tuple[float, float] | None = None
     query_batch: int = 256
     queries: int | None = None
     caption_numbers: tuple[str, ...] | None = None
     output: Path | None = None
     restart: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_servers(self, "rewrite_servers", "rewrite_prices")
 
     def resolved(self) -> Any:
         """Returns the same settings with every open one filled in."""
@@ -387,7 +411,8 @@ def run_script(main: Callable[[], None]) -> int:
     for chatty in (
         "faiss",
         "httpx",
-    ):  # the first tells which of its builds it tried, the second every request
+        "httpx2",
+    ):  # the first tells which of its builds it tried, the others every request
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.getLogger("huggingface_hub").propagate = False  # it prints by itself: everything would come twice
     logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells which instructions it tries
@@ -434,6 +459,19 @@ def _check_habits(settings: SessionSettings, *noises: float) -> None:
     for noise in noises:
         if not 0 <= noise <= 1:
             raise ValueError(f"noise: got {noise}, expected a share from 0 to 1")
+
+
+def _check_servers(settings: object, addresses: str, prices: str) -> None:
+    if getattr(settings, addresses) is not None:
+        from generation.server_endpoint import check_address
+
+        if not getattr(settings, addresses):
+            raise ValueError(f"{addresses}: got none, expected at least one address")
+        for address in getattr(settings, addresses):
+            check_address(address)
+    for price in getattr(settings, prices) or ():
+        if not 0 <= price < float("inf"):
+            raise ValueError(f"{prices}: got {price}, expected at least 0")
 
 
 def _check_at_least(settings: object, least: int, *names: str) -> None:

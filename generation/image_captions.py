@@ -16,6 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from embedding.decode import BrokenImage, open_image
 from generation.caption_cache import CaptionCache
 from generation.model_identity import model_identity
+from generation.servers import ServersFailed
 from records import Image
 
 log = logging.getLogger(__name__)
@@ -151,7 +152,13 @@ class ImageCaptions:
                 self._note_broken(same.pop(picture), error.reason)
         if not opened:
             return {}
-        captions = self._captioner.caption(list(opened.values()))
+        try:
+            captions = self._captioner.caption(list(opened.values()))
+        except ServersFailed as error:
+            made = zip(opened, error.answers, strict=True)
+            kept = {picture: caption for picture, caption in made if caption is not None}
+            self._cache.keep(self.captioner_name, kept)
+            raise
         return self._cache.keep(self.captioner_name, dict(zip(opened, captions, strict=True)))
 
     def _note_broken(self, image_ids: Sequence[str], reason: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from generation.opening import naming_model
+from generation.servers import SERVED
 
 # What a model's folder holds that changes what the model says: weights, configuration, vocabulary, template.
 MODEL_SUFFIXES = (
@@ -18,17 +19,19 @@ def model_identity(model_id: str, hashes_of: Callable[[Iterable[Path]], Mapping[
     """Names a model's content, wherever it lies.
 
     Args:
-        model_id: A file, a folder, or a model of the hub.
+        model_id: A file, a folder, a model of the hub, or one behind servers.
         hashes_of: SHA-256 of files, in hexadecimal, by path.
 
     Returns:
         For a file or folder the first 16 hexadecimal digits of a SHA-256 over names and contents of its model
         files; for a model of the hub ``id@commit``, the commit being the newest, or without network the one
-        that was downloaded.
+        that was downloaded. Of a model behind servers the id itself: nobody here can see its files.
 
     Raises:
         ValueError: If there is no such model, or its files cannot be read.
     """
+    if model_id.startswith(SERVED):
+        return model_id
     path = Path(model_id)
     if not path.exists():
         return f"{model_id}@{_commit(model_id)}"

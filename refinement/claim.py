@@ -16,16 +16,19 @@ FREE_SETTINGS = frozenset(
         "index", "image_batch", "workers", "maximum_failed_share", "rebuild", "caption_batch",
         "caption_cache", "rewrite_batch", "query_batch",
         "output", "restart", "preset", "host", "port", "names", "describe", "terminal",
+        "caption_servers", "rewrite_servers", "caption_prices", "rewrite_prices", "server_requests",
+        "server_seconds",
     )
 )  # fmt: skip
 
 
-def claim_folder(settings: SessionSettings | DialogueSettings, models: Mapping[str, str]) -> Path:
+def claim_folder(settings: SessionSettings | DialogueSettings, models: Mapping[str, str | None]) -> Path:
     """Makes the run's folder and writes the settings into it.
 
     Args:
         settings: Resolved.
-        models: What names the weights: others under the same path make another run.
+        models: What names the weights: others under the same path make another run. None where nothing but
+            the settings name them.
 
     Returns:
         The folder.

@@ -30,11 +30,13 @@ class Spent:
         items: Searches, moved queries, captions or rewrites.
         seconds: Without the time of other stages inside.
         tokens: Written by a model; 0 where nobody counts them.
+        money: Paid for a model behind servers, at the prices that the settings give.
     """
 
     items: int = 0
     seconds: float = 0.0
     tokens: int = 0
+    money: float = 0.0
 
 
 class Costs:
@@ -71,10 +73,10 @@ class Costs:
         Args:
             stage: Its name.
             items: How much work it is.
-            model: Does the work; its ``tokens_written`` is read, if it has one.
+            model: Does the work; its ``tokens_written`` and ``money`` are read, if it has them.
         """
         account = self.spent.setdefault(self.run, {}).setdefault(stage, Spent())
-        started, written = time.perf_counter(), _tokens_written(model)
+        started, written, paid = time.perf_counter(), _tokens_written(model), _money(model)
         self._open.append(0.0)
         try:
             yield
@@ -83,6 +85,7 @@ class Costs:
             account.seconds += seconds - self._open.pop()
             account.items += items
             account.tokens += _tokens_written(model) - written
+            account.money += _money(model) - paid
             if self._open:
                 self._open[-1] += seconds
 
@@ -197,6 +200,10 @@ def counts_of(rounds: Sequence[Round], needs_captions: bool, rewrites: bool) -> 
 
 def _tokens_written(model: object) -> int:
     return getattr(model, "tokens_written", 0)  # a model from outside need not count
+
+
+def _money(model: object) -> float:
+    return getattr(model, "money", 0.0)
 
 
 def _total(parts: Sequence[float | None]) -> float | None:

@@ -25,6 +25,7 @@ from generation.image_captions import ImageCaptions
 from generation.memory_plan import ModelChoice
 from generation.opening import naming_model
 from generation.residency import Residency
+from generation.servers import SERVED, ChatServers
 from generation.text_model import PACKAGED
 from indexes.faiss_index import FaissIndex
 from playground import open_dataset
@@ -88,9 +89,10 @@ def caption_dataset(settings: CaptionSettings) -> ImageCaptions:
     """
     settings = settings.resolved()
     dataset = _open_dataset(settings)
-    captions = _open_captions(settings, dataset, residency=_residency(settings))
+    costs = Costs()
+    captions = _open_captions(settings, dataset, costs, _residency(settings))
     image_ids = [image.id for image in dataset.images]
-    size = settings.caption_batch or len(image_ids)
+    size = _caption_batch(settings)
     starts = list(range(0, len(image_ids), size))
     random.shuffle(starts)
     log.info("captions by %s in %s", captions.captioner_name, settings.caption_cache)
@@ -100,6 +102,9 @@ def caption_dataset(settings: CaptionSettings) -> ImageCaptions:
             captions.captions_of(batch)
             bar.update(len(batch))
             bar.set_postfix_str(captions.counts(), refresh=False)
+    spent = costs.spent.get("", {}).get("caption")
+    if spent and settings.caption_servers:
+        log.info("the servers wrote %d tokens; at the prices given: %.4f", spent.tokens, spent.money)
     return captions
 
 
@@ -149,12 +154,13 @@ class Parts:
         return cls(settings, dataset, retriever, queries, left_out, own)
 
     @property
-    def model_names(self) -> dict[str, str]:
-        """What names the weights that a run depends on, for its settings.json."""
+    def model_names(self) -> dict[str, str | None]:
+        """What names the weights that a run depends on, for its settings.json; None: the settings do."""
         without = isinstance(self.settings, ExperimentSettings) and self.settings.strategy == "original"
         return {
             "blip_fingerprint": self.retriever.encoder.fingerprint,
             "captioner": "" if without else self.captions.captioner_name,
+            "rewriter": f"{SERVED}{self.settings.rewrite_model}" if self.settings.rewrite_servers else None,
         } | self.own.names()
 
     def check_rewriter(self, strategies: Sequence[str]) -> None:
@@ -164,7 +170,11 @@ class Parts:
             ValueError: If there is none of that name, or it is no language model.
             ModuleNotFoundError: If it comes in a package that is not installed.
         """
-        if any(map(rewrites, strategies)) and self.own.rewriter is None:
+        if not any(map(rewrites, strategies)) or self.own.rewriter is not None:
+            return
+        if servers := _rewrite_servers(self.settings):
+            servers.check()
+        else:
             check_language_model(self.settings.rewrite_model or "")
 
     @cached_property
@@ -388,11 +398,15 @@ def open_captioner(settings: CaptionSettings, residency: Residency | None = None
         residency: Makes room for it.
 
     Raises:
-        ValueError: If the precision is not known.
+        ValueError: If the precision is not known, or a server does not have the model.
     """
     from captioning import Captioning
 
     size = settings.caption_batch or 8
+    servers = _caption_servers(settings)
+    if servers:
+        servers.check()
+        return Captioning(servers.model_id, _quantization(settings), size, servers=servers)
     return Captioning(_caption_model(settings), _quantization(settings), size, residency)
 
 
@@ -410,7 +424,8 @@ def open_rewriter(settings: SessionSettings, residency: Residency | None = None)
     from query_editing import QueryEditing
 
     size = settings.rewrite_batch or 8
-    return QueryEditing(settings.rewrite_model or "", _quantization(settings), size, residency)
+    servers = _rewrite_servers(settings)
+    return QueryEditing(settings.rewrite_model or "", _quantization(settings), size, residency, servers)
 
 
 def _open_dataset(settings: DatasetSettings) -> Dataset:
@@ -445,7 +460,38 @@ def _open_captions(
         raise ValueError("caption_cache: the settings are not resolved")
     captioner = CountedCaptioner(open_captioner(settings, residency), costs or Costs())
     cache = CaptionCache(settings.caption_cache)
-    return ImageCaptions(captioner, dataset.images, cache, settings.caption_batch or 8)
+    return ImageCaptions(captioner, dataset.images, cache, _caption_batch(settings))
+
+
+def _caption_batch(settings: CaptionSettings) -> int:
+    """Pictures captioned, and then kept, at a time: enough to keep all servers busy."""
+    servers = _caption_servers(settings)
+    return max(settings.caption_batch or 8, 4 * servers.at_a_time if servers else 0)
+
+
+def _caption_servers(settings: CaptionSettings) -> ChatServers | None:
+    return _servers(settings, settings.caption_servers, settings.caption_model or "", settings.caption_prices)
+
+
+def _rewrite_servers(settings: SessionSettings) -> ChatServers | None:
+    return _servers(settings, settings.rewrite_servers, settings.rewrite_model or "", settings.rewrite_prices)
+
+
+def _servers(
+    settings: CaptionSettings,
+    addresses: Sequence[str] | None,
+    model_id: str,
+    prices: tuple[float, float] | None,
+) -> ChatServers | None:
+    if not addresses:
+        return None
+    return ChatServers(
+        addresses,
+        model_id,
+        requests=settings.server_requests,
+        most_seconds=settings.server_seconds,
+        prices=prices or (0.0, 0.0),
+    )
 
 
 def _caption_model(settings: CaptionSettings) -> str:
