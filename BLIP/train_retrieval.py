@@ -1,6 +1,6 @@
 """Trains or fine-tunes a BLIP for retrieval, matching and captioning, on any dataset the playground reads.
 
-The demo's weights came from this one command (see BLIP/weights/demo/README.md for time and scores):
+From nothing; the demo's weights began so (docs/training.md has the second command, times and scores):
 
     python -m BLIP.train_retrieval --dataset demo --output runs/train-demo
 
@@ -27,6 +27,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +43,7 @@ from BLIP.training_heads import HeadSettings, HeadTrainer, image_states
 from BLIP.training_losses import TokenBatch, TrainingModel
 from BLIP.training_regions import PatchTargets
 from playground import open_dataset
+from settings import PROJECT
 
 log = logging.getLogger(__name__)
 
@@ -217,7 +219,7 @@ def train(settings: TrainingSettings) -> Path:
 def _claim(settings: TrainingSettings) -> None:
     """Writes the settings beside the run, or refuses a folder that holds a run with others."""
     path = settings.output / "training_settings.json"
-    ours = {key: str(value) if isinstance(value, Path) else value for key, value in vars(settings).items()}
+    ours = {key: _portable(value) for key, value in vars(settings).items()}
     if path.is_file():
         theirs = json.loads(path.read_text(encoding="utf-8"))
         free = {"output", "threads", "checkpoint_every"}  # these do not change the result
@@ -228,6 +230,13 @@ def _claim(settings: TrainingSettings) -> None:
                 f"{settings.output} holds a run with other settings ({named}); choose another --output"
             )
     path.write_text(json.dumps(ours, indent=1), encoding="utf-8")
+
+
+def _portable(value: Any) -> Any:
+    """Paths inside the project count from it, so that a run may move with its checkout."""
+    if not isinstance(value, Path):
+        return value
+    return str(value.relative_to(PROJECT) if value.is_relative_to(PROJECT) else value)
 
 
 def _start_model(

@@ -42,11 +42,11 @@ def test_the_small_blip_finds_unseen_scenes_and_matching_ranks_better(scenes):
     assert list(groups) == ["0", "1", "2", "3", "4"]
     full = recall(embedding_ranks(encoder, seen, groups["0"]), CUTOFFS)
     assert full[10] >= 0.99
-    two = groups["2"]
-    assert recall(embedding_ranks(encoder, seen, two))[10] >= 0.9  # 150 images are fewer than 1,000
-    plain, matched = (ranks(encoder, seen, two)[:] for ranks in (embedding_ranks, matched_ranks))
-    assert (matched == 1).mean() > (plain == 1).mean()
-    assert ((plain <= 10) == (matched <= 10)).all()  # re-ranking stays among the ten best
+    assert recall(embedding_ranks(encoder, seen, groups["2"]))[10] >= 0.95  # 150 images are fewer than 1,000
+    for number in ("2", "3"):
+        plain, matched = (ranks(encoder, seen, groups[number]) for ranks in (embedding_ranks, matched_ranks))
+        assert (matched == 1).mean() > (plain == 1).mean()
+        assert ((plain <= 10) == (matched <= 10)).all()  # re-ranking stays among the ten best
 
 
 def test_the_small_captioner_names_what_is_there(scenes):
@@ -55,8 +55,8 @@ def test_the_small_captioner_names_what_is_there(scenes):
         [render(make_scene(seed), 224) for seed in SEEDS], num_beams=1, max_length=60
     )
     scores = object_scores(captions, list(SEEDS))
-    assert scores["object precision"] > 0.55  # a floor under what was reached; the goal is 0.85, see the card
-    assert scores["object recall"] > 0.5
+    assert scores["object precision"] >= 0.85
+    assert scores["object recall"] >= 0.85 - 0.03  # 150 scenes are few; the card has the figure of 1,000
     assert scores["setting accuracy"] > 0.95
     assert not any(caption.startswith("a picture of") for caption in captions)
 
