@@ -64,16 +64,20 @@ class Approximate:
         wanted = min(len(vectors), k * CANDIDATES[self.kind] + most)
         if 2 * wanted > len(vectors):
             return list_rows(queries, vectors, k, excluded)
+        rows = np.sort(self._named(queries, wanted), axis=1)  # of equal scores the lower row comes first
+        which = np.repeat(np.arange(len(queries)), wanted)
+        scores = exact_pairs(queries, which, vectors, rows.ravel().clip(0)).reshape(rows.shape)
+        scores[rows < 0] = -np.inf  # FAISS's sign for "no more"
         found = []
-        for number, (named, left_out) in enumerate(zip(self._named(queries, wanted), excluded, strict=True)):
-            rows = np.setdiff1d(named[named >= 0], left_out)  # sorted, each once
-            one = queries[number : number + 1]
-            if len(rows) < min(k, len(vectors) - len(left_out)):
-                found += list_rows(one, vectors, k, [left_out])
-                continue
-            scores = exact_pairs(one, np.zeros(len(rows), dtype=np.int64), vectors, rows)
-            best = np.argsort(-scores, kind="stable")[:k]
-            found.append((rows[best], scores[best]))
+        for number, left_out in enumerate(excluded):
+            if len(left_out):
+                scores[number, np.isin(rows[number], left_out)] = -np.inf
+            best = np.argsort(-scores[number], kind="stable")[:k]
+            best = best[scores[number, best] > -np.inf]
+            if len(best) < min(k, len(vectors) - len(left_out)):
+                found += list_rows(queries[number : number + 1], vectors, k, [left_out])
+            else:
+                found.append((rows[number, best], scores[number, best]))
         return found
 
     def _named(self, queries: np.ndarray, count: int) -> np.ndarray:
