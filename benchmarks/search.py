@@ -52,12 +52,10 @@ COLUMNS = {
     "memory_mb": "memory, MB",
     "disk_mb": "disk, MB",
     "recall_at_10": "recall@10",
-    "queries_per_second_1": "queries/s, 1 thread",
-    "queries_per_cpu_second_1": "queries/CPU s, 1 thread",
-    "queries_per_second_2": "queries/s, 2 threads",
+    "queries_per_cpu_second": "queries/CPU s",
     "one_query_ms": "one query, CPU ms",
-    "ranks_per_cpu_second_1": "exact ranks/CPU s",
-}
+    "ranks_per_cpu_second": "exact ranks/CPU s",
+}  # CPU seconds are those of the first number of threads; queries/s follow for each
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=settings.scratch) as folder:
             rows += measure(settings, size, Path(folder))
         _report(settings, rows)  # what is measured stays, also when a larger size is stopped
-    print(_table(rows))
+    print(_table(settings, rows))
     log.info("written: %s", settings.output / "search.json")
 
 
@@ -117,11 +115,8 @@ def measure(settings: SearchSettings, size: int, folder: Path) -> list[dict[str,
         row |= _in_a_process(max(settings.threads), _build, engine, folder)
         for threads in settings.threads:
             found = _in_a_process(threads, _search, engine, folder)
-            row |= {
-                f"{name}_{threads}": value for name, value in found.items() if f"{name}_{threads}" in COLUMNS
-            }
-            first = {name: value for name, value in found.items() if name in COLUMNS}
-            row = first | row  # what has no number of threads in its name is of the first
+            row[f"queries_per_second_{threads}"] = found.pop("queries_per_second")
+            row = found | row
         if engine in OURS:
             shutil.rmtree(folder / engine)
         rows.append(row)
@@ -291,9 +286,10 @@ def anonymous_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
-    cells = [tuple(_cell(row.get(name, "")) for name in COLUMNS) for row in rows]
-    return as_markdown([tuple(COLUMNS.values()), *cells])
+def _table(settings: SearchSettings, rows: list[dict[str, Any]]) -> str:
+    columns = COLUMNS | {f"queries_per_second_{n}": f"queries/s, {n} threads" for n in settings.threads}
+    cells = [tuple(_cell(row.get(name, "")) for name in columns) for row in rows]
+    return as_markdown([tuple(columns.values()), *cells])
 
 
 def _cell(value: Any) -> str:
@@ -313,7 +309,7 @@ def _report(settings: SearchSettings, rows: list[dict[str, Any]]) -> None:
     }
     plain = {name: _plain(value) for name, value in dataclasses.asdict(settings).items()}
     write_json(settings.output / "search.json", {"settings": plain, "machine": machine, "rows": rows})
-    (settings.output / "search.md").write_text(_table(rows) + "\n", encoding="utf-8")
+    (settings.output / "search.md").write_text(_table(settings, rows) + "\n", encoding="utf-8")
     _plot(rows, settings.output / "search.png")
 
 
@@ -334,13 +330,13 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
     for row in rows:
         axes.scatter(
             row["recall_at_10"],
-            row["queries_per_cpu_second_1"],
+            row["queries_per_cpu_second"],
             color=f"C{engines.index(row['engine'])}",
             marker="os^Dv"[sizes.index(row["vectors"]) % 5],
         )
         axes.annotate(
             f"{row['engine']}, {row['vectors']:,}",
-            (row["recall_at_10"], row["queries_per_cpu_second_1"]),
+            (row["recall_at_10"], row["queries_per_cpu_second"]),
             textcoords="offset points",
             xytext=(6, 4),
             ha="right" if row["recall_at_10"] > 0.97 else "left",
