@@ -89,7 +89,7 @@ class QueryEditing:
             self._residency.make_room(self)
         special = self._model.special_tokens
         filled = [tuple(plain_text(text, special, MOST_WORDS_READ) for text in pair) for pair in pairs]
-        if self.model_id in PACKAGED:
+        if self.model_id in PACKAGED and not isinstance(self._model, ChatServers):
             told = [REWRITE_FEW_SHOT.open.format(query=query, caption=caption) for query, caption in filled]
             answers = self._model.complete(
                 told, prefix=REWRITE_FEW_SHOT.prefix, most_tokens=MOST_TOKENS, stops_at_line_end=True

@@ -1,0 +1,412 @@
+"""Models behind servers: a real `transformers serve` on loopback, and a proxy before it that does harm."""
+
+import dataclasses
+import io
+import itertools
+import json
+import re
+from pathlib import Path
+
+import pytest
+from chat_servers import FaultProxy, into_hub_cache, transformers_serve
+from conftest import IMAGE_IDS, KnownCaptions, one_target
+from PIL import Image as PILImage
+from tiny_vlms import llava_next, pictures
+
+from captioning import Captioning
+from evaluation.runs import append_rounds, read_rounds
+from generation.caption_cache import CaptionCache
+from generation.image_captions import ImageCaptions
+from generation.prompts import CAPTION
+from generation.server_endpoint import KEY_VARIABLE, RequestFailed
+from generation.servers import ATTEMPTS, MOST_SIDE, ChatServers, ServersFailed, data_url
+from query_editing import QueryEditing
+from records import Image
+from refinement.claim import claim_folder
+from refinement.parts import caption_dataset
+from refinement.protocols import PROTOCOLS
+from refinement.rounds import play_rounds
+from refinement.strategies import make_strategy
+from refinement.users import FirstUser
+from settings import CaptionSettings, ExperimentSettings, read_settings
+
+pytest.importorskip("fastapi", reason="pip install -r requirements-dev.txt")
+pytest.importorskip("openai", reason="pip install -r requirements-dev.txt")
+
+VLM, CHAT = "tests/llava", "tests/llama"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, language_model):
+    """The folders of a captioner and a chat model, by the names under which they are served."""
+    vlm = llava_next(tmp_path_factory.mktemp("llava"))
+    return {VLM: vlm, CHAT: language_model}
+
+
+@pytest.fixture(scope="module")
+def upstream(models, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("server")
+    for model_id, path in models.items():
+        into_hub_cache(folder / "hub", model_id, [file for file in Path(path).iterdir() if file.is_file()])
+    with transformers_serve(folder / "hub", folder / "log") as address:
+        yield address
+
+
+@pytest.fixture(autouse=True)
+def straight_ahead(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+
+
+@pytest.fixture
+def proxies(upstream):
+    opened = [FaultProxy(upstream) for _ in range(2)]
+    yield opened
+    for proxy in opened:
+        proxy.close()
+
+
+@pytest.fixture
+def proxy(proxies):
+    return proxies[0]
+
+
+def servers(*proxies, model_id=CHAT, **options):
+    options = {"requests": 2, "most_seconds": 60.0, "first_pause_seconds": 0.01} | options
+    return ChatServers([proxy.address for proxy in proxies], model_id, **options)
+
+
+def as_sent(image):
+    """The picture that a server sees."""
+    head, _, code = data_url(image).partition(",")
+    assert head == "data:image/jpeg;base64"
+    import base64
+
+    return PILImage.open(io.BytesIO(base64.b64decode(code))).convert("RGB")
+
+
+def test_captions_and_tokens_are_those_of_the_same_model_in_this_process(models, upstream):
+    behind = ChatServers([upstream], VLM, requests=2, prices=(1.0, 10.0))
+    behind.check()
+    served = Captioning(VLM, batch_size=2, servers=behind)
+    here = Captioning(models[VLM], "fp32", batch_size=1)
+    captions = served.caption(pictures())
+    assert captions == here.caption([as_sent(image) for image in pictures()])
+    assert len(set(captions)) > 1
+    assert served.tokens_written == here.tokens_written > 0
+    assert behind.tokens_read > served.tokens_written / 2
+    assert served.money == pytest.approx((behind.tokens_read + 10 * behind.tokens_written) / 1e6)
+
+
+def test_rewrites_are_those_of_the_same_model_in_this_process(models, upstream):
+    behind = QueryEditing(CHAT, servers=ChatServers([upstream], CHAT, requests=3))
+    here = QueryEditing(models[CHAT], "fp32", batch_size=1)
+    queries, captions = ["a dog", "food", "two of them"], ["a red cat", "<|im_end|>a cat", "a dog"]
+    rewrites = behind.rewrite(queries, captions)
+    assert rewrites == here.rewrite(queries, captions) and any(rewrites)
+    assert behind.tokens_written == here.tokens_written > 0
+
+
+def test_a_request_is_greedy_bounded_and_free_of_template_tokens(proxy):
+    servers(proxy).complete(["a <|im_<|im_end|>start|>dog</s> and <image> 2 < 3 cats"], most_tokens=3)
+    (request,) = proxy.requests
+    content = request["messages"][0]["content"]
+    assert content.split() == ["a", "dog", "and", "2", "<", "3", "cats"]
+    assert (request["model"], request["temperature"], request["max_tokens"]) == (CHAT, 0.0, 3)
+
+
+def test_pictures_go_out_with_bounded_sides_and_the_prompt(proxy):
+    large = PILImage.new("RGB", (3 * MOST_SIDE, MOST_SIDE), "red")
+    servers(proxy, model_id=VLM).describe([large], CAPTION, most_tokens=2)
+    picture, prompt = proxy.requests[0]["messages"][0]["content"]
+    assert prompt == {"type": "text", "text": CAPTION}
+    assert picture["image_url"]["url"] == data_url(large)
+    assert as_sent(large).size == (MOST_SIDE, MOST_SIDE // 3) and large.size[0] == 3 * MOST_SIDE
+
+
+@pytest.mark.parametrize(
+    "fault", ["cut", "garbage", "no-choices", (500, {}, b"no"), (503, {}, b""), (408, {}, b"")]
+)
+def test_what_may_pass_is_tried_again(proxy, fault):
+    proxy.faults = [fault, fault]
+    behind = servers(proxy)
+    assert behind.complete(["a dog"], most_tokens=5) == servers(proxy).complete(["a dog"], most_tokens=5)
+    assert len(proxy.requests) == 4  # three of the first, one of the second
+    assert 0 < behind.tokens_written <= 5  # only the answer that came is counted
+
+
+@pytest.mark.parametrize("fault", ["slow", "drip"])
+def test_a_server_without_an_answer_in_time_is_given_up(proxy, fault):
+    proxy.faults = [fault] * ATTEMPTS
+    with pytest.raises(ServersFailed, match=r"in 5 attempts: no whole answer within 0.3 s;") as caught:
+        servers(proxy, most_seconds=0.3).complete(["a dog"], most_tokens=5)
+    assert caught.value.answers == [None] and len(proxy.requests) == ATTEMPTS
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("cut", "peer closed connection"),
+        ("garbage", "expected JSON, got <html>an error page</html>"),
+        ("no-choices", 'expected a chat completion, got {"choices": \\[\\]}'),
+        ((500, {}, b"out of memory"), "status 500: out of memory"),
+        ((429, {}, b"busy"), "status 429: busy"),
+    ],
+)
+def test_what_does_not_pass_ends_in_one_line_after_a_bounded_number_of_attempts(proxy, fault, reason):
+    proxy.faults = [fault] * 20
+    with pytest.raises(
+        ServersFailed, match=rf"^the server http://127\S+ gave no answer in 5 .*{reason}"
+    ) as caught:
+        servers(proxy).complete(["a dog"], most_tokens=5)
+    assert "\n" not in str(caught.value)
+    assert len(proxy.requests) == ATTEMPTS
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ((400, {}, b"the prompt is too long"), "status 400: the prompt is too long"),
+        ((401, {}, b""), f"status 401 .*{KEY_VARIABLE}"),
+        ((404, {}, b""), "status 404 .*end in /v1"),
+        ((302, {"Location": "http://127.0.0.1:9/v1"}, b""), "status 302"),
+        ("huge", "more than 4,194,304 bytes"),
+    ],
+)
+def test_what_will_not_pass_is_not_tried_again(proxy, fault, reason):
+    proxy.faults = [fault]
+    with pytest.raises(ServersFailed, match=f"in 1 attempt: .*{reason}"):
+        servers(proxy).complete(["a dog"], most_tokens=5)
+    assert len(proxy.requests) == 1
+
+
+def test_a_server_is_left_alone_for_as_long_as_it_asks(proxy):
+    proxy.faults = [(429, {"Retry-After": "1"}, b"")]
+    servers(proxy, requests=1).complete(["a dog", "a cat"], most_tokens=2)
+    first, second, third = proxy.arrivals
+    assert (
+        second - first >= 1.0 and len({request["messages"][0]["content"] for request in proxy.requests}) == 2
+    )
+
+
+@pytest.mark.parametrize("asked", ["3600", "Wed, 21 Oct 2099 07:28:00 GMT"])
+def test_a_server_that_asks_for_an_hour_is_as_good_as_gone(proxy, asked):
+    proxy.faults = [(503, {"Retry-After": asked}, b"")]
+    with pytest.raises(ServersFailed, match="asks to be left alone for"):
+        servers(proxy).complete(["a dog"], most_tokens=2)
+    assert len(proxy.requests) == 1
+
+
+def test_a_retry_after_that_nobody_can_read_is_not_heeded(proxy):
+    proxy.faults = [(429, {"Retry-After": "soon"}, b"")]
+    servers(proxy).complete(["a dog"], most_tokens=2)
+    assert len(proxy.requests) == 2
+
+
+def test_pauses_grow_and_an_answer_ends_them(proxy):
+    (endpoint,) = servers(proxy)._endpoints
+    lengths = []
+    for sent_at in (10.0, 10.0, 1e12, 2e12, 3e12):  # the second failed together with the first
+        before = endpoint.ready_at = 0.0
+        endpoint.pause(sent_at, 1.0, 5.0, None)
+        lengths.append(round(endpoint.ready_at - endpoint._paused_at - before))
+    assert lengths == [1, 1, 2, 4, 5]
+    behind = servers(proxy)
+    proxy.faults = [(500, {}, b"")]
+    behind.complete(["a dog"], most_tokens=2)
+    assert behind._endpoints[0].failures == 0
+
+
+def test_work_is_shared_out_and_bounded(proxies):
+    for proxy in proxies:
+        proxy.hold.clear()
+    behind = servers(*proxies, requests=3)
+    prompts = [f"{number} dogs" for number in range(20)]
+
+    def let_go_when_full():
+        while sum(proxy.under_way for proxy in proxies) < behind.at_a_time:
+            pass
+        for proxy in proxies:
+            proxy.hold.set()
+
+    import threading
+
+    threading.Thread(target=let_go_when_full, daemon=True).start()
+    answers = behind.complete(prompts, most_tokens=4)
+    assert [proxy.most_under_way for proxy in proxies] == [3, 3]
+    asked = [request["messages"][0]["content"] for proxy in proxies for request in proxy.requests]
+    assert sorted(asked) == sorted(prompts)
+    assert answers == [servers(proxies[0]).complete([prompt], most_tokens=4)[0] for prompt in prompts]
+
+
+def test_one_server_does_the_work_of_another_that_is_gone(proxies):
+    proxies[0].gone_after = 2
+    answers = servers(*proxies).complete([f"{number} dogs" for number in range(12)], most_tokens=2)
+    assert len(answers) == 12 and len(proxies[1].requests) >= 10
+    assert len(proxies[0].requests) < 12  # it is not asked in vain for every single prompt
+
+
+def test_a_model_that_the_server_does_not_have_and_a_server_that_is_not_there(proxy):
+    with pytest.raises(
+        ValueError, match=rf"offers the models .*{CHAT}.*, expected 'llava'; name one of them"
+    ):
+        servers(proxy, model_id="llava").check()
+    proxy.close()
+    with pytest.raises(ValueError, match=r"^the server http://127\S+ cannot be used: .*refused"):
+        servers(proxy).check()
+
+
+def test_a_broken_list_of_models_is_named(proxy, monkeypatch):
+    monkeypatch.setattr(proxy, "fetch", lambda *_: (200, {}, b'{"data": 3}'))
+    (endpoint,) = servers(proxy)._endpoints
+    with pytest.raises(RequestFailed, match='expected a list of models, got {"data": 3}'):
+        endpoint.models()
+
+
+def test_the_key_goes_out_and_nowhere_else(proxy, monkeypatch, caplog):
+    monkeypatch.setenv(KEY_VARIABLE, "sk-12345")
+    caplog.set_level("DEBUG")
+    proxy.faults = [(500, {}, b"try later, sk-12345"), (401, {}, b"your key sk-12345 is wrong")]
+    with pytest.raises(ServersFailed, match=r"your key \*\*\* is wrong") as caught:
+        servers(proxy).complete(["a dog"], most_tokens=2)
+    assert [headers["Authorization"] for headers in proxy.headers] == ["Bearer sk-12345"] * 2
+    assert "12345" not in caplog.text + repr(caught.value) and "later, ***" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://me:secret@host/v1", "https://host/v1?key=secret", "http://host/v1#secret", "host:8000/secret",
+     "ftp://host/secret", "http:///v1", "http://host:port/v1"],
+)  # fmt: skip
+def test_settings_take_no_address_with_a_secret_in_it(address):
+    with pytest.raises(ValueError, match="server address") as caught:
+        ExperimentSettings(rewrite_servers=(address,))
+    assert "me:" not in str(caught.value) and "key=" not in str(caught.value)
+    with pytest.raises(ValueError, match="server address"):
+        ChatServers([address], CHAT)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"caption_servers": ()},
+        {"rewrite_prices": (1.0, -1.0)},
+        {"server_requests": 0},
+        {"server_seconds": 0.0},
+    ],
+)
+def test_settings_have_ranges(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        ExperimentSettings(**wrong)
+
+
+@pytest.fixture
+def collection(tmp_path):
+    """A folder of twelve different pictures with a caption each."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rows = ["image_name,comment_number,comment"]
+    for number, image in enumerate(itertools.islice(itertools.cycle(pictures()), 12)):
+        image.putpixel((0, 0), (20 * number, 0, 0))
+        image.save(folder / f"{number}.png")
+        rows.append(f"{number}.png,0,picture {number}")
+    (folder / "images_captions.csv").write_text("\n".join(rows))
+    return folder
+
+
+def caption_settings(proxy, collection, **others):
+    return CaptionSettings(
+        dataset="image_folder",
+        root=collection,
+        caption_model=VLM,
+        caption_servers=(proxy.address,),
+        caption_cache=collection.parent / "captions.sqlite",
+        server_requests=2,
+        **others,
+    )
+
+
+def test_a_run_whose_server_goes_keeps_every_caption_and_goes_on(proxy, collection, monkeypatch, caplog):
+    monkeypatch.setattr("generation.servers.ATTEMPTS", 2)
+    proxy.gone_after = 5
+    settings = caption_settings(proxy, collection, caption_prices=(0.0, 1e6))
+    with pytest.raises(ServersFailed, match="what was done is kept, the same command goes on from here$"):
+        caption_dataset(settings)
+    proxy.gone_after = None
+    answered, before = 5, len(proxy.requests)
+    caplog.set_level("INFO")
+    captions = caption_dataset(settings)
+    assert (captions.made, captions.reused) == (12 - answered, answered)
+    assert len(proxy.requests) - before == 12 - answered
+    written = int(re.search(r"the servers wrote (\d+) tokens", caplog.text)[1])
+    assert written > 0 and f"at the prices given: {written}.0000" in caplog.text
+
+
+def test_the_cache_knows_model_and_prompt_but_not_where_the_server_stands(proxies, collection, monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, "sk-12345")
+    first = caption_dataset(caption_settings(proxies[0], collection))
+    assert first.captioner_name == f"server {VLM}: {CAPTION}"
+    second = caption_dataset(caption_settings(proxies[1], collection))
+    assert (second.made, second.reused) == (0, 12) and not proxies[1].requests
+    assert b"12345" not in (collection.parent / "captions.sqlite").read_bytes()
+    here = Captioning(VLM, "fp16")
+    assert here.name != Captioning(VLM, servers=servers(proxies[0])).name
+
+
+def test_a_caption_that_is_empty_is_counted_and_a_picture_out_of_the_collection_is_described(proxy, tmp_path):
+    proxy.faults = [(200, {}, json.dumps({"choices": [{"message": {"content": None}}]}).encode())]
+    captioning = Captioning(VLM, servers=servers(proxy, model_id=VLM))
+    captions = ImageCaptions(captioning, [Image("1", tmp_path / "1")], CaptionCache(tmp_path / "c"), 8)
+    assert captions.describe(pictures()[0]) == "an image"
+    assert (captioning.empty, captioning.tokens_written) == (1, 0)
+
+
+def test_rounds_go_on_after_the_rewriter_went_as_if_it_had_stayed(proxy, retriever, tmp_path, monkeypatch):
+    monkeypatch.setattr("generation.servers.ATTEMPTS", 2)
+    queries = [one_target(str(number), "a red dog", IMAGE_IDS[number]) for number in range(20, 32)]
+    protocol = dataclasses.replace(PROTOCOLS["chatir"], target_may_be_picked=True)
+
+    def play(path, played):
+        return play_rounds(
+            queries,
+            retriever=retriever,
+            user=FirstUser(),
+            strategy=make_strategy("rewrite", QueryEditing(CHAT, servers=servers(proxy))),
+            protocol=protocol,
+            captions=KnownCaptions(),
+            round_count=3,
+            played=played,
+            batch_size=3,
+            keep=lambda rounds: append_rounds(path, rounds),
+        )
+
+    undisturbed = play(tmp_path / "whole.jsonl", [])
+    asked = len(proxy.requests)
+    assert asked > 1
+    path = tmp_path / "rounds.jsonl"
+    proxy.gone_after = asked + asked // 2
+    with pytest.raises(ServersFailed):
+        play(path, [])
+    kept = read_rounds(path)
+    assert 0 < len(kept) < len(undisturbed) and len(kept) % 3 == 0
+    proxy.gone_after = None
+    assert play(path, kept) == undisturbed == read_rounds(path)
+
+
+def test_a_run_may_change_servers_but_not_between_servers_and_here(tmp_path):
+    def claim(model, **settings):
+        given = ExperimentSettings(dataset="demo", output=tmp_path, rewrite_model="a", **settings)
+        return claim_folder(given, {"rewriter": model})
+
+    folder = claim("server a", rewrite_servers=("http://one:8000/v1",))
+    (folder / "rounds.jsonl").write_text("")
+    claim("server a", rewrite_servers=("http://two:8000/v1",), server_requests=3)
+    with pytest.raises(ValueError, match="other settings .rewriter: 'server a' there, None now"):
+        claim(None)
+
+
+def test_constants_and_flags_name_several_servers():
+    constants = {"CAPTION_SERVERS": ("http://a:1/v1",)}
+    given = read_settings(ExperimentSettings, constants, ["--rewrite-servers", "http://b/v1", "http://c/v1"])
+    assert given.caption_servers == ("http://a:1/v1",)
+    assert given.rewrite_servers == ("http://b/v1", "http://c/v1")
