@@ -287,7 +287,9 @@ def anonymous_mb() -> float:
 
 
 def _table(settings: SearchSettings, rows: list[dict[str, Any]]) -> str:
-    columns = COLUMNS | {f"queries_per_second_{n}": f"queries/s, {n} threads" for n in settings.threads}
+    columns = COLUMNS | {
+        f"queries_per_second_{n}": f"queries/s, {n} thread{'s' * (n > 1)}" for n in settings.threads
+    }
     cells = [tuple(_cell(row.get(name, "")) for name in columns) for row in rows]
     return as_markdown([tuple(columns.values()), *cells])
 
