@@ -1,4 +1,4 @@
-"""A real OpenAI-compatible server on loopback (``transformers serve``), and a proxy before it that does harm."""
+"""A real OpenAI-compatible server on loopback, ``transformers serve``, and a proxy that does harm."""
 
 import contextlib
 import http.client
