@@ -16,13 +16,13 @@ COMMIT = "0" * 40
 START_SECONDS = 180  # of the server, on a busy machine
 
 
-def into_hub_cache(cache, model_id, files):
-    """Lays a model's files out as a download from the hub would: that is what the server lists."""
+def into_hub_cache(cache, model_id, folder):
+    """Lays a model's folder out as a download from the hub would: that is what the server lists."""
     repository = cache / f"models--{model_id.replace('/', '--')}"
-    for folder in ("refs", "blobs", f"snapshots/{COMMIT}"):
-        (repository / folder).mkdir(parents=True)
+    for part in ("refs", "blobs", f"snapshots/{COMMIT}"):
+        (repository / part).mkdir(parents=True)
     (repository / "refs/main").write_text(COMMIT)
-    for file in files:
+    for file in folder.iterdir():
         (repository / "blobs" / file.name).symlink_to(file)
         (repository / f"snapshots/{COMMIT}" / file.name).symlink_to(file)
 

@@ -22,6 +22,7 @@ from generation.image_captions import ImageCaptions
 from generation.prompts import CAPTION
 from generation.server_endpoint import KEY_VARIABLE, RequestFailed
 from generation.servers import ATTEMPTS, MOST_SIDE, ChatServers, ServersFailed, data_url
+from generation.text_model import TextModel
 from query_editing import QueryEditing
 from records import Image
 from refinement.claim import claim_folder
@@ -46,11 +47,16 @@ def models(tmp_path_factory, language_model):
 
 
 @pytest.fixture(scope="module")
-def upstream(models, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("server")
+def hub(tmp_path_factory):
+    """The folder whose models are served."""
+    return tmp_path_factory.mktemp("hub")
+
+
+@pytest.fixture(scope="module")
+def upstream(models, hub, tmp_path_factory):
     for model_id, path in models.items():
-        into_hub_cache(folder / "hub", model_id, [file for file in Path(path).iterdir() if file.is_file()])
-    with transformers_serve(folder / "hub", folder / "log") as address:
+        into_hub_cache(hub, model_id, Path(path))
+    with transformers_serve(hub, tmp_path_factory.mktemp("server") / "log") as address:
         yield address
 
 
@@ -106,6 +112,23 @@ def test_rewrites_are_those_of_the_same_model_in_this_process(models, upstream):
     rewrites = behind.rewrite(queries, captions)
     assert rewrites == here.rewrite(queries, captions) and any(rewrites)
     assert 0 <= behind.tokens_written - here.tokens_written <= 2 < here.tokens_written
+
+
+@pytest.mark.slow
+@pytest.mark.demo
+def test_smollm2_rewrites_behind_a_server(upstream, hub, tmp_path):
+    model, tokenizer = TextModel("smollm2-135m-instruct", "bf16", 1)._loaded
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    into_hub_cache(hub, "tests/smollm2", tmp_path)
+    behind = ChatServers([upstream], "tests/smollm2", requests=2)
+    behind.check()
+    editing = QueryEditing("tests/smollm2", servers=behind)
+    dog, vehicle = editing.rewrite(
+        ["a dog", "a vehicle at night"], ["a brown dog on the beach", "a red bus above two cats at night"]
+    )
+    assert {"dog", "beach"} <= set(re.findall(r"\w+", dog.lower()))
+    assert {"vehicle", "night", "red", "bus"} <= set(re.findall(r"\w+", vehicle.lower()))
 
 
 def test_a_request_is_greedy_bounded_and_free_of_template_tokens(proxy):

@@ -18,6 +18,7 @@ DOCUMENTS = (
     "docs/evaluation.md",
     "docs/interactive.md",
     "docs/own_models.md",
+    "docs/servers.md",
     "docs/training.md",
     "docs/datasets.md",
 )
