@@ -99,12 +99,13 @@ class SimulatedUsers:
         from refinement.sentence_encoder import open_sentence_encoder
 
         encoder = open_sentence_encoder(self._sentence_encoder)
-        encoded: dict[tuple[str, ...], np.ndarray] = {}  # all users read the same captions
+        encoded: dict[str, np.ndarray] = {}  # all users read the same captions, all frames of a video too
 
         def encode(texts: Sequence[str]) -> np.ndarray:
-            if tuple(texts) not in encoded:
-                encoded[tuple(texts)] = encoder.encode_texts(texts)
-            return encoded[tuple(texts)]
+            new = [text for text in dict.fromkeys(texts) if text not in encoded]
+            if new:
+                encoded.update(zip(new, encoder.encode_texts(new), strict=True))
+            return np.stack([encoded[text] for text in texts])
 
         return encode
 

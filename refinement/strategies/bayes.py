@@ -27,9 +27,9 @@ from refinement.strategies.collection import Collection
 from refinement.strategies.word_overlap import WordOverlap
 from retriever import SearchQuery
 
-PRIOR = 0.04  # by maximum likelihood on the demo's dev split: python -m refinement.fitting
-VECTORS = 0.8
-WORDS = 0.4
+PRIOR = 0.03  # by maximum likelihood on the demo's dev split: python -m refinement.fitting
+VECTORS = 0.6
+WORDS = 0.2
 NOISE = 0.05
 
 

@@ -22,7 +22,7 @@ from refinement.strategies.collection import Collection
 from retriever import SearchQuery
 
 DEPTH = 50
-COSINE_ODDS = 0.04  # weight over cosines: the prior temperature of `bayes`
+COSINE_ODDS = 0.03  # weight over cosines: the prior temperature of `bayes`
 POSTERIOR_ODDS = 1.0  # weight over log posteriors: two log odds of one question
 SURE = 1e-6  # probabilities are kept this far from 0 and 1
 
