@@ -1,0 +1,127 @@
+"""The rounds as research code plays them: one query at a time, nothing kept, for the benchmark to beat.
+
+Written from the description of the published protocol, on the same models as `refinement.rounds`: encode the
+query, rank the whole collection, look the target's rank up in the sorted list, encode the target again to
+find the nearest of the 50 shown, caption that picture again although it was captioned before, rewrite one
+query with the whole prompt read anew.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import faiss
+import numpy as np
+import torch
+
+from captioning import Captioning
+from embedding.decode import open_image
+from generation.parsing import one_line
+from generation.prompts import REWRITE_FEW_SHOT
+from generation.text_model import source_of
+from query_editing import MOST_TOKENS, MOST_WORDS
+from records import Dataset, Query
+from refinement.protocols import Protocol
+from refinement.strategies.rewrite import fault_of
+from retriever import Retriever
+
+
+class SequentialRounds:
+    """Plays single queries; float32 throughout.
+
+    Attributes:
+        seconds: What each stage took, over all queries so far.
+    """
+
+    def __init__(
+        self, dataset: Dataset, retriever: Retriever, caption_model: str, rewrite_model: str
+    ) -> None:
+        """Opens the models.
+
+        Args:
+            dataset: The collection.
+            retriever: Only its encoder and its vectors are used.
+            caption_model: A BLIP captioner.
+            rewrite_model: A packaged language model, see `generation.text_model.PACKAGED`.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._encoder = retriever.encoder
+        self._paths = {image.id: image.path for image in dataset.images}
+        self._ids = list(retriever.index.ids)
+        vectors = retriever.vectors_of(self._ids)
+        self._vectors = dict(zip(self._ids, vectors, strict=True))
+        self._index = faiss.IndexFlatIP(vectors.shape[1])
+        self._index.add(vectors)  # type: ignore[call-arg]  # faiss types its own wrapper wrongly
+        self._captioner = Captioning(caption_model, "fp32", batch_size=1)
+        source, options = source_of(rewrite_model)
+        self._tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        self._writer = AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **options
+        ).eval()
+        pieces = self._tokenizer.batch_decode([[token] for token in range(len(self._tokenizer))])
+        line_ends = [token for token, text in enumerate(pieces) if "\n" in text]
+        self._ends = [self._tokenizer.eos_token_id, *line_ends]
+
+    def play(self, query: Query, protocol: Protocol, round_count: int) -> list[int]:
+        """Plays one query.
+
+        Args:
+            query: With a target.
+            protocol: Its numbers; the steps are the published ones.
+            round_count: Most rounds.
+
+        Returns:
+            The target's rank in each round played.
+        """
+        if query.target is None:
+            raise ValueError(f"query {query.id}: the published protocol needs one target")
+        text, said, taken, ranks = query.text, [query.text], set(), []
+        for number in range(round_count):
+            with self._timed("encode"):
+                vector = self._encoder.encode_texts([text])
+            with self._timed("search"):
+                _, places = self._index.search(vector, len(self._ids))  # type: ignore[call-arg]
+                ranking = [self._ids[place] for place in places[0]]
+                ranks.append(1 + ranking.index(query.target))
+            worse = number > 0 and ranks[-1] > ranks[-2]
+            if ranks[-1] <= protocol.hit_rank or worse or number + 1 == round_count:
+                break
+            with self._timed("user"):
+                goal = self._encoder.encode_images([open_image(self._paths[query.target])])[0]
+                left = [image_id for image_id in ranking[: protocol.shown] if image_id not in taken]
+                picked = left[int(np.argmax([self._vectors[image_id] @ goal for image_id in left]))]
+                taken.add(picked)
+            with self._timed("caption"):
+                caption = self._captioner.caption([open_image(self._paths[picked])])[0]
+            with self._timed("rewrite"):
+                rewrite = self._rewrite(text, caption)
+            said.append(caption)
+            faulty = fault_of(rewrite, query.text, text, caption)
+            text = ", ".join(dict.fromkeys(said)) if faulty else rewrite
+        return ranks
+
+    def _rewrite(self, query: str, caption: str) -> str:
+        prompt = REWRITE_FEW_SHOT.prefix + REWRITE_FEW_SHOT.open.format(query=query, caption=caption)
+        tokens = self._tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+        with torch.inference_mode():
+            output = self._writer.generate(
+                **tokens,
+                max_new_tokens=MOST_TOKENS,
+                do_sample=False,
+                eos_token_id=self._ends,
+                pad_token_id=self._tokenizer.eos_token_id,
+            )
+        start = tokens["input_ids"].shape[1]
+        answer = self._tokenizer.decode(output[0, start:], skip_special_tokens=True)
+        return one_line(answer, MOST_WORDS)
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[stage] += time.perf_counter() - started
