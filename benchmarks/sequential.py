@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import faiss
 import numpy as np
@@ -60,7 +61,7 @@ class SequentialRounds:
         self._captioner = Captioning(caption_model, "fp32", batch_size=1)
         source, options = source_of(rewrite_model)
         self._tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        self._writer = AutoModelForCausalLM.from_pretrained(
+        self._writer: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **options
         ).eval()
         pieces = self._tokenizer.batch_decode([[token] for token in range(len(self._tokenizer))])

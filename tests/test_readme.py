@@ -75,7 +75,9 @@ def flags_of(path, source):
         return set(re.findall(r"\"(--[\w-]+)\"", source))
     dotted = ".".join(path.relative_to(PROJECT).with_suffix("").parts)
     kind = getattr(settings, read[1], None) or getattr(importlib.import_module(dotted), read[1])
-    return {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(kind)} | {"--help"}
+    names = {field.name.replace("_", "-") for field in dataclasses.fields(kind)}
+    switched_off = {f"--no-{name}" for name in names if getattr(kind, name.replace("-", "_"), None) is True}
+    return {f"--{name}" for name in names} | switched_off | {"--help"}
 
 
 def test_readmes_have_the_same_headings_in_the_same_order():
