@@ -1,0 +1,123 @@
+"""Indexes of any content: what is saved comes back, however it was put together; damage is refused."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from indexes.faiss_index import FaissIndex
+from indexes.merge import merge_indexes
+
+QUICK = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "30")), deadline=None)
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+
+
+@st.composite
+def contents(draw):
+    """Ids of any letters, and unit vectors, some of them equal."""
+    ids = draw(st.lists(NAMES, min_size=1, max_size=12, unique=True))
+    dimension = draw(st.integers(1, 9))
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    rows = random.standard_normal((draw(st.integers(1, 12)), dimension))
+    rows = rows[random.integers(0, len(rows), len(ids))]
+    return ids, np.float32(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+
+def save(index, folder):
+    index.save(
+        folder, model_name="small", model_fingerprint="f00d", dataset="toy", image_folder=Path("toy/images")
+    )
+
+
+def assert_same(one, other):
+    assert one.ids == other.ids
+    assert one.vectors.tolist() == other.vectors.tolist()
+    asked = np.array(one.vectors)
+    assert one.search(asked, len(one)) == other.search(asked, len(one))
+    assert one.rank_of(asked, one.ids).tolist() == other.rank_of(asked, one.ids).tolist()
+
+
+@QUICK
+@given(content=contents(), data=st.data())
+def test_what_is_built_in_parts_saved_and_opened_is_what_was_built_at_once(content, data):
+    ids, vectors = content
+    whole = FaissIndex.build(ids, vectors)
+    cut = data.draw(st.integers(0, len(ids)))
+    grown = FaissIndex(vectors.shape[1])
+    grown.add(ids[:cut], vectors[:cut])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if cut:  # saved, opened, added to, saved again
+            save(grown, folder)
+            grown = FaissIndex.open(folder, "f00d", vectors.shape[1])
+        grown.add(ids[cut:], vectors[cut:])
+        save(grown, folder)
+        opened = FaissIndex.open(folder, "f00d", vectors.shape[1])
+        assert_same(opened, whole)
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "ids.json",
+            "manifest.json",
+            "vectors.faiss",
+        ]
+        if 0 < cut < len(ids):
+            save(FaissIndex.build(ids[:cut], vectors[:cut]), folder / "a")
+            save(FaissIndex.build(ids[cut:], vectors[cut:]), folder / "b")
+            assert merge_indexes([folder / "a", folder / "b"], folder / "c") == len(ids)
+            assert_same(FaissIndex.open(folder / "c"), whole)
+
+
+@QUICK
+@given(content=contents(), data=st.data())
+def test_the_order_of_the_rows_moves_only_equal_images(content, data):
+    ids, vectors = content
+    order = data.draw(st.permutations(range(len(ids))))
+    straight = FaissIndex.build(ids, vectors)
+    mixed = FaissIndex.build([ids[row] for row in order], vectors[order])
+    for one, other in zip(straight.search(vectors, len(ids)), mixed.search(vectors, len(ids)), strict=True):
+        assert one.scores == other.scores
+        assert dict(zip(one.ids, one.scores, strict=True)) == dict(zip(other.ids, other.scores, strict=True))
+
+
+@QUICK
+@given(
+    content=contents(), name=st.sampled_from(["ids.json", "vectors.faiss", "manifest.json"]), data=st.data()
+)
+def test_a_changed_or_missing_byte_is_refused_by_name(content, name, data):
+    ids, vectors = content
+    with tempfile.TemporaryDirectory() as folder:
+        index = FaissIndex.build(ids, vectors)
+        save(index, Path(folder))
+        path = Path(folder) / name
+        whole = path.read_bytes()
+        place = data.draw(st.integers(0, len(whole) - 1))
+        other = data.draw(st.none() | st.integers(1, 255))
+        changed = whole[:place] if other is None else bytearray(whole)
+        if other is not None:
+            changed[place] ^= other
+        path.write_bytes(changed)
+        try:
+            opened = FaissIndex.open(Path(folder), "f00d", vectors.shape[1])
+        except ValueError as error:
+            assert "\n" not in str(error) and folder in str(error)
+            return
+        # The manifest has no checksum of itself; what it guards is what it was all the same.
+        assert name == "manifest.json"
+        assert_same(opened, index)
+
+
+@pytest.mark.parametrize("sort", ["text", "bytes"])
+@QUICK
+@given(data=st.data())
+def test_any_manifest_is_read_or_refused_in_one_line(sort, data):
+    content = data.draw(st.binary(max_size=200) if sort == "bytes" else st.text(max_size=200).map(
+        lambda text: text.encode("utf-8", "replace")))  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        save(FaissIndex.build(["a"], np.float32([[1, 0]])), Path(folder))
+        (Path(folder) / "manifest.json").write_bytes(content)
+        with pytest.raises(ValueError) as caught:
+            FaissIndex.open(Path(folder))
+        assert "\n" not in str(caught.value)
