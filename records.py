@@ -137,7 +137,7 @@ class Round:
         """
         names = {field.name for field in dataclasses.fields(cls)}
         if set(values) != names:
-            differing = ", ".join(sorted(names ^ set(values)))
+            differing = ", ".join(n if n.isidentifier() else repr(n) for n in sorted(names ^ set(values)))
             raise ValueError(f"not a Round record: missing or unknown fields: {differing}")
         fields: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in values.items()

@@ -1,0 +1,196 @@
+"""Records, captions, settings and pictures: any content comes back as it was, or is refused in one line."""
+
+import dataclasses
+import io
+import json
+import logging
+import os
+import string
+import tempfile
+import typing
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from embedding.decode import BrokenImage, open_image
+from evaluation.runs import append_rounds, read_json, read_rounds, write_json
+from generation.caption_cache import CaptionCache
+from records import Round
+from refinement.claim import FREE_SETTINGS, claim_folder
+from settings import ExperimentSettings, PresetName, ProtocolName, StrategyName, UserName, read_settings
+
+QUICK = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "30")), deadline=None)
+# Readers let no half character in; line ends of every sort stay inside a record.
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.sampled_from(
+    ["\n", "\r\n", "\u2028", "\x85", "\x00", '"', "\\n", "🐈", "null", "e\u0301"]
+)
+TUPLES = st.lists(TEXTS, max_size=4).map(tuple)
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+ROUNDS = st.builds(
+    Round,
+    query_id=TEXTS,
+    number=st.integers(0, 100),
+    text=TEXTS,
+    target=st.none() | TEXTS,
+    relevant=TUPLES,
+    image_ids=TUPLES,
+    scores=st.lists(NUMBERS, max_size=4).map(tuple),
+    shown=st.integers(0, 50),
+    target_rank=st.none() | st.integers(1, 10**7),
+    liked=TUPLES,
+    disliked=TUPLES,
+    captions=TUPLES,
+    fallback=TEXTS,
+    stop=TEXTS,
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | NUMBERS | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@QUICK
+@given(records=st.lists(ROUNDS, max_size=5), data=st.data())
+def test_records_come_back_and_a_kill_at_any_byte_costs_the_last_one(records, data):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rounds.jsonl"
+        append_rounds(path, records)
+        assert read_rounds(path) == records
+        whole = path.read_bytes()
+        cut = data.draw(st.integers(0, len(whole)))
+        path.write_bytes(whole[:cut])
+        left = read_rounds(path)
+        assert left == records[: whole[:cut].count(b"\n")]
+        append_rounds(path, records[len(left) :])
+        assert path.read_bytes() == whole
+
+
+@QUICK
+@given(content=st.binary(max_size=200) | st.lists(VALUES, max_size=3).map(
+    lambda values: "".join(f"{json.dumps(value)}\n" for value in values).encode()))  # fmt: skip
+def test_any_file_of_records_is_read_or_refused_in_one_line(content):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rounds.jsonl"
+        path.write_bytes(content)
+        try:
+            assert read_rounds(path) == [] and b"\n" not in content
+        except ValueError as error:
+            assert "\n" not in str(error) and str(error).startswith(str(path))
+
+
+@QUICK
+@given(values=st.dictionaries(TEXTS, VALUES, max_size=4), content=st.binary(max_size=100))
+def test_json_comes_back_and_anything_else_is_refused(values, content):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.json"
+        write_json(path, values)
+        assert read_json(path) == values
+        path.write_bytes(content)
+        try:
+            assert isinstance(read_json(path), dict)
+        except ValueError as error:
+            assert "\n" not in str(error) and str(error).startswith(str(path))
+
+
+@QUICK
+@given(kept=st.lists(st.tuples(TEXTS, st.dictionaries(TEXTS, TEXTS, max_size=4)), max_size=4), asked=TUPLES)
+def test_the_first_caption_of_each_picture_stays_and_comes_back(kept, asked):
+    with tempfile.TemporaryDirectory() as folder:
+        first: dict[str, dict[str, str]] = {}
+        for captioner, captions in kept:
+            known = first.setdefault(captioner, {})
+            for picture, caption in captions.items():
+                known.setdefault(picture, caption)
+            said = CaptionCache(Path(folder) / "captions.sqlite").keep(captioner, captions)
+            assert said == {picture: known[picture] for picture in captions}
+        cache = CaptionCache(Path(folder) / "captions.sqlite")
+        for captioner, captions in first.items():
+            assert cache.find(captioner, [*captions, *asked]) == captions
+
+
+@QUICK
+@given(names=st.lists(st.sampled_from(string.ascii_uppercase) | st.sampled_from(
+    [field.name.upper() for field in dataclasses.fields(ExperimentSettings)]), max_size=3, unique=True),
+    data=st.data())  # fmt: skip
+def test_any_constant_is_a_setting_or_refused_in_one_line(names, data):
+    constants = {name: data.draw(VALUES) for name in names}
+    try:
+        made = read_settings(ExperimentSettings, constants, [])
+    except ValueError as error:
+        assert "\n" not in str(error)
+        return
+    assert made == ExperimentSettings(**{name.lower(): value for name, value in constants.items()})
+    assert made.resolved().resolved() == made.resolved()
+
+
+CHANGES = {
+    "strategy": st.sampled_from(typing.get_args(StrategyName)),
+    "user": st.sampled_from(typing.get_args(UserName)),
+    "protocol": st.sampled_from(typing.get_args(ProtocolName)),
+    "preset": st.sampled_from(typing.get_args(PresetName)),
+    "user_noise": st.floats(0, 1),
+    "rounds": st.integers(1, 9),
+    "query_batch": st.integers(1, 999),
+    "queries": st.none() | st.integers(1, 99),
+    "seed": st.integers(),
+    "caption_numbers": st.none() | st.lists(st.sampled_from("01234"), max_size=3).map(tuple),
+}
+
+
+@QUICK
+@given(ours=st.fixed_dictionaries({}, optional=CHANGES), theirs=st.fixed_dictionaries({}, optional=CHANGES))
+def test_a_run_is_taken_up_with_the_settings_saved_with_it_and_no_others(ours, theirs):
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        first = ExperimentSettings("demo", output=folder, **ours).resolved()
+        second = ExperimentSettings("demo", output=folder, **theirs).resolved()
+        claim_folder(first, {"captioner": "one"})
+        saved = read_json(folder / "settings.json")
+        assert saved["seed"] == first.seed and type(saved["seed"]) is int
+        (folder / "rounds.jsonl").touch()
+        claim_folder(first, {"captioner": "one"})
+        differing = {
+            field.name
+            for field in dataclasses.fields(first)
+            if getattr(first, field.name) != getattr(second, field.name)
+        }
+        if differing <= FREE_SETTINGS:
+            claim_folder(second, {"captioner": "one"})
+            return
+        with pytest.raises(ValueError, match="other settings") as caught:
+            claim_folder(second, {"captioner": "one"})
+        assert all(f"{one}: " in str(caught.value) for one in differing - FREE_SETTINGS)
+        assert read_json(folder / "settings.json") == saved
+
+
+def small_picture(kind):
+    sheet = io.BytesIO()
+    Image.linear_gradient("L").resize((9, 7)).convert("RGB").save(sheet, kind)
+    return sheet.getvalue()
+
+
+PICTURES = {kind: small_picture(kind) for kind in ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP")}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@QUICK
+@given(kind=st.sampled_from(sorted(PICTURES)), data=st.data())
+def test_any_damage_to_a_picture_gives_a_picture_or_its_reason(kind, data):
+    logging.getLogger("PIL").setLevel(logging.ERROR)
+    content = bytearray(PICTURES[kind])
+    for place, value in data.draw(
+        st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), max_size=8)
+    ):
+        content[place] = value
+    cut = data.draw(st.none() | st.integers(0, len(content)))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "picture"
+        path.write_bytes(content[:cut] + data.draw(st.binary(max_size=20)))
+        try:
+            assert open_image(path).mode == "RGB"
+        except BrokenImage as error:
+            assert error.reason and str(error).startswith(str(path))
