@@ -11,9 +11,11 @@ from generation.parsing import one_line, plain_text
 LONG = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "100")), deadline=None)
 SPECIAL = ("<|im_end|>", "<|im_start|>", "<|eot_id|>", "</s>", "<s>")
 TEMPLATE = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
-PIECES = (*SPECIAL, *TEMPLATE, "<|im_<s>start|>", "[IN</s>ST]", "<<s>s>", "[/INST", "]", "Query:", "Answer : ",
-    "a", "dog", "x" * 90, "犬", "\ud800", "\x00", "\x1b[2J", "\u202e", "\u2028", "\u00ad", "\ufeff", "\n", "\r",
-    "\t", " ", ",", "'", '"', "-", "e\u0301", "🐈\u200d⬛")  # fmt: skip
+PIECES = (
+    *SPECIAL, *TEMPLATE, "<|im_<s>start|>", "[IN</s>ST]", "<<s>s>", "[/INST", "]", "Query:", "Answer : ",
+    "a", "dog", "x" * 90, "犬", "\ud800", "\x00", "\x1b[2J", "\u202e", "\u2028", "\u00ad", "\ufeff",
+    "\n", "\r", "\t", " ", ",", "'", '"', "-", "e\u0301", "🐈\u200d⬛",
+)  # fmt: skip
 TEXTS = st.one_of(
     st.lists(st.sampled_from(PIECES), max_size=40).map("".join),
     st.text(max_size=80),
