@@ -265,19 +265,22 @@ class Parts:
         played = read_rounds(path) if path.is_file() else []
         if played:
             log.info("%s: going on after %d records", path, len(played))
-        return play_rounds(
-            self.queries,
-            retriever=self.retriever,
-            user=user,
-            strategy=self.strategy(strategy),
-            protocol=PROTOCOLS[self.settings.protocol],
-            captions=self.captions,
-            round_count=self.settings.rounds,
-            played=played,
-            batch_size=self.settings.query_batch,
-            keep=lambda rounds: append_rounds(path, rounds),
-            costs=self.costs,
-        )
+        try:
+            return play_rounds(
+                self.queries,
+                retriever=self.retriever,
+                user=user,
+                strategy=self.strategy(strategy),
+                protocol=PROTOCOLS[self.settings.protocol],
+                captions=self.captions,
+                round_count=self.settings.rounds,
+                played=played,
+                batch_size=self.settings.query_batch,
+                keep=lambda rounds: append_rounds(path, rounds),
+                costs=self.costs,
+            )
+        finally:  # what a run that stops has spent is spent
+            self.costs.save()
 
 
 def choose_queries(

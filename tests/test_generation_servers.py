@@ -26,9 +26,10 @@ from generation.server_endpoint import KEY_VARIABLE, RequestFailed
 from generation.servers import ATTEMPTS, MOST_SIDE, ChatServers, ServersFailed, data_url
 from generation.text_model import TextModel
 from query_editing import QueryEditing
-from records import Image
+from records import Dataset, Image
 from refinement.claim import claim_folder
-from refinement.parts import caption_dataset
+from refinement.own_models import OwnModels
+from refinement.parts import Parts, caption_dataset
 from refinement.protocols import PROTOCOLS
 from refinement.rounds import play_rounds
 from refinement.strategies import make_strategy
@@ -434,6 +435,48 @@ def test_rounds_go_on_after_the_rewriter_went_as_if_it_had_stayed(proxy, retriev
     assert 0 < len(kept) < len(undisturbed) and len(kept) % 3 == 0
     proxy.gone_after = None
     assert play(path, kept) == undisturbed == read_rounds(path)
+
+
+class OneCaption:
+    name = "one caption"
+
+    def caption(self, images):
+        return ["a red dog on the beach"] * len(images)
+
+
+def test_what_a_run_has_spent_before_its_server_went_is_kept(proxy, retriever, tmp_path, monkeypatch):
+    monkeypatch.setattr("generation.servers.ATTEMPTS", 2)
+    picture = tmp_path / "picture.png"
+    pictures()[0].save(picture)
+    queries = tuple(one_target(str(n), f"{n} red dogs", IMAGE_IDS[n]) for n in range(20, 29))
+    images = tuple(Image(image_id, picture) for image_id in IMAGE_IDS)
+    settings = ExperimentSettings(
+        rounds=2,
+        query_batch=3,
+        protocol="chatir",
+        rewrite_model=CHAT,
+        rewrite_servers=(proxy.address,),
+        rewrite_prices=(0.0, 1e6),
+    )
+
+    def play():
+        dataset = Dataset("small", tmp_path, images, queries, ())
+        parts = Parts(settings, dataset, retriever, queries, own=OwnModels(captioner=OneCaption()))
+        parts.costs.keep_in(tmp_path / "costs.json")
+        parts.costs.run = "run"
+        parts.play("rewrite", FirstUser(), tmp_path / "rounds.jsonl")
+
+    def spent():
+        return json.loads((tmp_path / "costs.json").read_text())["run"]["rewrite"]
+
+    proxy.gone_after = 4
+    with pytest.raises(ServersFailed):
+        play()
+    before = spent()
+    assert before["money"] == before["tokens"] > 0
+    proxy.gone_after = None
+    play()
+    assert spent()["money"] == spent()["tokens"] > before["tokens"]
 
 
 def test_a_run_may_change_servers_but_not_between_servers_and_here(tmp_path):
