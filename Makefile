@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 PRESET ?= rtx3090-int8
+FUZZ_MINUTES ?= 10
 RUN = $(VENV)/bin/python
 READY = $(VENV)/ready
 
-.PHONY: help setup demo test check-weights lint clean
+.PHONY: help setup demo test check-weights lint fuzz audit clean
 
 help:  ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 15
@@ -34,6 +35,12 @@ lint: $(READY)  ## check style and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pyright --pythonpath $(RUN)
+
+fuzz: $(READY)  ## play all properties with new inputs, a group for FUZZ_MINUTES=10; count them
+	FUZZ_MINUTES=$(FUZZ_MINUTES) $(RUN) tests/fuzz.py
+
+audit: $(READY)  ## list all licences, ask for known holes; status 3: could not be asked
+	$(RUN) tests/audit.py
 
 clean:  ## remove the virtual environment, the demo's data and all runs
 	rm -rf $(VENV) playground/data/demo runs
