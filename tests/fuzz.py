@@ -108,7 +108,7 @@ def main() -> int:
         command = [sys.executable, __file__, name, "--minutes", str(arguments.minutes)]
         if subprocess.run(command, check=False).returncode:
             failed.append(name)
-    sys.stdout.write(f"failed: {', '.join(failed)}\n" if failed else "every property held\n")
+    sys.stdout.write(f"failed: {', '.join(failed)}\n" if failed else "every property that was tried held\n")
     return int(bool(failed))
 
 

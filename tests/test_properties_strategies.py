@@ -118,9 +118,9 @@ def test_the_order_of_the_collection_does_not_matter(name, world, data):
 
 @pytest.mark.parametrize("name", STRATEGIES)
 @QUICK
-@given(worlds_=st.lists(worlds(), min_size=1, max_size=1), data=st.data())
-def test_the_order_of_the_sessions_does_not_matter(name, worlds_, data):
-    ids, vectors, history = worlds_[0]
+@given(world=worlds(), data=st.data())
+def test_the_order_of_the_sessions_does_not_matter(name, world, data):
+    ids, vectors, history = world
     histories = [History(history.turns[: number + 1]) for number in range(len(history.turns))]
     order = data.draw(st.permutations(range(len(histories))))
     strategy = make_strategy(name, Merger(), collection_of(ids, vectors))
