@@ -19,6 +19,7 @@ from refinement.experiment import scrolling_name
 from refinement.own_models import OwnModels
 from refinement.parts import Parts, hardware, rewrites
 from refinement.protocols import PROTOCOLS
+from refinement.strategies import reads_every_caption
 from refinement.user_names import CONTROLS
 from settings import ComparisonSettings
 
@@ -115,7 +116,10 @@ def run_comparison(settings: ComparisonSettings, own: OwnModels | None = None) -
             ]
         )
         needs_captions = parts.strategy(play.strategy).needs_captions
-        by_seed = [counts_of(rounds, needs_captions, rewrites(play.strategy)) for rounds in played]
+        collection = len(parts.retriever.index) if reads_every_caption(play.strategy) else 0
+        by_seed = [
+            counts_of(rounds, needs_captions, rewrites(play.strategy), collection) for rounds in played
+        ]
         counts[play.name] = {
             stage: sum(count[stage] for count in by_seed) / len(by_seed) for stage in by_seed[0]
         }

@@ -178,13 +178,16 @@ class CountedCaptioner:
             return self._captioner.caption(images)
 
 
-def counts_of(rounds: Sequence[Round], needs_captions: bool, rewrites: bool) -> dict[str, int]:
+def counts_of(
+    rounds: Sequence[Round], needs_captions: bool, rewrites: bool, collection: int = 0
+) -> dict[str, int]:
     """Counts from its records what a run asked for: captions of distinct images, rewrites of distinct pairs.
 
     Args:
         rounds: The run's.
         needs_captions: Whether its strategy has picked images captioned.
         rewrites: Whether its strategy has a language model write.
+        collection: Images that its strategy has captioned whether they are picked or not.
     """
     moved = sum(record.number > 0 for record in rounds)
     liked = {image_id for record in rounds for image_id in record.liked}
@@ -193,7 +196,7 @@ def counts_of(rounds: Sequence[Round], needs_captions: bool, rewrites: bool) -> 
     return {
         "search": len(rounds),
         "move": moved,
-        "caption": len(liked) if needs_captions else 0,
+        "caption": max(collection, len(liked) if needs_captions else 0),
         "rewrite": asked if rewrites else 0,
     }
 

@@ -118,4 +118,5 @@ def test_a_run_asks_for_captions_of_distinct_images_and_a_rewrite_after_each_cap
         turn("b", 0, ("x",), ("said",)), turn("b", 1, (), ()),
     ]  # fmt: skip
     assert counts_of(rounds, True, True) == {"search": 5, "move": 3, "caption": 3, "rewrite": 2}
+    assert counts_of(rounds, False, False, collection=90)["caption"] == 90
     assert counts_of(rounds, False, False) == {"search": 5, "move": 3, "caption": 0, "rewrite": 0}

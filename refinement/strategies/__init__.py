@@ -19,9 +19,14 @@ from refinement.strategies.rocchio import Rocchio
 from refinement.strategies.slerp import Slerp
 from settings import StrategyName
 
-__all__ = ["STRATEGIES", "Rewriter", "make_strategy"]
+__all__ = ["STRATEGIES", "Rewriter", "make_strategy", "reads_every_caption"]
 
 STRATEGIES: tuple[str, ...] = get_args(StrategyName)
+
+
+def reads_every_caption(name: str) -> bool:
+    """Says whether a strategy has all images captioned, not only those that were picked."""
+    return "captions" in name
 
 
 def make_strategy(
@@ -72,5 +77,5 @@ def make_strategy(
         return Rerank(Original(), collection, COSINE_ODDS)
     if name == "rewrite-bayes":
         return Bayes(Anchored(words, collection.encode), collection, reads_captions=False)
-    bayes = Bayes(Original(), collection, reads_captions="captions" in name)
+    bayes = Bayes(Original(), collection, reads_captions=reads_every_caption(name))
     return Rerank(bayes, collection, POSTERIOR_ODDS) if name.endswith("-itm") else bayes
