@@ -16,6 +16,7 @@ from PIL import Image
 from embedding.encoder import Encoder, checked_rows
 from indexes.exclusions import Exclusions
 from indexes.faiss_index import FaissIndex, Ranking
+from indexes.image_index import ImageIndex
 from indexes.score_rankings import count_ranks, list_best
 
 BATCH_SIZE = 64
@@ -75,7 +76,7 @@ class Retriever:
         index: Holds the collection's vectors.
     """
 
-    def __init__(self, encoder: Encoder, index: FaissIndex, batch_size: int = BATCH_SIZE) -> None:
+    def __init__(self, encoder: Encoder, index: ImageIndex, batch_size: int = BATCH_SIZE) -> None:
         """Joins the two.
 
         Args:

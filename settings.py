@@ -123,7 +123,8 @@ class IndexSettings(DatasetSettings):
     Attributes:
         blip: BLIP checkpoint, a file or a folder; the preset's when not given.
         image_size: Side in pixels to which images are resized; the checkpoint's when not given.
-        index: Folder of the index; ROOT/index-SPLIT when not given.
+        index: Folder of the index, or a Milvus collection, milvus://HOST:19530/COLLECTION or
+            milvus:///FOLDER/FILE.db/COLLECTION (docs/scale.md); ROOT/index-SPLIT when not given.
         image_batch: Images encoded at a time; the preset's when not given.
         index_kind: "flat" (exact), "hnsw", "ivf" or "ivfpq" (approximate, for very many images), or "auto":
             flat below a million images, above it what fits into memory.
@@ -134,7 +135,7 @@ class IndexSettings(DatasetSettings):
 
     blip: str | None = None
     image_size: int | None = None
-    index: Path | None = None
+    index: str | Path | None = None
     image_batch: int | None = None
     index_kind: IndexKind = "auto"
     workers: int = 4
@@ -143,6 +144,13 @@ class IndexSettings(DatasetSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.index, str):
+            if self.index.startswith("milvus:"):
+                from indexes.milvus_address import MilvusAddress
+
+                MilvusAddress.parse(self.index)
+            else:  # the command line gives words
+                object.__setattr__(self, "index", Path(self.index))
         if not 0 <= self.maximum_failed_share <= 1:
             raise ValueError(
                 f"maximum_failed_share: got {self.maximum_failed_share}, expected a share from 0 to 1"

@@ -311,7 +311,7 @@ class MilvusIndex:
         """Lists the nearest images of each query.
 
         Excluded images are fetched and dropped: one request then serves many queries, which a filter for each
-        would not. More than 16,384 candidates cannot be fetched: all vectors are read then, as for ranks.
+        would not. Of more candidates than fit one answer all vectors are read, as for ranks.
 
         Args:
             vectors: (q, dimension) float32, rows of unit length.
@@ -335,13 +335,14 @@ class MilvusIndex:
         most = max((len(rows) for rows in excluded), default=0)
         wanted = min(len(self), k + most + SPARE_CANDIDATES)
         while open_ones := [number for number, one in enumerate(found) if one is None]:
-            if wanted > MOST_RECORDS:
+            if wanted > min(MOST_RECORDS, BYTES_AT_ONCE // (4 * self.dimension)):
                 listed = self._listed_from_all(queries[open_ones], k, [excluded[one] for one in open_ones])
                 for number, ranking in zip(open_ones, listed, strict=True):
                     found[number] = ranking
                 break
-            for first in range(0, len(open_ones), QUERIES_AT_ONCE):
-                some = open_ones[first : first + QUERIES_AT_ONCE]
+            at_once = max(1, min(QUERIES_AT_ONCE, BYTES_AT_ONCE // (4 * self.dimension * wanted)))
+            for first in range(0, len(open_ones), at_once):
+                some = open_ones[first : first + at_once]
                 named = self._collection.nearest(queries[some], wanted, self.kind)
                 if self.kind == "flat" and any(len(keys) != wanted for keys, _, _ in named):
                     raise self._stale()
@@ -355,7 +356,7 @@ class MilvusIndex:
     ) -> np.ndarray:
         """Counts the place of one image per query in the whole collection, exactly.
 
-        Reads all vectors once for up to 256 queries.
+        Reads all vectors once, however many queries there are.
 
         Args:
             vectors: (q, dimension) float32, rows of unit length.

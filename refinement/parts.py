@@ -28,6 +28,7 @@ from generation.residency import Residency
 from generation.servers import SERVED, ChatServers
 from generation.text_model import PACKAGED
 from indexes.faiss_index import FaissIndex
+from indexes.image_index import ImageIndex
 from playground import open_dataset
 from records import Dataset, Query, Round, Skip
 from refinement.costs import Costs, CountedCaptioner, CountedRewriter
@@ -57,7 +58,7 @@ if TYPE_CHECKING:  # imported where they are opened: they bring the model librar
 log = logging.getLogger(__name__)
 
 
-def embed_dataset(settings: IndexSettings) -> FaissIndex:
+def embed_dataset(settings: IndexSettings) -> ImageIndex:
     """Embeds a dataset's images, or opens the index that is there.
 
     Args:
@@ -322,15 +323,17 @@ def open_retriever(settings: IndexSettings, dataset: Dataset, encoder: Encoder |
         settings: Resolved.
         dataset: The collection.
         encoder: BLIP's, from the settings, when not given. Another's index goes beside BLIP's, into a folder
-            that its fingerprint names.
+            or a collection that its fingerprint names.
     """
     if encoder is None:
         blip = open_encoder(settings)
         return Retriever(blip, _open_index(settings, dataset, blip, settings.blip or ""))
     if settings.index is not None:
         short = hashlib.sha256(encoder.fingerprint.encode()).hexdigest()[:8]
+        index = settings.index
         settings = dataclasses.replace(
-            settings, index=settings.index.with_name(f"{settings.index.name}-{short}")
+            settings,
+            index=index.with_name(f"{index.name}-{short}") if isinstance(index, Path) else f"{index}_{short}",
         )
     return Retriever(encoder, _open_index(settings, dataset, encoder, encoder.fingerprint))
 
@@ -435,13 +438,21 @@ def _open_dataset(settings: DatasetSettings) -> Dataset:
     return open_dataset(settings.dataset, settings.root, settings.split or "all")
 
 
-def _open_index(settings: IndexSettings, dataset: Dataset, encoder: Encoder, model_name: str) -> FaissIndex:
+def _open_index(settings: IndexSettings, dataset: Dataset, encoder: Encoder, model_name: str) -> ImageIndex:
     if settings.index is None:
         raise ValueError("index: the settings are not resolved")
+    if isinstance(settings.index, str):
+        return _open_collection(settings.index, settings, dataset, encoder, model_name)
+    return _open_folder(settings.index, settings, dataset, encoder, model_name)
+
+
+def _open_folder(
+    folder: Path, settings: IndexSettings, dataset: Dataset, encoder: Encoder, model_name: str
+) -> FaissIndex:
     return build_index(
         dataset.images,
         encoder,
-        settings.index,
+        folder,
         model_name=model_name,
         dataset=dataset.name,
         image_folder=dataset.folder,
@@ -451,6 +462,28 @@ def _open_index(settings: IndexSettings, dataset: Dataset, encoder: Encoder, mod
         maximum_failed_share=settings.maximum_failed_share,
         rebuild=settings.rebuild,
     )
+
+
+def _open_collection(
+    address: str, settings: IndexSettings, dataset: Dataset, encoder: Encoder, model_name: str
+) -> ImageIndex:
+    """Opens a Milvus collection of just these images; else embeds into a folder, and fills it from there."""
+    from indexes.milvus_address import MilvusAddress
+    from indexes.milvus_index import MilvusIndex
+
+    if not settings.rebuild and MilvusIndex.exists(address):
+        index = MilvusIndex.open(address, encoder.fingerprint, encoder.dimension)
+        if index.ids == tuple(image.id for image in dataset.images):
+            log.info("%s: reusing the collection of %d images", address, len(index))
+            return index
+        index.close()
+    if settings.root is None:
+        raise ValueError("root: the settings are not resolved")
+    folder = settings.root / f"index-{MilvusAddress.parse(address).collection}"
+    source = _open_folder(
+        folder, dataclasses.replace(settings, index_kind="flat"), dataset, encoder, model_name
+    )
+    return MilvusIndex.filled_from(source, address, settings.index_kind, settings.rebuild)
 
 
 def _open_captions(
