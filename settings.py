@@ -416,14 +416,10 @@ def run_script(main: Callable[[], None]) -> int:
         The exit status: 0, 2 after a mistake, 130 when interrupted.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for chatty in (
-        "faiss",
-        "httpx",
-        "httpx2",
-    ):  # the first tells which of its builds it tried, the others every request
+    # faiss tells which of its builds it tries, the others every request
+    for chatty in ("faiss", "httpx", "httpx2"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.getLogger("huggingface_hub").propagate = False  # it prints by itself: everything would come twice
-    logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells which instructions it tries
     try:
         main()
     except (ValueError, OSError, ModuleNotFoundError) as error:
