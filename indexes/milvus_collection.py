@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ MOST_RECORDS = 16_384  # Milvus lists and reads no more at once
 BYTES_AT_ONCE = 16 << 20  # a server takes 64 MB in one message
 LONGEST_ID = 4096  # bytes
 CONNECT_SECONDS = 15.0
+ANSWER_SECONDS = 120.0  # for one call, the client's own tries included
 PROPERTY = "image_index"
 FIELDS = {"row", "image_id", "vector"}
 KINDS = {"flat": ("FLAT", {}), "hnsw": ("HNSW", {"M": 32, "efConstruction": 200})}
@@ -61,6 +63,9 @@ class MilvusCollection:
                 import milvus_lite  # type: ignore[import-not-found]  # noqa: F401
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(f"{address}: needs {error.name}; run: {INSTALL}") from error
+        if place.is_file:  # its server, in this process, logs a traceback for calls that can be missing
+            logging.getLogger("grpc._server").setLevel(logging.CRITICAL)
+            logging.getLogger("milvus_lite").setLevel(logging.WARNING)
         with self._naming():
             self._client: MilvusClient = pymilvus.MilvusClient(
                 place.uri, token=os.environ.get("MILVUS_TOKEN", ""), timeout=CONNECT_SECONDS
@@ -151,18 +156,22 @@ class MilvusCollection:
             for key, image_id, vector in zip(keys.tolist(), ids, vectors, strict=True)
         ]
         with self._naming():
-            self._client.insert(self._name, records)
+            self._client.insert(self._name, records, timeout=ANSWER_SECONDS)
 
     def delete(self, keys: np.ndarray) -> None:
         """Deletes records."""
         for first in range(0, len(keys), MOST_RECORDS):
             with self._naming():
-                self._client.delete(self._name, ids=keys[first : first + MOST_RECORDS].tolist())
+                self._client.delete(
+                    self._name, ids=keys[first : first + MOST_RECORDS].tolist(), timeout=ANSWER_SECONDS
+                )
 
     def read(self, keys: np.ndarray) -> dict[int, list[float]]:
         """Returns vectors by key, as many as fit one message; a key that is not there has none."""
         with self._naming():
-            found = self._client.query(self._name, ids=keys.tolist(), output_fields=["row", "vector"])
+            found = self._client.query(
+                self._name, ids=keys.tolist(), output_fields=["row", "vector"], timeout=ANSWER_SECONDS
+            )
         return {one["row"]: one["vector"] for one in found}
 
     def between(self, first: int, end: int, field: str) -> tuple[np.ndarray, list]:
@@ -176,7 +185,11 @@ class MilvusCollection:
             condition = f"row >= {start} and row < {min(end, start + MOST_RECORDS)}"
             with self._naming():
                 found += self._client.query(
-                    self._name, filter=condition, output_fields=["row", field], limit=MOST_RECORDS
+                    self._name,
+                    filter=condition,
+                    output_fields=["row", field],
+                    limit=MOST_RECORDS,
+                    timeout=ANSWER_SECONDS,
                 )
         found.sort(key=lambda one: one["row"])
         return np.array([one["row"] for one in found], dtype=np.int64), [one[field] for one in found]
@@ -202,6 +215,7 @@ class MilvusCollection:
                 limit=count,
                 output_fields=["vector"],
                 search_params={"metric_type": "IP", "params": options},
+                timeout=ANSWER_SECONDS,
             )
         return [
             (

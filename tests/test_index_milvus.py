@@ -1,7 +1,10 @@
 """Milvus Lite's collections against FaissIndex on the same vectors: the same lists, ranks and errors."""
 
 import importlib.util
+import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -194,7 +197,7 @@ def test_a_collection_follows_its_folder(address, tmp_path):
 
 
 @with_milvus
-def test_the_setting_opens_a_collection_and_embeds_what_it_lacks(address, tmp_path):
+def test_the_setting_opens_a_collection_and_embeds_what_it_lacks(address, tmp_path, caplog):
     from PIL import Image as Picture
 
     from embedding.encoder import Encoder
@@ -222,6 +225,7 @@ def test_the_setting_opens_a_collection_and_embeds_what_it_lacks(address, tmp_pa
     encoder = Colours()
     first = open_retriever(settings, dataset, encoder)
     assert (type(first.index).__name__, len(first.index), encoder.encoded) == ("MilvusIndex", 6, 6)
+    assert "Traceback" not in caplog.text  # Milvus Lite logs one for calls that the client does without
     again = open_retriever(settings, dataset, encoder)
     assert encoder.encoded == 6
     flat = build_index(
@@ -250,6 +254,45 @@ def test_the_demo_is_searched_and_ranked_as_with_faiss(address, tmp_path):
     targets = [query.target for query in parts.queries]
     assert milvus.rank_of(queries, targets).tolist() == flat.rank_of(queries, targets).tolist()
     assert np.array_equal(milvus.vectors_of(milvus.ids), flat.vectors_of(flat.ids))
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Milvus Lite as a process of its own, behind a port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "milvus_lite.cmdline", "server", "--data-dir", str(tmp_path / "data.db")]
+    process = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)])
+    try:
+        for _ in range(600):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert process.poll() is None
+            time.sleep(0.1)
+        yield process, f"milvus://127.0.0.1:{port}/images"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@with_milvus
+def test_a_server_answers_as_a_file_does_and_is_named_when_it_goes_away(server, monkeypatch):
+    process, address = server
+    vectors, ids = unit(12, 120, distinct=50), names(120)
+    flat = FaissIndex.build(ids, vectors)
+    filled(address, ids, vectors)
+    opened = milvus_index.MilvusIndex.open(address, "f", 24)
+    assert_same(opened, flat, unit(13, 3), 10, [set(ids[:20]), None, {ids[7]}])
+    assert np.array_equal(opened.vectors_of(ids), flat.vectors_of(ids))
+    process.kill()
+    process.wait()
+    monkeypatch.setattr("indexes.milvus_collection.ANSWER_SECONDS", 2.0)
+    with pytest.raises(ConnectionError, match="see that the server runs"):
+        opened.search(vectors[:1], 1)
+    with pytest.raises(ConnectionError, match="see that the server runs"):
+        opened.rank_of(vectors[:1], [ids[0]])
 
 
 @with_milvus
