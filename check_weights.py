@@ -92,7 +92,7 @@ def check_weights(settings: CheckSettings) -> dict[str, Check]:
 
 
 def _check_search(session: SessionSettings, picture: Image) -> Check:
-    from refinement.parts import open_encoder
+    from refinement.models import open_encoder
 
     def cosines() -> list[float]:
         texts = encoder.encode_texts([WORDS, *OTHER_WORDS])
@@ -112,7 +112,7 @@ def _check_search(session: SessionSettings, picture: Image) -> Check:
 
 
 def _check_captioner(session: SessionSettings, picture: Image) -> tuple[Check, str]:
-    from refinement.parts import open_captioner
+    from refinement.models import open_captioner
 
     captioner = open_captioner(session)
     (caption,), first = _timed(lambda: captioner.caption([picture]))
@@ -125,7 +125,7 @@ def _check_captioner(session: SessionSettings, picture: Image) -> tuple[Check, s
 
 
 def _check_rewriter(session: SessionSettings, caption: str) -> Check:
-    from refinement.parts import open_rewriter
+    from refinement.models import open_rewriter
 
     rewriter = open_rewriter(session)
     _, first = _timed(lambda: rewriter.rewrite([QUERIES[0]], [caption]))

@@ -20,7 +20,7 @@ DATASET = "flickr30k"  # "demo", "flickr30k", "mscoco", "msrvtt" or "image_folde
 def main() -> None:
     """Reads the constants and the command line, and embeds."""
     settings = read_settings(IndexSettings, globals())
-    from refinement.parts import embed_dataset
+    from refinement.dataset_index import embed_dataset
 
     embed_dataset(settings)
 

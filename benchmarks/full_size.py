@@ -374,7 +374,7 @@ def format_table(results: Sequence[Measured], tiny: bool) -> str:
     import torch
     import transformers
 
-    from refinement.parts import hardware
+    from refinement.models import hardware
 
     head = [
         "Model",

@@ -16,10 +16,11 @@ from records import Round
 from refinement.claim import claim_folder
 from refinement.costs import counts_of
 from refinement.experiment import scrolling_name
+from refinement.models import hardware
 from refinement.own_models import OwnModels
-from refinement.parts import Parts, hardware, rewrites
+from refinement.parts import Parts
 from refinement.protocols import PROTOCOLS
-from refinement.strategies import reads_every_caption
+from refinement.strategies import reads_every_caption, rewrites
 from refinement.user_names import CONTROLS
 from settings import ComparisonSettings
 

@@ -30,8 +30,8 @@ from evaluation.trec import write_trec
 from playground import open_dataset
 from records import Dataset, Image, Query, Round
 from refinement.claim import claim_folder
+from refinement.dataset_index import open_retriever
 from refinement.history import NextQuery
-from refinement.parts import open_retriever
 from refinement.protocols import PROTOCOLS
 from refinement.rounds import search_round
 from retriever import Retriever, SearchQuery

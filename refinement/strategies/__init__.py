@@ -19,9 +19,14 @@ from refinement.strategies.rocchio import Rocchio
 from refinement.strategies.slerp import Slerp
 from settings import StrategyName
 
-__all__ = ["STRATEGIES", "Rewriter", "make_strategy", "reads_every_caption"]
+__all__ = ["STRATEGIES", "Rewriter", "make_strategy", "reads_every_caption", "rewrites"]
 
 STRATEGIES: tuple[str, ...] = get_args(StrategyName)
+
+
+def rewrites(name: str) -> bool:
+    """Says whether a strategy has a language model rewrite queries."""
+    return name.startswith("rewrite")
 
 
 def reads_every_caption(name: str) -> bool:
@@ -48,7 +53,7 @@ def make_strategy(
         return Original()
     if name == "append":
         return Append()
-    if name.startswith("rewrite"):
+    if rewrites(name):
         if rewriter is None:
             raise ValueError(f"strategy {name} needs a rewriter, got none")
         words: Strategy = Rewrite(rewriter, from_original=name != "rewrite")

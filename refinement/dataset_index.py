@@ -1,0 +1,109 @@
+"""A dataset and its index: opened where they are there, embedded where not."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from pathlib import Path
+
+from embedding.build import build_index
+from embedding.encoder import Encoder
+from indexes.faiss_index import FaissIndex
+from indexes.image_index import ImageIndex
+from playground import open_dataset
+from records import Dataset
+from refinement.models import open_encoder
+from retriever import Retriever
+from settings import DatasetSettings, IndexSettings
+
+log = logging.getLogger(__name__)
+
+
+def embed_dataset(settings: IndexSettings) -> ImageIndex:
+    """Embeds a dataset's images, or opens the index that is there.
+
+    Args:
+        settings: Dataset, model, folder.
+
+    Raises:
+        FileNotFoundError: If dataset or checkpoint are missing.
+        ValueError: If they cannot be used.
+    """
+    settings = settings.resolved()
+    return open_retriever(settings, open_named_dataset(settings)).index
+
+
+def open_retriever(settings: IndexSettings, dataset: Dataset, encoder: Encoder | None = None) -> Retriever:
+    """Opens a dataset's index with its encoder; embeds the dataset if it is not there.
+
+    Args:
+        settings: Resolved.
+        dataset: The collection.
+        encoder: BLIP's, from the settings, when not given. Another's index goes beside BLIP's, into a folder
+            or a collection that its fingerprint names.
+    """
+    if encoder is None:
+        blip = open_encoder(settings)
+        return Retriever(blip, _open_index(settings, dataset, blip, settings.blip or ""))
+    if settings.index is not None:
+        short = hashlib.sha256(encoder.fingerprint.encode()).hexdigest()[:8]
+        index = settings.index
+        settings = dataclasses.replace(
+            settings,
+            index=index.with_name(f"{index.name}-{short}") if isinstance(index, Path) else f"{index}_{short}",
+        )
+    return Retriever(encoder, _open_index(settings, dataset, encoder, encoder.fingerprint))
+
+
+def open_named_dataset(settings: DatasetSettings) -> Dataset:
+    """Reads the dataset that resolved settings name."""
+    return open_dataset(settings.dataset, settings.root, settings.split or "all")
+
+
+def _open_index(settings: IndexSettings, dataset: Dataset, encoder: Encoder, model_name: str) -> ImageIndex:
+    if settings.index is None:
+        raise ValueError("index: the settings are not resolved")
+    if isinstance(settings.index, str):
+        return _open_collection(settings.index, settings, dataset, encoder, model_name)
+    return _open_folder(settings.index, settings, dataset, encoder, model_name)
+
+
+def _open_folder(
+    folder: Path, settings: IndexSettings, dataset: Dataset, encoder: Encoder, model_name: str
+) -> FaissIndex:
+    return build_index(
+        dataset.images,
+        encoder,
+        folder,
+        model_name=model_name,
+        dataset=dataset.name,
+        image_folder=dataset.folder,
+        batch_size=settings.image_batch or 32,
+        workers=settings.workers,
+        kind=settings.index_kind,
+        maximum_failed_share=settings.maximum_failed_share,
+        rebuild=settings.rebuild,
+    )
+
+
+def _open_collection(
+    address: str, settings: IndexSettings, dataset: Dataset, encoder: Encoder, model_name: str
+) -> ImageIndex:
+    """Opens a Milvus collection of just these images; else embeds into a folder, and fills it from there."""
+    from indexes.milvus_address import MilvusAddress
+    from indexes.milvus_index import MilvusIndex
+
+    if not settings.rebuild and MilvusIndex.exists(address):
+        index = MilvusIndex.open(address, encoder.fingerprint, encoder.dimension)
+        if index.ids == tuple(image.id for image in dataset.images):
+            log.info("%s: reusing the collection of %d images", address, len(index))
+            return index
+        index.close()
+    if settings.root is None:
+        raise ValueError("root: the settings are not resolved")
+    folder = settings.root / f"index-{MilvusAddress.parse(address).collection}"
+    source = _open_folder(
+        folder, dataclasses.replace(settings, index_kind="flat"), dataset, encoder, model_name
+    )
+    return MilvusIndex.filled_from(source, address, settings.index_kind, settings.rebuild)
