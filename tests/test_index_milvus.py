@@ -80,6 +80,21 @@ def test_lists_ranks_and_vectors_are_those_of_faiss(file, distinct, monkeypatch)
 
 
 @with_milvus
+def test_equal_scores_come_by_row_whatever_order_the_server_gives_them(address):
+    vectors, ids = unit(14, 40, distinct=6), names(40)
+    milvus = filled(address, ids, vectors)
+    nearest = milvus._collection.nearest
+
+    def later_first(queries, count, kind):
+        found = nearest(queries, count, kind)
+        orders = [np.lexsort((-keys, -scores)) for keys, scores, _ in found]
+        return [tuple(part[order] for part in one) for one, order in zip(found, orders, strict=True)]
+
+    milvus._collection.nearest = later_first
+    assert_same(milvus, FaissIndex.build(ids, vectors), unit(15, 4), 9)
+
+
+@with_milvus
 def test_lists_are_the_same_when_more_is_asked_than_milvus_lists_at_once(address, monkeypatch):
     monkeypatch.setattr(milvus_index, "MOST_RECORDS", 20)
     monkeypatch.setattr(milvus_index, "BYTES_AT_ONCE", 4 * 24 * 16)
@@ -201,7 +216,7 @@ def test_the_setting_opens_a_collection_and_embeds_what_it_lacks(address, tmp_pa
     from PIL import Image as Picture
 
     from embedding.encoder import Encoder
-    from refinement.parts import open_retriever
+    from refinement.dataset_index import open_retriever
 
     class Colours(Encoder):
         fingerprint, dimension = "colours", 3
