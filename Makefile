@@ -6,7 +6,7 @@ FUZZ_MINUTES ?= 10
 RUN = $(VENV)/bin/python
 READY = $(VENV)/ready
 
-.PHONY: help setup demo test check-weights lint fuzz audit clean
+.PHONY: help setup demo test bench check-weights lint fuzz audit clean
 
 help:  ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 15
@@ -27,6 +27,11 @@ demo: $(READY)  ## draw the demo scenes, embed them, play the rounds, write the 
 
 test: $(READY)  ## run the tests
 	$(RUN) -m pytest
+
+bench: $(READY)  ## time the rounds, the index build and the search against other ways; takes long
+	$(RUN) -m benchmarks.rounds
+	$(RUN) -m benchmarks.index_build
+	$(RUN) -m benchmarks.search
 
 check-weights: $(READY)  ## caption a known picture and rewrite a query with a preset's models: PRESET=rtx3090-int8
 	$(RUN) check_weights.py --preset $(PRESET)
