@@ -39,6 +39,7 @@ class TextModel:
         self.tokens_written = 0
         self._quantization = quantization
         self._batches = ShrinkingBatches(batch_size)
+        self._prefix: tuple[list[int], Any] = ([], None)  # the last one, as the model read it
         loading_options(quantization)  # a mistake shows before anything is loaded
 
     @cached_property
@@ -59,6 +60,7 @@ class TextModel:
         """Lets go of the model; the next use loads it again."""
         if self.__dict__.pop("_loaded", None) is not None:
             log.info("releasing the language model %s", self.model_id)
+        self._prefix = ([], None)
         free_memory()
 
     @property
@@ -103,7 +105,8 @@ class TextModel:
         Args:
             prompts: What differs from prompt to prompt.
             most_tokens: Most new tokens each.
-            prefix: What stands before every prompt; read by the model once for all.
+            prefix: What stands before every prompt; read by the model once for all, and not again by the next
+                call with the same one.
             stops_at_line_end: Whether a line feed ends the answer.
 
         Returns:
@@ -164,8 +167,11 @@ class TextModel:
 
         if not ids:
             return None
-        model = self._loaded[0]
-        return model(torch.tensor([ids], device=model.device), use_cache=True).past_key_values
+        if ids != self._prefix[0]:
+            model = self._loaded[0]
+            output = model(torch.tensor([ids], device=model.device), use_cache=True)
+            self._prefix = (ids, output.past_key_values)
+        return self._prefix[1]
 
 
 def _left_padded(starts: list[int], rows: list[list[int]], pad: int) -> tuple[Any, Any]:

@@ -70,6 +70,19 @@ def test_batches_and_a_shared_prefix_change_nothing(language_model, expected, pr
         assert answers != model.complete(PROMPTS, most_tokens=24)
 
 
+def test_the_prefix_is_read_once_for_all_calls(language_model):
+    model = TextModel(language_model, "fp32", 8)
+    network, tokenizer = model._loaded
+    read = []  # how many tokens the model reads at a time
+    network.get_input_embeddings().register_forward_hook(
+        lambda module, given, output: read.append(given[0].shape[1])
+    )
+    longest = len(tokenizer(PREFIX, add_special_tokens=False)["input_ids"])
+    answers = [model.complete(["cat"], most_tokens=2, prefix=PREFIX) for _ in range(3)]
+    assert answers[0] == answers[1] == answers[2]
+    assert sum(count >= longest for count in read) == 1
+
+
 def test_an_answer_holds_nothing_of_the_prompt(language_model, expected):
     answers = TextModel(language_model, "fp32", 8).complete(["a red dog"] * 2, most_tokens=5, prefix=PREFIX)
     assert answers[0] == answers[1]
