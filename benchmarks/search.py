@@ -104,7 +104,7 @@ def measure(settings: SearchSettings, size: int, folder: Path) -> list[dict[str,
         A row an engine, by the names in `COLUMNS`.
     """
     log.info("%d vectors: making them", size)
-    _in_a_process(1, _make, folder, size, settings.dimension, settings.queries, settings.seed)
+    in_a_process(1, _make, folder, size, settings.dimension, settings.queries, settings.seed)
     rows = []
     for engine in settings.engines:
         if engine == "usearch" and importlib.util.find_spec("usearch") is None:
@@ -112,9 +112,9 @@ def measure(settings: SearchSettings, size: int, folder: Path) -> list[dict[str,
             continue
         log.info("%d vectors: %s", size, engine)
         row = {"vectors": size, "engine": engine}
-        row |= _in_a_process(max(settings.threads), _build, engine, folder)
+        row |= in_a_process(max(settings.threads), _build, engine, folder)
         for threads in settings.threads:
-            found = _in_a_process(threads, _search, engine, folder)
+            found = in_a_process(threads, _search, engine, folder)
             row[f"queries_per_second_{threads}"] = found.pop("queries_per_second")
             row = found | row
         if engine in OURS:
@@ -137,8 +137,14 @@ def clustered(count: int, dimension: int, seed: int, stream: int, clusters: int)
         yield block / np.linalg.norm(block, axis=1, keepdims=True)
 
 
-def _in_a_process(threads: int, work: Callable[..., Any], *arguments: Any) -> Any:
-    """Runs a function in a fresh process, since numbers of threads are set when a library is loaded."""
+def in_a_process(threads: int, work: Callable[..., Any], *arguments: Any) -> Any:
+    """Runs a function in a fresh process, since numbers of threads are set when a library is loaded.
+
+    Args:
+        threads: Of FAISS, NumPy and torch.
+        work: Found by name in its module.
+        arguments: Handed over by pickling, as is the result.
+    """
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
     os.environ |= dict.fromkeys(names, str(threads))
@@ -178,7 +184,7 @@ def _build(engine: str, folder: Path) -> dict[str, float]:
     from indexes.folder import write_folder
 
     vectors = _stored(folder)
-    watch = _Watch()
+    watch = Watch()
     if engine in OURS:
         write_folder(
             folder / engine,
@@ -211,10 +217,10 @@ def _search(engine: str, folder: Path) -> dict[str, float]:
     before = anonymous_mb()
     find, ranks = _opened(engine, folder)
     find(queries[:2])  # loads what is loaded at first use
-    watch = _Watch()
+    watch = Watch()
     found = find(queries)
     wall, cpu = watch.seconds()
-    watch = _Watch()
+    watch = Watch()
     for query in queries[:10]:
         find(query[None])
     results = {
@@ -224,7 +230,7 @@ def _search(engine: str, folder: Path) -> dict[str, float]:
         "memory_mb": anonymous_mb() - before,
     }
     if ranks is not None:
-        watch = _Watch()
+        watch = Watch()
         ranks(queries)
         results["ranks_per_cpu_second"] = len(queries) / watch.seconds()[1]
     truth = folder / "truth.npy"
@@ -267,13 +273,14 @@ def _opened(engine: str, folder: Path) -> tuple[Callable, Callable | None]:
     return lambda queries: store.search(queries, DEPTH)[1].tolist(), None
 
 
-class _Watch:
+class Watch:
     """Seconds on the clock, and of the processor, since it was made."""
 
     def __init__(self) -> None:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
     def seconds(self) -> tuple[float, float]:
+        """Returns those of the clock, then those of the processor."""
         return time.perf_counter() - self._wall, time.process_time() - self._cpu
 
 
@@ -302,17 +309,30 @@ def _cell(value: Any) -> str:
 
 def _report(settings: SearchSettings, rows: list[dict[str, Any]]) -> None:
     settings.output.mkdir(parents=True, exist_ok=True)
-    machine = {
+    found = {"settings": plain_settings(settings), "machine": where("benchmarks.search"), "rows": rows}
+    write_json(settings.output / "search.json", found)
+    (settings.output / "search.md").write_text(_table(settings, rows) + "\n", encoding="utf-8")
+    _plot(rows, settings.output / "search.png")
+
+
+def where(module: str) -> dict[str, Any]:
+    """Says when, on what and by which command something was measured, for the results' JSON.
+
+    Args:
+        module: The benchmark's, as ``python -m`` takes it.
+    """
+    return {
         "date": date.today().isoformat(),
         "processors": os.cpu_count(),
         "machine": platform.machine(),
         "load": os.getloadavg()[0],
-        "command": " ".join(["python -m benchmarks.search", *sys.argv[1:]]),
+        "command": " ".join([f"python -m {module}", *sys.argv[1:]]),
     }
-    plain = {name: _plain(value) for name, value in dataclasses.asdict(settings).items()}
-    write_json(settings.output / "search.json", {"settings": plain, "machine": machine, "rows": rows})
-    (settings.output / "search.md").write_text(_table(settings, rows) + "\n", encoding="utf-8")
-    _plot(rows, settings.output / "search.png")
+
+
+def plain_settings(settings: Any) -> dict[str, Any]:
+    """Returns a settings dataclass as JSON can hold it."""
+    return {name: _plain(value) for name, value in dataclasses.asdict(settings).items()}
 
 
 def _plain(value: Any) -> Any:
