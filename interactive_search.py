@@ -28,4 +28,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_script(main))
+    raise SystemExit(run_script(main, "searches that were not saved are gone, a study's results are kept"))

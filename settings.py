@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import logging
+import signal
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal, TypeVar
 
 log = logging.getLogger(__name__)
@@ -409,27 +411,42 @@ def read_settings(
     return tyro.cli(kind, default=kind(**_checked_constants(kind, constants)), args=arguments)
 
 
-def run_script(main: Callable[[], None]) -> int:
-    """Runs a script: logging set up, a user's mistake as one line, SIGINT as a word.
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has come: as Ctrl-C, of another status."""
+
+
+def run_script(main: Callable[[], None], stopped: str = "the same command goes on from here") -> int:
+    """Runs a script: logging set up, a user's mistake as one line, SIGINT and SIGTERM as a word.
+
+    Args:
+        main: Does the work.
+        stopped: What to tell somebody who has stopped it.
 
     Returns:
-        The exit status: 0, 2 after a mistake, 130 when interrupted.
+        The exit status: 0, 2 after a mistake, 130 when interrupted, 143 when terminated.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     # faiss tells which of its builds it tries, the others every request
     for chatty in ("faiss", "httpx", "httpx2"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.getLogger("huggingface_hub").propagate = False  # it prints by itself: everything would come twice
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         main()
     except (ValueError, OSError, ModuleNotFoundError) as error:
         log.error("error: %s", error)
         log.debug("where it came from", exc_info=True)
         return 2
-    except KeyboardInterrupt:
-        log.error("stopped; the same command goes on from here")
-        return 130
+    except KeyboardInterrupt as error:
+        log.error("stopped; %s", stopped)
+        return 143 if isinstance(error, Terminated) else 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
 
 
 def _checked_constants(kind: type, constants: Mapping[str, Any]) -> dict[str, Any]:

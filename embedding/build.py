@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,14 +17,14 @@ import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from embedding.decode import BrokenImage, open_image
+from embedding.decode import BrokenImage, check_still_there, open_image
 from embedding.encoder import ImageEncoder
 from embedding.pipeline import embed
 from embedding.shards import Shard, ShardStore
 from indexes.exact_scores import unit_rows
 from indexes.exact_search import ROWS_AT_ONCE, take_rows
 from indexes.faiss_index import FaissIndex
-from indexes.folder import locked_folder, write_folder
+from indexes.folder import FolderBusy, locked_folder, write_folder
 from indexes.kinds import FLAT_BELOW
 from indexes.replace_file import replace_file
 from records import Image, Skip
@@ -79,11 +80,12 @@ def build_index(
     """
     _check_images(images, batch_size, workers, shard_size)
     old = None if rebuild else _open_old(encoder, folder)
+    store = ShardStore(folder / PARTIAL_FOLDER, encoder.fingerprint, encoder.dimension)
     if old is not None and _is_current(old, images, folder, kind):
         log.info("%s: reusing the index of %d images", folder, len(old))
+        _clear_left_over(store, folder)
         return old
     with locked_folder(folder), logging_redirect_tqdm():
-        store = ShardStore(folder / PARTIAL_FOLDER, encoder.fingerprint, encoder.dimension)
         if rebuild:
             store.clear()
         shards = store.load_all()
@@ -91,6 +93,8 @@ def build_index(
         skipped = _embed_missing(
             images, sources, encoder, store, max(shards, default=-1) + 1, batch_size, workers, shard_size
         )
+        if skipped:
+            check_still_there(image.path for image in images)
         _write_failed(folder, skipped)
         _check_failures(len(images), skipped, maximum_failed_share)
         ids, where = _places(images, sources)
@@ -244,6 +248,17 @@ def _is_current(old: FaissIndex, images: Sequence[Image], folder: Path, kind: In
             log.warning("%s: %r, which was broken, can be read now", folder, image.id)
             return False
     return True
+
+
+def _clear_left_over(store: ShardStore, folder: Path) -> None:
+    """Removes the parts that a kill left beside a whole index."""
+    if not store.folder.exists() or not os.access(folder, os.W_OK):
+        return
+    try:
+        with locked_folder(folder):
+            store.clear()
+    except FolderBusy:
+        log.debug("%s: its builder uses the parts", folder)
 
 
 def _write_failed(folder: Path, skipped: Sequence[Skip]) -> None:

@@ -5,6 +5,7 @@ The one place that opens pictures: indexing, captioning, training and queries by
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,26 @@ def open_image(path: Path) -> Image.Image:
         raise BrokenImage(path, _too_large(str(error))) from error
     except Exception as error:  # damaged bytes make Pillow's decoders raise nearly any type
         raise BrokenImage(path, f"cannot be decoded: {type(error).__name__}: {error}") from error
+
+
+def check_still_there(paths: Iterable[Path]) -> None:
+    """Tells a collection that has gone, as with an unmounted disk, from one with broken files.
+
+    Args:
+        paths: Of pictures that were there when they were listed.
+
+    Raises:
+        FileNotFoundError: If not a single one of them is left.
+    """
+    first = None
+    for path in paths:
+        first = first or path
+        if path.exists():
+            return
+    raise FileNotFoundError(
+        f"all pictures have vanished, {first} and the others; bring their folder back and give the same "
+        "command again: what was finished is kept"
+    )
 
 
 def _too_large(got: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from indexes.manifest import file_sha256
-from indexes.replace_file import replace_file
+from indexes.replace_file import naming, replace_file
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +53,10 @@ class ShardStore:
         Returns:
             The same, with its vectors in the file and no longer in memory.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         vectors, label = self._files(number)
-        label.unlink(missing_ok=True)
+        with naming(label):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            label.unlink(missing_ok=True)
 
         def write_vectors(path: Path) -> None:
             with path.open("wb") as file:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from indexes.replace_file import naming, replace_file
 from records import Round
 
 logger = logging.getLogger(__name__)
@@ -50,14 +50,35 @@ def read_rounds(path: Path) -> list[Round]:
 def append_rounds(path: Path, rounds: Iterable[Round]) -> None:
     """Appends records to a rounds.jsonl and waits until they are on the disk.
 
-    A torn last line is cut off first; otherwise the next record would be glued to it.
-
     Args:
         path: The file; made when it is missing, its folder too.
         rounds: Records to add.
+
+    Raises:
+        WriteFailed: (an OSError) If the system refuses; a part may be there, the last line of it torn.
     """
-    lines = [json.dumps(record.to_json(), ensure_ascii=False, allow_nan=False) for record in rounds]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    append_lines(path, [record.to_json() for record in rounds])
+
+
+def append_lines(path: Path, values: Iterable[Any]) -> None:
+    """Appends values to a file of one JSON a line, and waits until they are on the disk.
+
+    A torn last line is cut off first; otherwise the next one would be glued to it.
+
+    Args:
+        path: The file; made when it is missing, its folder too.
+        values: What ``json`` can write.
+
+    Raises:
+        WriteFailed: (an OSError) If the system refuses.
+    """
+    lines = [json.dumps(value, ensure_ascii=False, allow_nan=False) for value in values]
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _append(path, lines)
+
+
+def _append(path: Path, lines: list[str]) -> None:
     with path.open("a+b") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(end - 1, 0))
@@ -105,17 +126,11 @@ def write_atomically(path: Path, data: bytes) -> None:
     Args:
         path: The file; its folder must exist.
         data: Its new content.
+
+    Raises:
+        WriteFailed: (an OSError) If the system refuses.
     """
-    # The same folder, since a rename is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(path, lambda temporary: temporary.write_bytes(data))
 
 
 def _parse(data: bytes) -> Any:

@@ -13,7 +13,7 @@ from PIL import Image as PILImage
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from embedding.decode import BrokenImage, open_image
+from embedding.decode import BrokenImage, check_still_there, open_image
 from generation.caption_cache import CaptionCache
 from generation.model_identity import model_identity
 from generation.servers import ServersFailed
@@ -162,6 +162,7 @@ class ImageCaptions:
         return self._cache.keep(self.captioner_name, dict(zip(opened, captions, strict=True)))
 
     def _note_broken(self, image_ids: Sequence[str], reason: str) -> None:
+        check_still_there(image.path for image in self._images.values())
         for image_id in image_ids:
             log.warning("%s cannot be captioned: %s", self._images[image_id].path, reason)
             self.broken[image_id] = reason

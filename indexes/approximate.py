@@ -90,7 +90,10 @@ class Approximate:
 
     def write(self, path: Path) -> None:
         """Writes the FAISS index; kind, effort and recall are the manifest's."""
-        faiss.write_index(self.store, str(path))
+        try:
+            faiss.write_index(self.store, str(path))
+        except RuntimeError as error:  # a full disk, say, is no OSError there
+            raise OSError(" ".join(str(error).split())) from error
 
     @classmethod
     def read(cls, path: Path, manifest: Manifest) -> Approximate:

@@ -25,7 +25,7 @@ from indexes.manifest import (
     Manifest,
     file_sha256,
 )
-from indexes.replace_file import replace_file
+from indexes.replace_file import naming, replace_file
 from indexes.vector_file import open_vectors, write_vectors
 from settings import IndexKind
 
@@ -65,9 +65,10 @@ def write_folder(
     """
     if not ids:
         raise ValueError(f"{folder}: got an empty index to save, expected at least one image")
-    folder.mkdir(parents=True, exist_ok=True)
-    for left_by_a_kill in (*folder.glob("*.new"), *folder.glob("*.building")):
-        left_by_a_kill.unlink()
+    with naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for left_by_a_kill in (*folder.glob("*.new"), *folder.glob("*.building")):
+            left_by_a_kill.unlink()
     new = {name: folder / (name + ".new") for name in (VECTORS_FILE, IDS_FILE)}
     counted: list[int] = []
     replace_file(new[VECTORS_FILE], lambda path: counted.append(write_vectors(path, blocks, dimension)))
@@ -97,26 +98,37 @@ def write_folder(
         recall_at_10=recall,
         sha256={name: file_sha256(path) for name, path in new.items()},
     )
-    (folder / MANIFEST_FILE).unlink(missing_ok=True)
-    for name, path in new.items():
-        path.replace(folder / name)
-    if chosen == "flat":
-        (folder / APPROXIMATE_FILE).unlink(missing_ok=True)
+    with naming(folder):
+        (folder / MANIFEST_FILE).unlink(missing_ok=True)
+        for name, path in new.items():
+            path.replace(folder / name)
+        if chosen == "flat":
+            (folder / APPROXIMATE_FILE).unlink(missing_ok=True)
     manifest.write(folder)
     return manifest
 
 
+class FolderBusy(ValueError):
+    """Another process writes in the folder."""
+
+
 @contextlib.contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
-    """Keeps other processes from building in the same folder; the system lets go when the process ends.
+def locked_folder(
+    folder: Path, doing: str = "is building this index", instead: str = "name another folder with --index"
+) -> Iterator[None]:
+    """Keeps other processes from writing in the same folder; the system lets go when the process ends.
 
     Args:
         folder: Created if missing.
+        doing: What a process that has it does there, for the message.
+        instead: What to do when it is not to be waited for.
 
     Raises:
-        ValueError: If another process builds there.
+        FolderBusy: (a ValueError) If another process writes there.
+        WriteFailed: (an OSError) If the folder cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     if os.name == "nt":  # no such locks there
         yield
         return
@@ -127,13 +139,12 @@ def locked_folder(folder: Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
-        raise ValueError(
-            f"{folder}: another process is building this index; wait until it has ended, or name another "
-            "folder with --index"
+        raise FolderBusy(
+            f"{folder}: another process {doing}; wait until it has ended, or {instead}"
         ) from error
     except OSError as error:  # some network file systems have no locks
         log.warning(
-            "%s: cannot be locked (%s): see to it that one process builds there at a time", folder, error
+            "%s: cannot be locked (%s): see to it that one process writes there at a time", folder, error
         )
     try:
         yield

@@ -5,11 +5,12 @@ from __future__ import annotations
 import ipaddress
 import logging
 import socket
+from contextlib import ExitStack
 
 from interactive.desk import Desk
 from interactive.session import Options
 from interactive.study import Study
-from refinement.claim import claim_folder
+from refinement.claim import claimed_folder
 from refinement.parts import Parts
 from settings import InteractiveSettings
 
@@ -78,8 +79,12 @@ def open_desk(settings: InteractiveSettings) -> tuple[Desk, Study]:
     """
     parts = Parts.open(settings, needs_queries=False)
     desk = Desk.of(parts, settings.strategy)
+    claims = ExitStack()  # the folder is kept until the process ends
     study = Study(
-        desk, lambda: claim_folder(settings, parts.model_names), settings.strategy, seed=settings.seed
+        desk,
+        lambda: claims.enter_context(claimed_folder(settings, parts.model_names)),
+        settings.strategy,
+        seed=settings.seed,
     )
     return desk, study
 

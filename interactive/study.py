@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.measures import evaluate
-from evaluation.runs import append_rounds, read_rounds, write_json
+from evaluation.runs import append_lines, append_rounds, read_rounds, write_json
 from interactive.desk import Desk
 from interactive.mistake import Mistake
 from interactive.session import Session
@@ -132,7 +132,8 @@ class Study:
         """Writes ``measures.json`` from the two other files."""
         events = [json.loads(line) for line in (self.folder / "tasks.jsonl").read_text("utf-8").splitlines()]
         ended = [event for event in events if event["event"] != "shown"]
-        rounds = read_rounds(self.folder / "rounds.jsonl")
+        known = {event["query_id"] for event in ended}  # of others a kill came before the line of the end
+        rounds = [record for record in read_rounds(self.folder / "rounds.jsonl") if record.query_id in known]
         queries = [
             Query(event["query_id"], event["words"], event["target"], frozenset((event["target"],)))
             for event in ended
@@ -157,8 +158,7 @@ class Study:
         log.info("study: %d of %d found; %s", len(found), len(ended), self.folder / "measures.json")
 
     def _write(self, line: dict[str, Any]) -> None:
-        with (self.folder / "tasks.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        append_lines(self.folder / "tasks.jsonl", [line])
 
 
 def _median(values: list[float]) -> float | None:

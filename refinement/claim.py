@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from evaluation.runs import read_json, write_json
+from indexes.folder import locked_folder
+from indexes.replace_file import naming
 from settings import PROJECT, DialogueSettings, SessionSettings
 
 # What does not change a run's results, and so may differ when it is resumed.
@@ -22,24 +25,36 @@ FREE_SETTINGS = frozenset(
 )  # fmt: skip
 
 
-def claim_folder(settings: SessionSettings | DialogueSettings, models: Mapping[str, str | None]) -> Path:
-    """Makes the run's folder and writes the settings into it.
+@contextmanager
+def claimed_folder(
+    settings: SessionSettings | DialogueSettings, models: Mapping[str, str | None]
+) -> Iterator[Path]:
+    """Makes the run's folder, writes the settings into it, and keeps other processes out meanwhile.
 
     Args:
         settings: Resolved.
         models: What names the weights: others under the same path make another run. None where nothing but
             the settings name them.
 
-    Returns:
+    Yields:
         The folder.
 
     Raises:
-        ValueError: If it holds a run with other settings; the message names what differs.
+        ValueError: If it holds a run with other settings; the message names what differs. If another process
+            plays in it.
+        WriteFailed: (an OSError) If it cannot be written.
     """
     folder = settings.output
     if folder is None:
         raise ValueError("output: the settings are not resolved")
-    folder.mkdir(parents=True, exist_ok=True)
+    with locked_folder(folder, "is playing this run", "choose another --output"):
+        _write_settings(folder, settings, models)
+        yield folder
+
+
+def _write_settings(
+    folder: Path, settings: SessionSettings | DialogueSettings, models: Mapping[str, str | None]
+) -> None:
     path = folder / "settings.json"
     ours = {
         field.name: _jsonable(getattr(settings, field.name))
@@ -48,8 +63,9 @@ def claim_folder(settings: SessionSettings | DialogueSettings, models: Mapping[s
     }
     ours |= models
     if settings.restart:
-        for old in (*folder.glob("*rounds.jsonl"), folder / "tasks.jsonl", folder / "costs.json", path):
-            old.unlink(missing_ok=True)
+        with naming(folder):
+            for old in (*folder.glob("*rounds.jsonl"), folder / "tasks.jsonl", folder / "costs.json", path):
+                old.unlink(missing_ok=True)
     if path.is_file() and any(folder.glob("*rounds.jsonl")):  # a run that never began has nothing to mix up
         theirs = read_json(path)
         differing = [name for name in ours if name not in FREE_SETTINGS and theirs.get(name) != ours[name]]
@@ -59,7 +75,6 @@ def claim_folder(settings: SessionSettings | DialogueSettings, models: Mapping[s
                 f"{folder} holds a run with other settings ({named}); choose another --output, or --restart"
             )
     write_json(path, ours)
-    return folder
 
 
 def _jsonable(value: Any) -> Any:

@@ -13,7 +13,7 @@ from evaluation.plots import plot_differences, plot_recall_f1
 from evaluation.runs import write_atomically, write_json
 from evaluation.tables import as_csv, as_latex, as_markdown, format_value
 from records import Round
-from refinement.claim import claim_folder
+from refinement.claim import claimed_folder
 from refinement.costs import counts_of
 from refinement.experiment import scrolling_name
 from refinement.models import hardware
@@ -104,7 +104,14 @@ def run_comparison(settings: ComparisonSettings, own: OwnModels | None = None) -
     plays = plays_of(settings)
     for play in plays:  # a user that cannot judge is found out before anything is played
         parts.user(play.user, play.noise)
-    folder = claim_folder(settings, parts.model_names)
+    with claimed_folder(settings, parts.model_names) as folder:
+        _compare_in(folder, parts, plays)
+    return folder
+
+
+def _compare_in(folder: Path, parts: Parts, plays: Sequence[Play]) -> None:
+    """Plays what the folder does not hold yet, and writes the comparison into it."""
+    settings = parts.settings
     parts.costs.keep_in(folder / "costs.json")
     runs, counts = {}, {}
     for play in plays:
@@ -131,7 +138,6 @@ def run_comparison(settings: ComparisonSettings, own: OwnModels | None = None) -
     }
     compared = [Compared(play, runs[play.name], *found[play.name], costs=costs[play.name]) for play in plays]
     _write(folder, compared, parts)
-    return folder
 
 
 def plays_of(settings: ComparisonSettings) -> list[Play]:

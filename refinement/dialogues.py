@@ -29,7 +29,7 @@ from evaluation.tables import format_table
 from evaluation.trec import write_trec
 from playground import open_dataset
 from records import Dataset, Image, Query, Round
-from refinement.claim import claim_folder
+from refinement.claim import claimed_folder
 from refinement.dataset_index import open_retriever
 from refinement.history import NextQuery
 from refinement.protocols import PROTOCOLS
@@ -205,19 +205,19 @@ def run_dialogues(settings: DialogueSettings) -> Path:
         "blip_fingerprint": retriever.encoder.fingerprint,
         "dialogues_sha256": hashlib.sha256(settings.dialogues.read_bytes()).hexdigest(),
     }
-    folder = claim_folder(settings, models)
-    path = folder / "rounds.jsonl"
-    rounds = play_dialogues(
-        asked,
-        retriever,
-        round_count,
-        alone=settings.turns == "alone",
-        batch_size=settings.query_batch,
-        played=read_rounds(path) if path.is_file() else (),
-        keep=lambda fresh: append_rounds(path, fresh),
-    )
-    measures = evaluate(rounds, round_count, queries_of(asked), len(retriever.index))
-    _write_results(folder, measures, dataset, rounds, left_out)
+    with claimed_folder(settings, models) as folder:
+        path = folder / "rounds.jsonl"
+        rounds = play_dialogues(
+            asked,
+            retriever,
+            round_count,
+            alone=settings.turns == "alone",
+            batch_size=settings.query_batch,
+            played=read_rounds(path) if path.is_file() else (),
+            keep=lambda fresh: append_rounds(path, fresh),
+        )
+        measures = evaluate(rounds, round_count, queries_of(asked), len(retriever.index))
+        _write_results(folder, measures, dataset, rounds, left_out)
     return folder
 
 

@@ -16,7 +16,7 @@ from evaluation.runs import write_json
 from evaluation.tables import format_table
 from evaluation.trec import write_trec
 from records import Round
-from refinement.claim import claim_folder
+from refinement.claim import claimed_folder
 from refinement.own_models import OwnModels
 from refinement.parts import Parts
 from refinement.protocols import PROTOCOLS
@@ -52,16 +52,16 @@ def run_experiment(settings: ExperimentSettings, own: OwnModels | None = None) -
     parts = Parts.open(settings, own=own)
     parts.check_rewriter([settings.strategy])
     user = parts.user(settings.user, settings.user_noise)
-    folder = claim_folder(settings, parts.model_names)
-    parts.costs.keep_in(folder / "costs.json")
-    parts.costs.run = settings.strategy
-    rounds = parts.play(settings.strategy, user, folder / "rounds.jsonl")
-    parts.costs.run = SCROLLING
-    # Nobody's feedback moves the control; a user who may give up gives up there too.
-    control_user = parts.user("first") if settings.user_patience is None else user
-    control = parts.play("original", control_user, folder / f"{SCROLLING}.rounds.jsonl")
-    parts.costs.save()
-    _write_results(folder, parts, settings.strategy, rounds, control)
+    with claimed_folder(settings, parts.model_names) as folder:
+        parts.costs.keep_in(folder / "costs.json")
+        parts.costs.run = settings.strategy
+        rounds = parts.play(settings.strategy, user, folder / "rounds.jsonl")
+        parts.costs.run = SCROLLING
+        # Nobody's feedback moves the control; a user who may give up gives up there too.
+        control_user = parts.user("first") if settings.user_patience is None else user
+        control = parts.play("original", control_user, folder / f"{SCROLLING}.rounds.jsonl")
+        parts.costs.save()
+        _write_results(folder, parts, settings.strategy, rounds, control)
     _log_summary(rounds, parts.captions.counts(), time.monotonic() - started)
     return folder
 

@@ -79,10 +79,17 @@ def play_rounds(
         sessions[record.query_id].append(record)
     records = list(played)
     for number in range(round_count):
-        due = [query for query in queries if _is_due(sessions[query.id], number)]
-        with tqdm(total=len(due), desc=f"round {number}", unit="query", disable=not due) as bar:
+        # Batches are cut from all queries of the round, played or not, so that a resumed run has the batches,
+        # and hence the last bits, of one that was not stopped.
+        due = [query for query in queries if _goes_on(sessions[query.id], number)]
+        done = {query.id for query in due if len(sessions[query.id]) > number}
+        bar = tqdm(total=len(due), desc=f"round {number}", unit="query", disable=len(done) == len(due))
+        with bar:
             for batch in _batches(due, batch_size):
-                pasts = [sessions[query.id] for query in batch]
+                if all(query.id in done for query in batch):
+                    bar.update(len(batch))
+                    continue
+                pasts = [sessions[query.id][:number] for query in batch]
                 with costs.measure("move", len(batch) if number else 0):
                     searches = next_searches(batch, pasts, strategy)
                 with costs.measure("search", len(batch)):
@@ -90,6 +97,7 @@ def play_rounds(
                 if number + 1 < round_count:
                     with costs.measure("judge", len(batch)):
                         fresh = take_feedback(batch, pasts, fresh, user, strategy, captions, protocol)
+                fresh = [record for record in fresh if record.query_id not in done]  # a kill tore the batch
                 keep(fresh)
                 for record in fresh:
                     sessions[record.query_id].append(record)
@@ -118,8 +126,9 @@ def _check(queries: Sequence[Query], retriever: Retriever, played: Sequence[Roun
         raise ValueError(f"the targets of {len(lost)} queries are not in the index, first of query {lost[0]}")
 
 
-def _is_due(past: Sequence[Round], number: int) -> bool:
-    return len(past) == number and (not past or not past[-1].stop)
+def _goes_on(past: Sequence[Round], number: int) -> bool:
+    """Says whether a session plays a round, or has played it."""
+    return len(past) >= number and (number == 0 or not past[number - 1].stop)
 
 
 def _batches(queries: Sequence[Query], size: int) -> Iterator[Sequence[Query]]:

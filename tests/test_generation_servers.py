@@ -27,7 +27,7 @@ from generation.servers import ATTEMPTS, MOST_SIDE, ChatServers, ServersFailed, 
 from generation.text_model import TextModel
 from query_editing import QueryEditing
 from records import Dataset, Image
-from refinement.claim import claim_folder
+from refinement.claim import claimed_folder
 from refinement.own_models import OwnModels
 from refinement.parts import Parts, caption_dataset
 from refinement.protocols import PROTOCOLS
@@ -482,7 +482,8 @@ def test_what_a_run_has_spent_before_its_server_went_is_kept(proxy, retriever, t
 def test_a_run_may_change_servers_but_not_between_servers_and_here(tmp_path):
     def claim(model, **settings):
         given = ExperimentSettings(dataset="demo", output=tmp_path, rewrite_model="a", **settings)
-        return claim_folder(given, {"rewriter": model})
+        with claimed_folder(given, {"rewriter": model}) as folder:
+            return folder
 
     folder = claim("server a", rewrite_servers=("http://one:8000/v1",))
     (folder / "rounds.jsonl").write_text("")

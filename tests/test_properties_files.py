@@ -19,7 +19,7 @@ from embedding.decode import BrokenImage, open_image
 from evaluation.runs import append_rounds, read_json, read_rounds, write_json
 from generation.caption_cache import CaptionCache
 from records import Round
-from refinement.claim import FREE_SETTINGS, claim_folder
+from refinement.claim import FREE_SETTINGS, claimed_folder
 from settings import ExperimentSettings, PresetName, ProtocolName, StrategyName, UserName, read_settings
 
 QUICK = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "30")), deadline=None)
@@ -148,21 +148,26 @@ def test_a_run_is_taken_up_with_the_settings_saved_with_it_and_no_others(ours, t
         folder = Path(name)
         first = ExperimentSettings("demo", output=folder, **ours).resolved()
         second = ExperimentSettings("demo", output=folder, **theirs).resolved()
-        claim_folder(first, {"captioner": "one"})
+        with claimed_folder(first, {"captioner": "one"}):
+            pass
         saved = read_json(folder / "settings.json")
         assert saved["seed"] == first.seed and type(saved["seed"]) is int
         (folder / "rounds.jsonl").touch()
-        claim_folder(first, {"captioner": "one"})
+        with claimed_folder(first, {"captioner": "one"}):
+            pass
         differing = {
             field.name
             for field in dataclasses.fields(first)
             if getattr(first, field.name) != getattr(second, field.name)
         }
         if differing <= FREE_SETTINGS:
-            claim_folder(second, {"captioner": "one"})
-            return
-        with pytest.raises(ValueError, match="other settings") as caught:
-            claim_folder(second, {"captioner": "one"})
+            with claimed_folder(second, {"captioner": "one"}):
+                return
+        with (
+            pytest.raises(ValueError, match="other settings") as caught,
+            claimed_folder(second, {"captioner": "one"}),
+        ):
+            pass
         assert all(f"{one}: " in str(caught.value) for one in differing - FREE_SETTINGS)
         assert read_json(folder / "settings.json") == saved
 
