@@ -10,7 +10,8 @@ import csv
 import io
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,12 @@ log = logging.getLogger(__name__)
 
 FAILED_FILE = "failed_images.csv"
 PARTIAL_FOLDER = ".partial"
-SHARD_SIZE = 4096
+SHARD_SIZE = 4096  # images of a part: a multiple of the usual batch sizes
 SAMPLED_CAPTIONS = 200
+
+# Embeds parts of a collection, and yields what came of each as soon as it is there, in any order.
+Done = Generator[tuple[Shard, list[Skip]], None, None]
+EmbedParts = Callable[[Sequence[Sequence[Image]]], Done]
 
 
 def build_index(
@@ -52,6 +57,7 @@ def build_index(
     shard_size: int = SHARD_SIZE,
     maximum_failed_share: float = IndexSettings.maximum_failed_share,
     rebuild: bool = False,
+    embed_parts: EmbedParts | None = None,
 ) -> FaissIndex:
     """Makes the index of a collection, brings the one that is there up to date, or opens it as it is.
 
@@ -72,6 +78,8 @@ def build_index(
         shard_size: After so many images the work so far is safe from a kill.
         maximum_failed_share: With more broken images than this share, something else is wrong.
         rebuild: Embed everything again, whatever is there.
+        embed_parts: Does the embedding elsewhere, with the same model (see `cluster.embedding`); when None it
+            is done here, part by part.
 
     Raises:
         ValueError: If there are no images, ids repeat, all images or too many are broken
@@ -90,9 +98,19 @@ def build_index(
             store.clear()
         shards = store.load_all()
         sources = [*([Shard(old.ids, old.vectors)] if old else []), *shards.values()]
-        skipped = _embed_missing(
-            images, sources, encoder, store, max(shards, default=-1) + 1, batch_size, workers, shard_size
-        )
+        parts = _parts(images, frozenset(old.ids if old else ()), list(shards.values()), shard_size)
+        left = sum(map(len, parts))
+        if sources and left:
+            log.info("%s: continuing: %d of %d images are to be embedded", folder, left, len(images))
+        with tqdm(
+            total=len(images), initial=len(images) - left, desc="embedding", unit="image", disable=None
+        ) as bar:
+            if embed_parts is None:
+                done = _embedded_here(parts, encoder, batch_size, workers, bar)
+            else:
+                done = _counted(embed_parts(parts), bar)
+            skipped = _kept(done, store, max(shards, default=-1) + 1, sources, bar)
+        _put_in_order(skipped, images)
         if skipped:
             check_still_there(image.path for image in images)
         _write_failed(folder, skipped)
@@ -120,34 +138,75 @@ def build_index(
     return FaissIndex.open(folder, encoder.fingerprint, encoder.dimension)
 
 
-def _embed_missing(
-    images: Sequence[Image],
-    sources: list[Shard],
-    encoder: ImageEncoder,
+def _parts(
+    images: Sequence[Image], indexed: Container[str], shards: Sequence[Shard], shard_size: int
+) -> list[list[Image]]:
+    """Cuts a collection into parts, and takes out what an earlier build has done.
+
+    A part's images, and so its batches, depend on the collection and the old index alone. Whoever does them,
+    in whatever order and after however many kills, gives the encoder the same batches.
+
+    Args:
+        images: The collection.
+        indexed: Ids of the old index.
+        shards: Finished parts.
+        shard_size: Images of a part.
+
+    Returns:
+        The images to embed, in the order of the collection; last those that were broken, which somebody may
+        have mended.
+    """
+    done = {image_id for shard in shards for image_id in shard.ids}
+    broken = {image_id for shard in shards for image_id in shard.broken} - done
+    new = [image for image in images if image.id not in indexed]
+    again = [image for image in new if image.id in broken]
+    tried = done | broken
+    parts = [[image for image in part if image.id not in tried] for part in _cut(new, shard_size)]
+    return [part for part in parts if part] + _cut(again, shard_size)
+
+
+def _cut(images: list[Image], size: int) -> list[list[Image]]:
+    return [images[first : first + size] for first in range(0, len(images), size)]
+
+
+def _embedded_here(
+    parts: Sequence[Sequence[Image]], encoder: ImageEncoder, batch_size: int, workers: int, bar: tqdm
+) -> Done:
+    for part in parts:
+        yield embed(part, encoder, batch_size, workers, bar)
+
+
+def _counted(done: Done, bar: tqdm) -> Done:
+    with closing(done):
+        for part in done:
+            bar.update(len(part[0].ids) + len(part[1]))
+            yield part
+
+
+def _kept(
+    done: Done,
     store: ShardStore,
-    first_number: int,
-    batch_size: int,
-    workers: int,
-    shard_size: int,
+    number: int,
+    sources: list[Shard],
+    bar: tqdm,
 ) -> list[Skip]:
-    """Embeds the images that no source has, and adds what was embedded to the sources."""
-    there = {image_id for source in sources for image_id in source.ids}
-    missing = [image for image in images if image.id not in there]
-    del there
-    if sources and missing:
-        log.info(
-            "%s: continuing: %d of %d images are to be embedded", store.folder, len(missing), len(images)
-        )
+    """Writes each part as soon as it is there, from the number given on, and adds it to the sources."""
     skipped: list[Skip] = []
-    done = len(images) - len(missing)
-    with tqdm(total=len(images), initial=done, desc="embedding", unit="image", disable=None) as bar:
-        for number, first in enumerate(range(0, len(missing), shard_size), start=first_number):
-            shard, broken = embed(missing[first : first + shard_size], encoder, batch_size, workers, bar)
+    with closing(done):
+        for shard, broken in done:
             if shard.ids:
                 sources.append(store.save(number, shard))
+                number += 1
             skipped += broken
             bar.set_postfix(failed=len(skipped), refresh=False)
+            del shard  # else two parts are in memory while the next one is made
     return skipped
+
+
+def _put_in_order(skipped: list[Skip], images: Sequence[Image]) -> None:
+    left_out = {skip.what for skip in skipped}
+    place_of = {image.id: place for place, image in enumerate(images) if image.id in left_out}
+    skipped.sort(key=lambda skip: place_of[skip.what])
 
 
 def _places(images: Sequence[Image], sources: Sequence[Shard]) -> tuple[list[str], np.ndarray]:

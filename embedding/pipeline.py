@@ -70,7 +70,7 @@ def embed(
                 encode()
     if waiting:
         encode()
-    return Shard(ids, np.concatenate(vectors)), skipped
+    return Shard(ids, np.concatenate(vectors), [skip.what for skip in skipped]), skipped
 
 
 def _decoded(

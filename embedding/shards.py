@@ -27,10 +27,12 @@ class Shard:
     Attributes:
         ids: Of n images, in order.
         vectors: (n, d) float32, rows of unit length; may be a memory-mapped file.
+        broken: Ids of the images of the same part that gave no vector.
     """
 
     ids: Sequence[str]
     vectors: np.ndarray
+    broken: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,11 @@ class ShardStore:
             "fingerprint": self.fingerprint,
             "dimension": self.dimension,
             "images": list(shard.ids),
+            "broken": list(shard.broken),
             "sha256": file_sha256(vectors),
         }
         replace_file(label, lambda path: path.write_text(json.dumps(values), encoding="utf-8"))
-        return Shard(shard.ids, np.load(vectors, mmap_mode="r", allow_pickle=False))
+        return Shard(shard.ids, np.load(vectors, mmap_mode="r", allow_pickle=False), shard.broken)
 
     def load_all(self) -> dict[int, Shard]:
         """Returns the whole shards of this model, by number; says which are left out as damaged."""
@@ -79,6 +82,7 @@ class ShardStore:
             try:
                 values = json.loads(label.read_text(encoding="utf-8"))
                 number, ids = int(label.stem), tuple(map(str, values["images"]))
+                broken = tuple(map(str, values.get("broken", ())))  # earlier versions kept none
                 made_by = (values["fingerprint"], values["dimension"])
                 vectors, _ = self._files(number)
                 whole = file_sha256(vectors) == values["sha256"]
@@ -92,7 +96,7 @@ class ShardStore:
                 continue
             rows = np.load(vectors, mmap_mode="r", allow_pickle=False)
             if rows.shape == (len(ids), self.dimension) and rows.dtype == np.float32:
-                shards[number] = Shard(ids, rows)
+                shards[number] = Shard(ids, rows, broken)
         return shards
 
     def clear(self) -> None:

@@ -1,4 +1,4 @@
-"""A build that is killed again and again ends in the same bytes; resizing in threads changes no vector."""
+"""A build killed again and again ends in the same bytes, its batches the same; resizing in threads, too."""
 
 import signal
 import subprocess
@@ -31,6 +31,7 @@ class Slow:
     def encode_images(self, images):
         time.sleep(float(sys.argv[3]))
         rows = np.array([[*np.asarray(image).reshape(-1, 3).mean(axis=0), 99] for image in images])
+        rows[:, 3] += rows[:, :3].mean()  # as a GPU's last bits, a vector depends on its batch
         return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 folder = Path(sys.argv[1])
