@@ -107,7 +107,7 @@ class Captioning:
             return None
         import torch
 
-        from BLIP.model import BlipCaptioner
+        from BLIP.captioner import BlipCaptioner
 
         if self.quantization in ("int8", "int4"):
             raise ValueError(

@@ -1,9 +1,11 @@
-"""BLIP: checkpoints of any origin opened on transformers' BLIP, for retrieval and for captions.
+"""BLIP: checkpoints of any origin opened for retrieval and for captions.
 
 | file | content |
 |---|---|
-| `model.py` | `BlipEncoder` (images and texts to unit rows, matching) and `BlipCaptioner` |
-| `checkpoints.py` | a checkpoint file or folder to a filled transformers model |
+| `model.py` | `BlipEncoder`: images and texts to unit rows, matching |
+| `captioner.py` | `BlipCaptioner`: images to sentences |
+| `towers.py` | the model that is searched with, in plain torch |
+| `checkpoints.py` | a checkpoint file or folder to a filled model |
 | `weight_files.py` | reads and fingerprints a weights file; never runs code from one |
 | `names.py` | Salesforce tensor names to Hugging Face names, and back |
 | `sizes.py` | widths and depths from shapes, head counts from a JSON |

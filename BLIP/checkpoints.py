@@ -1,4 +1,7 @@
-"""Checkpoints onto transformers' BLIP: Salesforce files, Hugging Face files, and folders of our own.
+"""Checkpoints of BLIP, opened: Salesforce files, Hugging Face files, and folders of our own.
+
+`load_towers` gives what searches. `load_retrieval` gives the same model as transformers has it, for training,
+and `load_captioner` the captioner; only these two import transformers.
 
 A folder of our own holds ``config.json`` (a transformers ``BlipConfig``; ``"prompt"`` may be added),
 ``model.safetensors`` (Hugging Face names; the retrieval model and the captioner share one ``vision_model``)
@@ -10,25 +13,29 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from torch import nn
 from torch.nn.functional import interpolate
-from transformers import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval
 
 from BLIP import names, sizes
 from BLIP.tokenizer import Tokenizer
+from BLIP.towers import TEXT_EPSILON, VISION_EPSILON, Towers, VisionTower
 from BLIP.weight_files import find_weights, fingerprint, read_tensors
 
-__all__ = ["fingerprint", "load_captioner", "load_retrieval", "read_checkpoint"]
+if TYPE_CHECKING:
+    from transformers import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval
+
+__all__ = ["fingerprint", "load_captioner", "load_retrieval", "load_towers", "read_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
-POSITIONS = "vision_model.embeddings.position_embedding"
-VISION_EPSILON = 1e-6  # transformers' default is 1e-5; the released models were trained with 1e-6
+VISION = "vision_model."
+POSITIONS = VISION + "embeddings.position_embedding"
 LABEL_SMOOTHING = 0.1  # of the caption loss; transformers reads it from the text configuration only
 SHOWN = 3
 
@@ -68,13 +75,26 @@ class _Kind:
     parts: frozenset[str]
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """Of the model to fill: sizes, what its JSON states, vision and text heads, image size, special ids."""
+
+    found: sizes.Sizes
+    settings: sizes.Settings
+    heads: tuple[int, int]
+    image_size: int
+    tokenizer: Tokenizer | None
+
+
+_Model = TypeVar("_Model", bound=nn.Module)
+
 _PARTS_OF_RETRIEVAL = frozenset({"vision_model", "text_encoder", "vision_proj", "text_proj", "itm_head"})
 _RETRIEVAL = _Kind("retrieval model", "BlipEncoder", "text_encoder.", _PARTS_OF_RETRIEVAL)
 _PARTS_OF_CAPTIONER = frozenset({"vision_model", "text_decoder"})
 _CAPTIONER = _Kind("captioner", "BlipCaptioner", "text_decoder.bert.", _PARTS_OF_CAPTIONER)
 
 
-def load_retrieval(
+def load_towers(
     path: Path | str,
     *,
     image_size: int | None = None,
@@ -82,8 +102,8 @@ def load_retrieval(
     tokenizer: Tokenizer | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> BlipForImageTextRetrieval:
-    """Loads a retrieval model: projections to the joint space, and the matching head.
+) -> Towers:
+    """Loads a retrieval model to search with: both towers, projections to the joint space, the matching head.
 
     Args:
         path: A weights file, or a folder that holds one.
@@ -104,10 +124,25 @@ def load_retrieval(
 
     Source: the names and settings of salesforce/BLIP (Li et al. 2022, arXiv 2201.12086) and ChatIR.
     """
-    checkpoint = read_checkpoint(path)
-    return _load(
-        checkpoint, _RETRIEVAL, BlipForImageTextRetrieval, image_size, config, tokenizer, device, dtype
-    )
+    return _load(path, _RETRIEVAL, _make_towers, image_size, config, tokenizer, device, dtype)
+
+
+def load_retrieval(
+    path: Path | str,
+    *,
+    image_size: int | None = None,
+    config: Mapping[str, Any] | Path | str | None = None,
+    tokenizer: Tokenizer | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> BlipForImageTextRetrieval:
+    """Loads the same model as transformers has it, to train it; arguments and errors are `load_towers`'s."""
+    from transformers import BlipForImageTextRetrieval
+
+    def make(plan: _Plan) -> BlipForImageTextRetrieval:
+        return BlipForImageTextRetrieval(_configuration(plan))
+
+    return _complete(_load(path, _RETRIEVAL, make, image_size, config, tokenizer, device, dtype))
 
 
 def load_captioner(
@@ -119,11 +154,36 @@ def load_captioner(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> BlipForConditionalGeneration:
-    """Loads a captioner; arguments and errors are those of `load_retrieval`."""
-    checkpoint = read_checkpoint(path)
-    return _load(
-        checkpoint, _CAPTIONER, BlipForConditionalGeneration, image_size, config, tokenizer, device, dtype
-    )
+    """Loads a captioner as transformers has it; arguments and errors are those of `load_towers`."""
+    from transformers import BlipForConditionalGeneration
+
+    def make(plan: _Plan) -> BlipForConditionalGeneration:
+        return BlipForConditionalGeneration(_configuration(plan))
+
+    return _complete(_load(path, _CAPTIONER, make, image_size, config, tokenizer, device, dtype))
+
+
+def share_towers(model: BlipForImageTextRetrieval) -> Towers:
+    """Returns the towers of a model in training; the weights are its own, not copies."""
+    state = model.state_dict(keep_vars=True)
+    config: Any = model.config  # transformers types its configurations too loosely to read
+    vision, text = config.vision_config, config.text_config
+    heads = (vision.num_attention_heads, text.num_attention_heads)
+    with torch.device("meta"):
+        towers = Towers(_sizes_of(state, _RETRIEVAL), heads, vision.image_size, text.layer_norm_eps)
+    towers.load_state_dict(state, strict=True, assign=True)
+    return towers.eval()
+
+
+def share_vision(model: BlipForConditionalGeneration) -> VisionTower:
+    """Returns the vision tower of a captioner; the weights are its own, not copies."""
+    state = model.state_dict(keep_vars=True)
+    vision: Any = model.config.vision_config
+    with torch.device("meta"):
+        tower = VisionTower(_sizes_of(state, _CAPTIONER), vision.num_attention_heads, vision.image_size)
+    own = {name.removeprefix(VISION): value for name, value in state.items() if name.startswith(VISION)}
+    tower.load_state_dict(own, strict=True, assign=True)
+    return tower.eval()
 
 
 def read_checkpoint(path: Path | str) -> Checkpoint:
@@ -156,15 +216,16 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
 
 
 def _load(
-    checkpoint: Checkpoint,
+    path: Path | str,
     kind: _Kind,
-    model_class: Any,
+    make: Callable[[_Plan], _Model],
     image_size: int | None,
     config: Mapping[str, Any] | Path | str | None,
     tokenizer: Tokenizer | None,
     device: torch.device | str,
     dtype: torch.dtype,
-) -> Any:
+) -> _Model:
+    checkpoint = read_checkpoint(path)
     tensors, surplus = _wanted(checkpoint, kind)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     _check_anchors(checkpoint, kind, shapes)
@@ -181,9 +242,9 @@ def _load(
     size = found.grid * found.patch if image_size is None else image_size
     tensors[POSITIONS] = _at_size(tensors[POSITIONS], size, found)
     heads = sizes.head_counts(found, settings, checkpoint.file)
-    blip_config = _configuration(found, settings, heads, size, tokenizer)
+    plan = _Plan(found, settings, heads, size, tokenizer)
     with torch.device("meta"):  # shapes only: random weights would be drawn just to be overwritten
-        model = model_class(blip_config)
+        model = make(plan)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     _check(checkpoint, kind, tensors, expected)
     if surplus:
@@ -191,14 +252,31 @@ def _load(
         logger.info("%s: left out %s", checkpoint.file, counts)
     copied = {name: tensor.to(device, dtype, copy=True).contiguous() for name, tensor in tensors.items()}
     model.load_state_dict(copied, strict=True, assign=True)
+    return model.eval()
+
+
+def _make_towers(plan: _Plan) -> Towers:
+    activation = plan.settings.text.get("hidden_act", "gelu")
+    if activation != "gelu":
+        raise ValueError(
+            f"hidden_act: got {activation!r}, expected 'gelu', which every BLIP was trained with"
+        )
+    epsilon = plan.settings.text.get("layer_norm_eps", TEXT_EPSILON)
+    return Towers(plan.found, plan.heads, plan.image_size, epsilon)
+
+
+def _complete(model: Any) -> Any:
+    """Does for a transformers model what its file does not hold: ties weights, numbers positions."""
     model.tie_weights()
     for name, buffer in list(model.named_buffers()):
-        if name.endswith(
-            "embeddings.position_ids"
-        ):  # computed, not saved: rebuild what the meta device left out
+        if name.endswith("embeddings.position_ids"):  # computed, not saved: the meta device left them out
             holder = model.get_submodule(name.rpartition(".")[0])
-            holder.position_ids = torch.arange(buffer.shape[-1], device=device).expand(1, -1)
-    return model.eval()
+            holder.position_ids = torch.arange(buffer.shape[-1], device=model.device).expand(1, -1)
+    return model
+
+
+def _sizes_of(state: Mapping[str, torch.Tensor], kind: _Kind) -> sizes.Sizes:
+    return sizes.read_sizes({name: tuple(tensor.shape) for name, tensor in state.items()}, kind.text_prefix)
 
 
 def _wanted(checkpoint: Checkpoint, kind: _Kind) -> tuple[dict[str, torch.Tensor], Counter[str]]:
@@ -234,14 +312,11 @@ def _at_size(positions: torch.Tensor, size: int, found: sizes.Sizes) -> torch.Te
     return torch.cat([positions[:, :1].float(), squares], dim=1)
 
 
-def _configuration(
-    found: sizes.Sizes,
-    settings: sizes.Settings,
-    heads: tuple[int, int],
-    size: int,
-    tokenizer: Tokenizer | None,
-) -> BlipConfig:
+def _configuration(plan: _Plan) -> BlipConfig:
     """Builds the transformers configuration, stating all that its defaults have wrong for BLIP."""
+    from transformers import BlipConfig
+
+    found, settings, heads, tokenizer = plan.found, plan.settings, plan.heads, plan.tokenizer
     stated = ("hidden_act", "layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob")
     text = {key: settings.text[key] for key in stated if key in settings.text}
     ids = {"bos_token_id": found.vocabulary - 2}
@@ -269,7 +344,7 @@ def _configuration(
         "num_attention_heads": heads[0],
         "intermediate_size": found.vision_mlp,
         "patch_size": found.patch,
-        "image_size": size,
+        "image_size": plan.image_size,
         "hidden_act": "gelu",
         "layer_norm_eps": VISION_EPSILON,
         "initializer_range": 0.02,

@@ -21,8 +21,9 @@ from PIL import Image
 from torch.nn.functional import cross_entropy, normalize
 
 from BLIP import images as pictures
+from BLIP.captioner import BlipCaptioner
 from BLIP.checkpoints import LABEL_SMOOTHING, POSITIONS, read_checkpoint
-from BLIP.model import BlipCaptioner, BlipEncoder
+from BLIP.model import BlipEncoder
 from BLIP.tokenizer import VOCABULARY, Tokenizer
 from BLIP.weight_files import UnreadableFileError, read_tensors
 

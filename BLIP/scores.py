@@ -22,8 +22,10 @@ import torch
 from tqdm import tqdm
 from transformers import BlipForImageTextRetrieval
 
+from BLIP.captioner import BlipCaptioner
+from BLIP.checkpoints import share_towers
 from BLIP.images import to_pixels
-from BLIP.model import BlipCaptioner, BlipEncoder
+from BLIP.model import BlipEncoder
 from BLIP.tokenizer import Tokenizer
 from embedding.decode import open_image
 from playground import open_dataset
@@ -132,7 +134,7 @@ def recall_by_caption(
     """Scores a model while it trains, by the embeddings alone, for each comment number."""
     was_training = model.training
     model.eval()
-    encoder = BlipEncoder(model, tokenizer, "in training", batch_size=100)
+    encoder = BlipEncoder(share_towers(model), tokenizer, "in training", batch_size=100)
     seen = see(encoder, dataset)
     groups = by_caption_number(dataset).items()
     scores = {number: recall(embedding_ranks(encoder, seen, queries)) for number, queries in groups}

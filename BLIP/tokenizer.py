@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import tokenizers
 import torch
-from transformers import BertTokenizer
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 logger = logging.getLogger(__name__)
 
 VOCABULARY = "vocab.txt"
 REQUIRED = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PUBLIC = "bert-base-uncased"
+# Decoding closes these, in this order; the reference's own decoding does.
+CLOSED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
 
 @dataclass(frozen=True)
@@ -41,19 +44,35 @@ class Tokenizer:
         enc_id: Of [ENC], which begins a text that is matched with an image.
     """
 
-    def __init__(self, wordpiece: BertTokenizer) -> None:
-        self._wordpiece = wordpiece
-        ids = wordpiece.get_vocab()
+    def __init__(self, vocabulary: Mapping[str, int]) -> None:
+        """Makes a tokenizer.
+
+        Args:
+            vocabulary: Ids by token. [DEC] and [ENC] get the two ids after the others, unless they are in it.
+        """
+        self._wordpiece = _wordpiece(vocabulary)
+        ids = self._wordpiece.get_vocab()
         self.pad_id, self.cls_id, self.sep_id = ids["[PAD]"], ids["[CLS]"], ids["[SEP]"]
         self.dec_id, self.enc_id = ids["[DEC]"], ids["[ENC]"]
 
     @classmethod
     def open(cls, path: Path | str) -> Tokenizer:
-        """Opens a vocabulary; arguments and errors are those of `open_tokenizer`."""
-        return cls(open_tokenizer(path))
+        """Opens the vocabulary that belongs to a checkpoint.
+
+        Args:
+            path: A ``.txt`` vocabulary, or a checkpoint's file or folder with ``vocab.txt`` beside or in it.
+                Without one there, the released models' ``bert-base-uncased`` is asked of transformers.
+
+        Raises:
+            FileNotFoundError: If there is no vocabulary, beside the checkpoint or in reach.
+            ValueError: If the vocabulary is damaged.
+        """
+        path = Path(path)
+        file = path if path.suffix == ".txt" else (path if path.is_dir() else path.parent) / VOCABULARY
+        return cls(_read_vocabulary(file) if file.is_file() or file == path else _public_vocabulary(file))
 
     def __len__(self) -> int:
-        return len(self._wordpiece)
+        return self._wordpiece.get_vocab_size()
 
     def encode(
         self, texts: Sequence[str], limit: int, length: int | None = None, first: int | None = None
@@ -73,7 +92,7 @@ class Tokenizer:
             raise ValueError("got one str, expected a sequence of texts: put it in a list")
         if limit < 2:
             raise ValueError(f"a limit of {limit} tokens has no room for [CLS] and [SEP]")
-        rows = self._wordpiece(list(texts))["input_ids"]
+        rows = [encoded.ids for encoded in self._wordpiece.encode_batch(list(texts))]
         truncated = sum(len(row) > limit for row in rows)
         rows = [row if len(row) <= limit else [*row[: limit - 1], self.sep_id] for row in rows]
         length = length or max(map(len, rows))
@@ -95,40 +114,35 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of token ids, special tokens left out and the spaces before punctuation closed."""
-        text = self._wordpiece.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=True)
-        return str(text)
+        text = self._wordpiece.decode(list(ids))
+        for spaced in CLOSED:
+            text = text.replace(spaced, spaced.strip())
+        return text
 
 
-def open_tokenizer(path: Path | str) -> BertTokenizer:
-    """Opens the vocabulary that belongs to a checkpoint, as a transformers tokenizer with [DEC] and [ENC].
-
-    Args:
-        path: A ``.txt`` vocabulary, or a checkpoint's file or folder with ``vocab.txt`` beside or in it.
-            Without one there, the released models' ``bert-base-uncased`` is asked of transformers.
-
-    Returns:
-        The tokenizer; [DEC] and [ENC] have the two ids after the vocabulary's, unless they are in it.
-
-    Raises:
-        FileNotFoundError: If there is no vocabulary, beside the checkpoint or in reach.
-        ValueError: If the vocabulary is damaged.
-    """
-    path = Path(path)
-    file = path if path.suffix == ".txt" else (path if path.is_dir() else path.parent) / VOCABULARY
-    if file.is_file() or file == path:
-        tokenizer = BertTokenizer(vocab=_read_vocabulary(file))
-    else:
-        logger.info("no %s: asking transformers for %s", file, PUBLIC)
-        try:
-            tokenizer = BertTokenizer.from_pretrained(PUBLIC)
-        except (OSError, ValueError) as error:
-            raise FileNotFoundError(
-                f"no {file}, and {PUBLIC} cannot be reached: put its {VOCABULARY} beside the checkpoint"
-            ) from error
+def _wordpiece(vocabulary: Mapping[str, int]) -> tokenizers.Tokenizer:
+    """Builds what transformers' BertTokenizer builds, which takes longer to import than a query to search."""
+    wordpiece = tokenizers.Tokenizer(models.WordPiece(vocab=dict(vocabulary), unk_token="[UNK]"))
+    wordpiece.normalizer = normalizers.BertNormalizer(lowercase=True)
+    wordpiece.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    wordpiece.decoder = decoders.WordPiece(prefix="##")
+    ends = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
+    wordpiece.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=ends)
     # The order gives the ids: [DEC] first.
-    tokenizer.add_special_tokens({"bos_token": "[DEC]"})
-    tokenizer.add_special_tokens({"extra_special_tokens": ["[ENC]"]})
-    return tokenizer
+    wordpiece.add_special_tokens([*REQUIRED, "[DEC]", "[ENC]"])
+    return wordpiece
+
+
+def _public_vocabulary(missing: Path) -> Mapping[str, int]:
+    from transformers import BertTokenizer
+
+    logger.info("no %s: asking transformers for %s", missing, PUBLIC)
+    try:
+        return BertTokenizer.from_pretrained(PUBLIC).get_vocab()
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"no {missing}, and {PUBLIC} cannot be reached: put its {VOCABULARY} beside the checkpoint"
+        ) from error
 
 
 def _read_vocabulary(file: Path) -> dict[str, int]:

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from BLIP.beam_search import beam_search
-from BLIP.model import BlipCaptioner
+from BLIP.captioner import BlipCaptioner
 
 FIXTURES = Path(__file__).parent / "fixtures" / "blip"
 CONFIG = {"num_attention_heads": 2, "vision": {"heads": 3}}

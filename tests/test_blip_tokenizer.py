@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import BertTokenizer
 
-from BLIP.tokenizer import Tokenizer, open_tokenizer
+from BLIP.tokenizer import Tokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures" / "blip"
 
@@ -28,9 +28,28 @@ def test_ids_in_the_vocabulary_are_kept(tmp_path):
     assert tokenizer.decode([1, 0, 2, 7, 4]) == "a dog"
 
 
-def test_transformers_reads_a_special_token_only_once():
-    tokenizer = open_tokenizer(FIXTURES)
-    assert tokenizer.convert_tokens_to_ids(["[DEC]", "[ENC]"]) == [209, 210]
+ODD_TEXTS = [
+    "A man's dog isn't \"here\", is it?! I'm sure they've gone; we're late.",
+    "Café Ünïcode ÅNGSTRÖM ß, naïve",
+    "漢字とかな dog狗",
+    "tabs\tand\nlines \x00\x7f \u00a0 wide\u3000space",
+    "[CLS] written [SEP] out [MASK] [DEC] [enc] [ENC]",
+    "zebra" * 30,
+    "",
+    "🐕 on a 🏖️",
+]
+
+
+def test_tokens_and_words_are_those_of_transformers():
+    ours, theirs = Tokenizer.open(FIXTURES), BertTokenizer(vocab=str(FIXTURES / "vocab.txt"))
+    theirs.add_special_tokens({"bos_token": "[DEC]"})
+    theirs.add_special_tokens({"extra_special_tokens": ["[ENC]"]})
+    assert (ours.dec_id, ours.enc_id) == (209, 210) == tuple(theirs.convert_tokens_to_ids(["[DEC]", "[ENC]"]))
+    for text in ODD_TEXTS:
+        ids = ours.encode([text], 500).ids[0].tolist()
+        assert ids == theirs(text)["input_ids"]
+        expected = theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=True)
+        assert ours.decode(ids) == expected
 
 
 @pytest.mark.parametrize(

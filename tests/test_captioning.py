@@ -10,7 +10,7 @@ import tiny_vlms
 import torch
 from tiny_vlms import BUILDERS, pictures
 
-from BLIP.model import BlipCaptioner
+from BLIP.captioner import BlipCaptioner
 from captioning import MOST_TOKENS, MOST_WORDS, Captioning
 from generation.parsing import one_line
 from generation.prompts import CAPTION

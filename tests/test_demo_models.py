@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from BLIP.model import BlipCaptioner, BlipEncoder
+from BLIP.captioner import BlipCaptioner
+from BLIP.model import BlipEncoder
 from BLIP.scores import CUTOFFS, by_caption_number, embedding_ranks, matched_ranks, recall, see
 from playground.demo.drawing import render
 from playground.demo.generate import captions_of

@@ -186,7 +186,8 @@ def test_the_search_model_is_counted_by_its_configuration():
 
     model = BlipEncoder.open(PROJECT / "BLIP/weights/demo").model
     held = {id(one): one.numel() * one.element_size() for one in (*model.parameters(), *model.buffers())}
-    assert blip_bytes("BLIP/weights/demo") == sum(held.values())
+    position_numbers = 64 * 8  # of the transformers model that is planned for; the towers need none
+    assert blip_bytes("BLIP/weights/demo") == sum(held.values()) + position_numbers
     assert blip_bytes("BLIP/chatir_weights.ckpt") == blip_bytes("Salesforce/blip-itm-base-coco")
     assert 0.8 * GIB < blip_bytes("Salesforce/blip-itm-base-coco") < 0.9 * GIB
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tiny_vlms import BUILDERS, pictures
 
-from BLIP.model import BlipCaptioner
+from BLIP.captioner import BlipCaptioner
 from captioning import MOST_TOKENS, Captioning
 from generation.text_model import TextModel
 from query_editing import QueryEditing

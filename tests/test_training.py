@@ -12,7 +12,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from BLIP import train_retrieval, training_heads
-from BLIP.model import BlipCaptioner, BlipEncoder
+from BLIP.captioner import BlipCaptioner
+from BLIP.checkpoints import load_retrieval
+from BLIP.model import BlipEncoder
 from BLIP.train_retrieval import TrainingSettings, train
 from BLIP.training_data import WordTargets, make_batch
 
@@ -91,7 +93,7 @@ def test_training_moved_the_weights_and_lowered_a_loss(trained, settings):
     assert rows[0].startswith("step,") and len(rows) == 2
     assert all(float(value) > 0 for value in rows[1].split(",") if value)
     torch.manual_seed(settings.seed)
-    start = train_retrieval.TrainingModel(BlipEncoder.open(trained).model.config, 0)
+    start = train_retrieval.TrainingModel(load_retrieval(trained).config, 0)
     start.initialise()
     moved = load_file(trained / "model.safetensors")["text_proj.weight"].float()
     assert (moved - start.retrieval.text_proj.weight).abs().max() > 1e-3

@@ -1,0 +1,216 @@
+"""BLIP's two towers and its matching head in plain torch, to search with.
+
+transformers has the same model; it is what is trained (`BLIP.checkpoints.load_retrieval`). To search with it
+is slower, for its attention writes all weights out, and importing it takes longer than a search. Tensors have
+the same names in both, and the numbers are the same (`tests/test_blip_towers.py`); docs/performance.md
+compares the time.
+
+Source: Li et al. 2022 (arXiv 2201.12086): a vision transformer with the norms first, and a BERT, norms last,
+with cross-attention in every layer; a text alone skips it.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import nn
+from torch.nn.functional import gelu, scaled_dot_product_attention
+
+from BLIP.sizes import Sizes
+
+VISION_EPSILON = 1e-6  # of the released models; transformers' default is 1e-5
+TEXT_EPSILON = 1e-12
+
+
+class Towers(nn.Module):
+    """The retrieval model.
+
+    Attributes:
+        image_size: Side of the images it reads, in pixels.
+        positions: The most tokens of a text.
+    """
+
+    def __init__(
+        self, sizes: Sizes, heads: tuple[int, int], image_size: int, text_epsilon: float = TEXT_EPSILON
+    ) -> None:
+        """Makes a model of random weights.
+
+        Args:
+            sizes: Widths and depths.
+            heads: Of the vision transformer, of the text transformer.
+            image_size: Side of the images, in pixels.
+            text_epsilon: Of the text transformer's norms.
+
+        Raises:
+            ValueError: If the sizes are a captioner's.
+        """
+        super().__init__()
+        if sizes.projection is None:
+            raise ValueError("towers: got sizes without a joint space, expected those of a retrieval model")
+        self.image_size = image_size
+        self.positions = sizes.positions
+        self.vision_model = VisionTower(sizes, heads[0], image_size)
+        self.text_encoder = TextTower(sizes, heads[1], text_epsilon)
+        self.vision_proj = nn.Linear(sizes.vision_width, sizes.projection)
+        self.text_proj = nn.Linear(sizes.text_width, sizes.projection)
+        self.itm_head = nn.Linear(sizes.text_width, 2)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.text_proj.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.text_proj.weight.dtype
+
+
+class VisionTower(nn.Module):
+    """Pixels to states."""
+
+    def __init__(self, sizes: Sizes, heads: int, image_size: int) -> None:
+        super().__init__()
+        width = sizes.vision_width
+        self.embeddings = _PatchEmbeddings(width, sizes.patch, (image_size // sizes.patch) ** 2)
+        self.encoder = nn.Module()
+        self.encoder.layers = nn.ModuleList(
+            _VisionLayer(width, sizes.vision_mlp, heads) for _ in range(sizes.vision_layers)
+        )
+        self.post_layernorm = nn.LayerNorm(width, eps=VISION_EPSILON)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(n, 3, size, size) pixel values to (n, 1 + patches, width) states."""
+        states = self.embeddings(pixels)
+        for layer in cast(nn.ModuleList, self.encoder.layers):
+            states = layer(states)
+        return self.post_layernorm(states)
+
+
+class TextTower(nn.Module):
+    """Token ids to states; every token sees all."""
+
+    def __init__(self, sizes: Sizes, heads: int, epsilon: float) -> None:
+        super().__init__()
+        self.embeddings = _WordEmbeddings(sizes, epsilon)
+        self.encoder = nn.Module()
+        self.encoder.layer = nn.ModuleList(
+            _TextLayer(sizes, heads, epsilon) for _ in range(sizes.text_layers)
+        )
+
+    def forward(
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        image_states: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Reads texts, alone or each with an image.
+
+        Args:
+            ids: (n, length) token ids.
+            mask: (n, length), not 0 where a token is; None where all texts have the full length, which is
+                faster.
+            image_states: (n, tokens, width) of the images, or None.
+
+        Returns:
+            (n, length, width) states.
+        """
+        seen = None if mask is None else mask[:, None, None, :].bool()
+        states = self.embeddings(ids)
+        for layer in cast(nn.ModuleList, self.encoder.layer):
+            states = layer(states, seen, image_states)
+        return states
+
+
+class _PatchEmbeddings(nn.Module):
+    def __init__(self, width: int, patch: int, patches: int) -> None:
+        super().__init__()
+        self.class_embedding = nn.Parameter(torch.randn(1, 1, width))
+        self.position_embedding = nn.Parameter(torch.randn(1, 1 + patches, width))
+        self.patch_embedding = nn.Conv2d(3, width, kernel_size=patch, stride=patch)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)
+        first = self.class_embedding.expand(len(pixels), -1, -1)
+        return torch.cat([first, patches], dim=1) + self.position_embedding
+
+
+class _VisionLayer(nn.Module):
+    def __init__(self, width: int, inner: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.layer_norm1 = nn.LayerNorm(width, eps=VISION_EPSILON)
+        self.self_attn = nn.ModuleDict(
+            {"qkv": nn.Linear(width, 3 * width), "projection": nn.Linear(width, width)}
+        )
+        self.layer_norm2 = nn.LayerNorm(width, eps=VISION_EPSILON)
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, inner), "fc2": nn.Linear(inner, width)})
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        query, key, value = self.self_attn["qkv"](self.layer_norm1(states)).chunk(3, dim=-1)
+        states = states + self.self_attn["projection"](_attend(query, key, value, self.heads))
+        return states + self.mlp["fc2"](gelu(self.mlp["fc1"](self.layer_norm2(states))))
+
+
+class _WordEmbeddings(nn.Module):
+    def __init__(self, sizes: Sizes, epsilon: float) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(sizes.vocabulary, sizes.text_width)
+        self.position_embeddings = nn.Embedding(sizes.positions, sizes.text_width)
+        self.LayerNorm = nn.LayerNorm(sizes.text_width, eps=epsilon)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.LayerNorm(self.word_embeddings(ids) + self.position_embeddings.weight[: ids.shape[1]])
+
+
+class _TextLayer(nn.Module):
+    def __init__(self, sizes: Sizes, heads: int, epsilon: float) -> None:
+        super().__init__()
+        width, inner = sizes.text_width, sizes.text_mlp
+        self.attention = _TextAttention(width, width, heads, epsilon)
+        self.crossattention = _TextAttention(width, sizes.vision_width, heads, epsilon)
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(width, inner)})
+        self.output = _closing(inner, width, epsilon)
+
+    def forward(
+        self, states: torch.Tensor, seen: torch.Tensor | None, image_states: torch.Tensor | None
+    ) -> torch.Tensor:
+        states = self.attention(states, states, seen)
+        if image_states is not None:
+            states = self.crossattention(states, image_states, None)
+        inner = gelu(self.intermediate["dense"](states))
+        return self.output["LayerNorm"](states + self.output["dense"](inner))
+
+
+class _TextAttention(nn.Module):
+    def __init__(self, width: int, read_width: int, heads: int, epsilon: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.self = nn.ModuleDict(
+            {
+                "query": nn.Linear(width, width),
+                "key": nn.Linear(read_width, width),
+                "value": nn.Linear(read_width, width),
+            }
+        )
+        self.output = _closing(width, width, epsilon)
+
+    def forward(self, states: torch.Tensor, read: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
+        attended = _attend(
+            self.self["query"](states), self.self["key"](read), self.self["value"](read), self.heads, seen
+        )
+        return self.output["LayerNorm"](states + self.output["dense"](attended))
+
+
+def _closing(inner: int, width: int, epsilon: float) -> nn.ModuleDict:
+    return nn.ModuleDict({"dense": nn.Linear(inner, width), "LayerNorm": nn.LayerNorm(width, eps=epsilon)})
+
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int, seen: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Attention of (n, length, width) queries over (n, read, width) keys and values, head by head."""
+    query, key, value = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, key, value))
+    attended = scaled_dot_product_attention(query, key, value, attn_mask=seen)
+    return attended.transpose(1, 2).flatten(2)
