@@ -34,7 +34,7 @@ class Towers(nn.Module):
     def __init__(
         self, sizes: Sizes, heads: tuple[int, int], image_size: int, text_epsilon: float = TEXT_EPSILON
     ) -> None:
-        """Makes a model of random weights.
+        """Makes a model to be filled with a checkpoint's weights.
 
         Args:
             sizes: Widths and depths.
@@ -126,8 +126,8 @@ class TextTower(nn.Module):
 class _PatchEmbeddings(nn.Module):
     def __init__(self, width: int, patch: int, patches: int) -> None:
         super().__init__()
-        self.class_embedding = nn.Parameter(torch.randn(1, 1, width))
-        self.position_embedding = nn.Parameter(torch.randn(1, 1 + patches, width))
+        self.class_embedding = nn.Parameter(torch.zeros(1, 1, width))
+        self.position_embedding = nn.Parameter(torch.zeros(1, 1 + patches, width))
         self.patch_embedding = nn.Conv2d(3, width, kernel_size=patch, stride=patch)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -156,8 +156,8 @@ class _VisionLayer(nn.Module):
 class _WordEmbeddings(nn.Module):
     def __init__(self, sizes: Sizes, epsilon: float) -> None:
         super().__init__()
-        self.word_embeddings = nn.Embedding(sizes.vocabulary, sizes.text_width)
-        self.position_embeddings = nn.Embedding(sizes.positions, sizes.text_width)
+        self.word_embeddings = _table(sizes.vocabulary, sizes.text_width)
+        self.position_embeddings = _table(sizes.positions, sizes.text_width)
         self.LayerNorm = nn.LayerNorm(sizes.text_width, eps=epsilon)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -201,6 +201,11 @@ class _TextAttention(nn.Module):
             self.self["query"](states), self.self["key"](read), self.self["value"](read), self.heads, seen
         )
         return self.output["LayerNorm"](states + self.output["dense"](attended))
+
+
+def _table(rows: int, width: int) -> nn.Embedding:
+    """Makes an embedding without drawing random rows: on the meta device that imports torch's compiler."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
 
 
 def _closing(inner: int, width: int, epsilon: float) -> nn.ModuleDict:
