@@ -70,12 +70,11 @@ def reads_text(config: Any, tokens: float, before: float = 0, causal: bool = Tru
         before: Tokens in the cache, which are attended to only.
         causal: Whether a token attends to itself and those before it, not to all.
     """
-    heads = config.num_attention_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // heads
-    keys = (getattr(config, "num_key_value_heads", None) or heads) * head
+    heads, queries = config.num_attention_heads, _query_width(config)
+    keys = (getattr(config, "num_key_value_heads", None) or heads) * queries // heads
     pairs = tokens * before + (tokens * (tokens + 1) / 2 if causal else tokens * tokens)
     products = 2 if config.model_type.startswith(("blip", "bert")) else 3  # SwiGLU has a third
-    layer = _layer(config.hidden_size, heads * head, keys, config.intermediate_size, products, tokens, pairs)
+    layer = _layer(config.hidden_size, queries, keys, config.intermediate_size, products, tokens, pairs)
     return Work(config.num_hidden_layers * layer)
 
 
@@ -114,6 +113,22 @@ def writes_tokens(
     step = reads_text(config, 1, middle) + Work(output)
     cache = middle * cache_bytes_per_token(config, number_bytes)
     return Work(step.operations, weight_bytes / batch + cache) * tokens
+
+
+def step_bytes(config: Any, number_bytes: float) -> float:
+    """Counts the bytes of the weights that writing one token reads: all layers, and the output layer.
+
+    Args:
+        config: Of the language model.
+        number_bytes: Of a weight.
+    """
+    one = reads_text(config, 1).operations - 4.0 * config.num_hidden_layers * _query_width(config)
+    return number_bytes * (one / 2 + config.hidden_size * config.vocab_size)
+
+
+def _query_width(config: Any) -> int:
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return config.num_attention_heads * head
 
 
 def _layer(

@@ -12,7 +12,7 @@ from transformers import (
     LlamaModel,
 )
 
-from benchmarks.model_work import Machine, Work, reads_image, reads_text, writes_tokens
+from benchmarks.model_work import Machine, Work, reads_image, reads_text, step_bytes, writes_tokens
 from generation.footprint import configuration
 
 
@@ -82,3 +82,11 @@ def test_the_slower_of_computing_and_reading_decides():
     machine = Machine(100.0, 10.0)
     assert machine.seconds(Work(200.0, 10.0)) == 2
     assert machine.seconds(Work(200.0, 50.0)) == 5
+
+
+def test_a_step_reads_all_weights_but_the_table_of_tokens():
+    config = configuration("meta-llama/Llama-3.1-8B-Instruct")
+    read = step_bytes(config, 2)
+    assert read == pytest.approx(
+        2 * (8.03e9 - 128256 * 4096), rel=2e-3
+    )  # 8.03 billion, embeddings among them
