@@ -1,0 +1,210 @@
+"""A small collection, the commands that play the demo's experiment over it, and what must come of them.
+
+The commands run in processes of their own, forked from one that has the libraries loaded already: what a kill
+meets is the command's own work, not seconds of imports.
+"""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import os
+import shutil
+import signal
+import sqlite3
+import sys
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+PROJECT = Path(__file__).parent.parent
+LOADED = (
+    "torch", "transformers", "transformers.models.blip.modeling_blip",
+    "transformers.models.llama.modeling_llama", "faiss", "matplotlib.figure", "jinja2", "tyro", "typeguard",
+    "PIL.Image", "refinement.experiment", "BLIP.model", "generation.text_model", "tests.faults_world",
+)  # fmt: skip
+NOT_COMPARED = "costs.json"  # seconds, which differ
+SCRIPTS = {
+    "embed": "embed_image_as_faiss",
+    "caption": "caption_images",
+    "play": "multi_modal_query_expansion",
+}
+SHARD_SIZE = 16  # so that a small collection has several parts
+
+
+@dataclass(frozen=True)
+class World:
+    """A folder with pictures, and another with all that is made of them.
+
+    Attributes:
+        home: Holds both.
+        options: Of all commands, beside the folders.
+        play_options: Of the experiment alone.
+        places: Where index, captions and run go, if not below `made`: option and path.
+    """
+
+    home: Path
+    options: tuple[str, ...] = ("--preset", "demo", "--quantization", "fp32")
+    play_options: tuple[str, ...] = ()
+    places: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def pictures(self) -> Path:
+        return self.home / "pictures"
+
+    @property
+    def made(self) -> Path:
+        return self.home / "made"
+
+    def place(self, option: str) -> Path:
+        names = {"--index": "index", "--caption-cache": "captions.sqlite", "--output": "run"}
+        return self.places.get(option, self.made / names[option])
+
+    def arguments(self, name: str) -> list[str]:
+        """Returns a command: the script's name and its arguments."""
+        arguments = [SCRIPTS[name], "--dataset", "image_folder", "--root", str(self.pictures)]
+        preset, quantization = self.options[:2], self.options[2:4]
+        arguments += preset + (quantization if name != "embed" else ()) + self.options[4:]
+        for option, names in {
+            "--index": ("embed", "play"), "--caption-cache": ("caption", "play"), "--output": ("play",),
+        }.items():  # fmt: skip
+            if name in names:
+                arguments += [option, str(self.place(option))]
+        arguments += {"embed": ["--image-batch", "8"], "caption": ["--caption-batch", "8"]}.get(
+            name, ["--image-batch", "8", "--caption-batch", "8", *self.play_options]
+        )
+        return arguments
+
+    def result(self) -> dict[str, object]:
+        """Returns all files there are, with their bytes, and the captions that are kept."""
+        found: dict[str, object] = {}
+        for option in ("--index", "--output"):
+            folder = self.place(option)
+            for path in folder.rglob("*"):
+                name = f"{option} {path.relative_to(folder)}"
+                found[name] = path.is_dir() or path.name == NOT_COMPARED or path.read_bytes()
+        cache = self.place("--caption-cache")
+        found["captions"] = captions_in(cache)
+        beside = [path.name for path in cache.parent.glob(cache.name + "?*")]
+        return found | {f"beside the captions: {name}": True for name in beside}
+
+
+def make_pictures(folder: Path, count: int) -> None:
+    """Copies some of the demo's test scenes and what people say of them."""
+    from playground import DATA_FOLDER
+    from playground.demo.generate import ensure_split
+
+    split = ensure_split(DATA_FOLDER / "demo", "test")
+    names = sorted(path.name for path in (split / "images").iterdir())[:count]
+    folder.mkdir(parents=True)
+    for name in names:
+        shutil.copy2(split / "images" / name, folder)
+        os.utime(folder / name, (1_700_000_000, 1_700_000_000))  # settled, as a collection is
+    with (split / "images_captions.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["image_name"] in names]
+    with (folder / "images_captions.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def captions_in(cache: Path) -> list[tuple[str, str, str]]:
+    """Returns captioner, picture and caption of all captions in a file; none if there is no file."""
+    if not cache.is_file():
+        return []
+    with closing(sqlite3.connect(f"file:{cache}?mode=ro", uri=True)) as database:
+        query = (
+            "SELECT name, picture, caption FROM captions JOIN captioners ON number = captioner ORDER BY 1, 2"
+        )
+        return database.execute(query).fetchall()
+
+
+def start(command: list[str], log: Path, die_at: int = 0, watched: Path | None = None) -> ForkServerProcess:
+    """Starts a command in a process of its own, and a session of its own.
+
+    Args:
+        command: As `World.arguments`.
+        log: Gets what it says.
+        die_at: It kills itself before its n-th change to a file; 0: never.
+        watched: Only changes below this folder count; their number is written to ``LOG.changes``.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(LOADED))
+    process = context.Process(target=_run, args=(command, log, die_at, watched))
+    process.start()
+    return process
+
+
+def run(command: list[str], log: Path, **options) -> int:
+    """Runs a command to its end; returns its status, negative for a signal."""
+    process = start(command, log, **options)
+    process.join()
+    return process.exitcode
+
+
+def kill(process: ForkServerProcess, number: int = signal.SIGKILL) -> bool:
+    """Sends a signal, waits for the end, and says whether it was this signal that ended it."""
+    with suppress(ProcessLookupError):
+        os.kill(process.pid, number)
+    process.join()
+    return process.exitcode == -number
+
+
+def _run(command: list[str], log: Path, die_at: int, watched: Path | None) -> None:
+    import importlib
+
+    import embedding.build
+    from settings import run_script
+
+    os.setsid()
+    with log.open("ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which the server of forks has switched off
+    embedding.build.build_index.__kwdefaults__["shard_size"] = SHARD_SIZE
+    if watched is not None:
+        _count_changes(watched, die_at, log.with_name(log.name + ".changes"))
+    os.chdir(PROJECT)
+    sys.argv = list(command)
+    script = importlib.import_module(command[0])
+    status = run_script(script.main)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _count_changes(watched: Path, die_at: int, counted: Path) -> None:
+    """Counts each file opened for writing, flushed, renamed or removed, each folder made; dies at one."""
+    count = 0
+    names = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir")
+
+    def change() -> None:
+        nonlocal count
+        count += 1
+        if count == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if not die_at:
+            descriptor = os.open(counted, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.write(descriptor, str(count).encode())
+            os.close(descriptor)
+
+    def hook(event: str, arguments: tuple) -> None:
+        if event not in names or not isinstance(arguments[0], (str, os.PathLike)):
+            return
+        if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC):
+            return
+        path = os.fspath(arguments[0])
+        below_an_open_folder = event in ("os.remove", "os.rmdir") and not path.startswith("/")
+        if path.startswith(str(watched)) or below_an_open_folder:
+            change()
+
+    flush = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        change()
+        flush(descriptor)
+
+    os.fsync = fsync
+    sys.addaudithook(hook)
