@@ -160,6 +160,33 @@ class IndexSettings(DatasetSettings):
 
 
 @dataclass(frozen=True)
+class SearchSettings(IndexSettings):
+    """Searches a dataset once, without feedback.
+
+    Attributes:
+        text: What to search for.
+        shown: Pictures listed.
+    """
+
+    text: str | None = None
+    shown: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_at_least(self, 1, "shown")
+
+    def resolved(self) -> Any:
+        """Returns the same settings with every open one filled in.
+
+        Raises:
+            ValueError: If there are no words.
+        """
+        if not (self.text or "").strip():
+            raise ValueError(f"text: got {self.text!r}, expected words, such as --text 'a dog on a beach'")
+        return super().resolved()
+
+
+@dataclass(frozen=True)
 class CaptionSettings(DatasetSettings):
     """Captions all images of a dataset ahead; runs then find the captions ready.
 

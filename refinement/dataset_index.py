@@ -15,7 +15,7 @@ from playground import open_dataset
 from records import Dataset
 from refinement.models import open_encoder
 from retriever import Retriever
-from settings import DatasetSettings, IndexSettings
+from settings import DatasetSettings, IndexSettings, SearchSettings
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,26 @@ def embed_dataset(settings: IndexSettings) -> ImageIndex:
     """
     settings = settings.resolved()
     return open_retriever(settings, open_named_dataset(settings)).index
+
+
+def search_dataset(settings: SearchSettings) -> list[tuple[Path, float]]:
+    """Searches a dataset with words; embeds it first if it has no index.
+
+    Args:
+        settings: Dataset, model, index, words.
+
+    Returns:
+        Files and cosine similarities of the best images, the best first.
+
+    Raises:
+        FileNotFoundError: If dataset or checkpoint are missing.
+        ValueError: If they cannot be used, or there are no words.
+    """
+    settings = settings.resolved()
+    dataset = open_named_dataset(settings)
+    (ranking,) = open_retriever(settings, dataset).search([settings.text or ""], settings.shown)
+    paths = {image.id: image.path for image in dataset.images}
+    return [(paths[image_id], score) for image_id, score in zip(ranking.ids, ranking.scores, strict=True)]
 
 
 def open_retriever(settings: IndexSettings, dataset: Dataset, encoder: Encoder | None = None) -> Retriever:

@@ -62,6 +62,33 @@ def test_a_mistake_is_one_line_on_stderr(tmp_path):
     assert re.fullmatch(r"error: dataset: got 'nosuch', expected one of demo, .*\n", done.stderr)
 
 
+MOST_IMPORTS_OF_A_SEARCH = 1450  # modules, torch's for more than half; 1,279 when this was written
+
+
+def test_a_search_prints_the_best_and_imports_little(arguments, tmp_path):
+    pictures = {key: arguments[key] for key in ("--dataset", "--root", "--blip")}
+    search = ("search_images.py", *map(str, flat(pictures, text="picture 3 of a b", shown=5)))
+    first = in_a_process(*search)  # embeds
+    assert first.returncode == 0
+    again = in_a_process("-X", "importtime", *search)
+    assert again.stdout == first.stdout
+    lines = [line.split(maxsplit=2) for line in again.stdout.splitlines()]
+    assert [line[0] for line in lines] == ["1", "2", "3", "4", "5"]
+    scores = [float(line[1]) for line in lines]
+    assert scores == sorted(scores, reverse=True)
+    assert len({line[2] for line in lines}) == 5 and all(Path(line[2]).is_file() for line in lines)
+    imported = {line.rsplit("|", 1)[-1].strip() for line in again.stderr.splitlines() if "|" in line}
+    unwanted = {"transformers", "torch._dynamo", "sympy", "scipy", "matplotlib", "jinja2", "httpx2"}
+    assert "torch" in imported and not unwanted & imported
+    assert len(imported) < MOST_IMPORTS_OF_A_SEARCH
+
+
+def test_a_search_without_words_is_one_line():
+    done = in_a_process("search_images.py", "--dataset", "demo", "--text", " ")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: text: got ' ', expected words, such as --text 'a dog on a beach'\n"
+
+
 # In this process: as the scripts, without their seconds of imports
 
 

@@ -1,0 +1,29 @@
+"""Searches a dataset once and prints place, similarity and file of the best pictures.
+
+    python search_images.py --dataset demo --text "a dog on a beach"
+    python search_images.py --dataset image_folder --root ~/Pictures --text "two children in the snow"
+
+A dataset without an index is embedded first. To give feedback and search again: interactive_search.py
+"""
+
+from __future__ import annotations
+
+from settings import SearchSettings, read_settings, run_script
+
+DATASET = "flickr30k"  # "demo", "flickr30k", "mscoco", "msrvtt" or "image_folder"
+SHOWN = 10  # pictures
+# All other constants: python search_images.py --help
+
+
+def main() -> None:
+    """Reads the constants and the command line, searches and prints."""
+    settings = read_settings(SearchSettings, globals())
+    from refinement.dataset_index import search_dataset
+
+    for place, (path, score) in enumerate(search_dataset(settings), start=1):
+        name = "".join(c if c.isprintable() else "?" for c in str(path))  # no orders to the terminal
+        print(f"{place:3d}  {score:.3f}  {name}")  # noqa: T201
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_script(main))
