@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import multiprocessing
 import os
-import shutil
 import signal
 import sqlite3
 import sys
@@ -90,23 +89,24 @@ class World:
         return found | {f"beside the captions: {name}": True for name in beside}
 
 
-def make_pictures(folder: Path, count: int) -> None:
-    """Copies some of the demo's test scenes and what people say of them."""
-    from playground import DATA_FOLDER
-    from playground.demo.generate import ensure_split
+def make_pictures(folder: Path, count: int, side: int = 448) -> None:
+    """Draws the first of the demo's test scenes, and writes what people say of them."""
+    from playground.demo.drawing import render
+    from playground.demo.generate import SPLITS, captions_of, image_name
+    from playground.demo.scenes import make_scene
 
-    split = ensure_split(DATA_FOLDER / "demo", "test")
-    names = sorted(path.name for path in (split / "images").iterdir())[:count]
     folder.mkdir(parents=True)
-    for name in names:
-        shutil.copy2(split / "images" / name, folder)
-        os.utime(folder / name, (1_700_000_000, 1_700_000_000))  # settled, as a collection is
-    with (split / "images_captions.csv").open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["image_name"] in names]
+    first_seed = SPLITS["test"][0]
+    scenes = [make_scene(seed) for seed in range(first_seed, first_seed + count)]
     with (folder / "images_captions.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(file)
+        writer.writerow(("image_name", "comment_number", "comment"))
+        for scene in scenes:
+            path = folder / image_name(scene)
+            render(scene, side).save(path, quality=95, subsampling=0)
+            os.utime(path, (1_700_000_000, 1_700_000_000))  # settled, as a collection is
+            for number, (_, text) in enumerate(captions_of(scene)):
+                writer.writerow((path.name, number, text))
 
 
 def captions_in(cache: Path) -> list[tuple[str, str, str]]:
