@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -29,10 +29,7 @@ class ShrinkingBatches:
     def map(
         self, items: Sequence[Item], work: Callable[[Sequence[Item]], list[Any]], doing: str
     ) -> list[Any]:
-        """Applies ``work`` to all items.
-
-        Out of memory, the batch is halved, for later calls too, and the same items are tried again; what was
-        done before stays done.
+        """Applies ``work`` to all items, a batch at a time.
 
         Args:
             items: What there is to do.
@@ -45,23 +42,51 @@ class ShrinkingBatches:
         Raises:
             ValueError: If memory does not even suffice for one item.
         """
+
+        def batches(left: Sequence[Item], size: int) -> Iterator[tuple[int, Any]]:
+            for start in range(0, len(left), size):
+                yield from enumerate(work(left[start : start + size]), start)
+
+        return self.stream(items, batches, doing)
+
+    def stream(
+        self,
+        items: Sequence[Item],
+        work: Callable[[Sequence[Item], int], Iterator[tuple[int, Any]]],
+        doing: str,
+    ) -> list[Any]:
+        """Collects what ``work`` makes of all items, in whatever order it does.
+
+        Out of memory, the batch is halved, for later calls too, and what is left is tried again; what was
+        done before stays done.
+
+        Args:
+            items: What there is to do.
+            work: Items, and how many to do at a time, to results with their places among those items.
+            doing: What the progress bar says.
+
+        Returns:
+            The results, in order.
+
+        Raises:
+            ValueError: If memory does not even suffice for one item.
+        """
         import torch
 
-        done: list[Any] = []
+        done: dict[int, Any] = {}
         with tqdm(total=len(items), desc=doing, disable=len(items) <= self.size, leave=False) as bar:
             while len(done) < len(items):
-                batch = items[len(done) : len(done) + self.size]
+                left = [place for place in range(len(items)) if place not in done]
                 error = None
                 try:
-                    results = work(batch)
+                    for place, result in work([items[place] for place in left], self.size):
+                        done[left[place]] = result
+                        bar.update()
                 except torch.OutOfMemoryError as caught:
                     error = str(caught)  # not the exception: its frames hold the tensors that fill the memory
-                if error is None:
-                    done += results
-                    bar.update(len(results))
-                else:
-                    self._halve(len(batch), doing, error)
-        return done
+                if error is not None:
+                    self._halve(min(self.size, len(items) - len(done)), doing, error)
+        return [done[place] for place in range(len(items))]
 
     def _halve(self, tried: int, doing: str, error: str) -> None:
         if tried == 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -56,7 +56,13 @@ def naming_model(model_id: str) -> Iterator[None]:
 
 
 def open_model(
-    auto_class: Any, model_id: str, quantization: Quantization, *, source: str | None = None, **options: Any
+    auto_class: Any,
+    model_id: str,
+    quantization: Quantization,
+    *,
+    source: str | None = None,
+    own_attention: Callable[[Any], str | None] = lambda skeleton: None,
+    **options: Any,
 ) -> Any:
     """Opens a model, ready to generate greedily.
 
@@ -65,6 +71,8 @@ def open_model(
         model_id: What the user asked for.
         quantization: As for `precision_of`.
         source: Where it lies, if not at ``model_id``.
+        own_attention: A skeleton of the model to an attention of ours that it shall have; to None for the
+            fastest kernel.
         options: For ``from_pretrained``; ``gguf_file`` among them names a file whose weights are unpacked.
 
     Returns:
@@ -87,9 +95,11 @@ def open_model(
     with naming_model(model_id):
         with torch.device("meta"):
             skeleton = auto_class.from_config(config)
-        attention, reason = choose_attention(
-            skeleton, wanted["dtype"], capability, flash_attention_installed()
-        )
+        attention, reason = own_attention(skeleton), "prompts share what they begin with"
+        if attention is None:
+            attention, reason = choose_attention(
+                skeleton, wanted["dtype"], capability, flash_attention_installed()
+            )
         say_once(f"loading {model_id} in {precision_of(quantization)}; attention: {attention} ({reason})")
         if "gguf_file" in options:
             from transformers import GgufConfig

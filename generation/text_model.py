@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import logging
 from collections.abc import Sequence
@@ -46,6 +45,8 @@ class TextModel:
     def _loaded(self) -> tuple[Any, Any]:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        from generation import greedy
+
         source, options = source_of(self.model_id)
         if options:  # before the file is looked into, which takes seconds
             refuse_packing_twice(precision_of(self._quantization), self.model_id, "gguf")
@@ -53,7 +54,14 @@ class TextModel:
             tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **options)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        model = open_model(AutoModelForCausalLM, self.model_id, self._quantization, source=source, **options)
+        model = open_model(
+            AutoModelForCausalLM,
+            self.model_id,
+            self._quantization,
+            source=source,
+            own_attention=lambda skeleton: greedy.ATTENTION if greedy.decodes(skeleton) else None,
+            **options,
+        )
         return model, tokenizer
 
     def release(self) -> None:
@@ -111,41 +119,68 @@ class TextModel:
 
         Returns:
             The new text of each prompt, in order; cut off by token positions, never by searching the prompt.
+
+        Raises:
+            ValueError: If a prompt has no tokens, or memory does not even suffice for one.
         """
         import torch
 
+        from generation import greedy
+
+        if not prompts:
+            return []
         model, tokenizer = self._loaded
         starts = tokenizer(prefix, add_special_tokens=False)["input_ids"] if prefix else []
         # A template holds its own <s>: with another one most models answer worse.
         rows = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
-        order = sorted(range(len(rows)), key=lambda row: len(rows[row]))  # little padding in a batch
+        if not all(rows):
+            raise ValueError(f"prompt {rows.index([])}: got no tokens, expected at least one")
         ends = [*self._ends, *(self._line_ends if stops_at_line_end else ())]
         with torch.inference_mode():
-            shared = self._read_prefix(starts)
+            if greedy.decodes(model):
+                written = self._decode(starts, rows, ends, most_tokens)
+            else:
+                written = self._generate([starts + row for row in rows], ends, most_tokens)
+        self.tokens_written += sum(len(new) for new in written)
+        return tokenizer.batch_decode(written, skip_special_tokens=True)
 
-            def write(batch: Sequence[int]) -> list[str]:
-                ids, mask = _left_padded(starts, [rows[row] for row in batch], tokenizer.pad_token_id)
-                cache = copy.deepcopy(shared)
-                if cache is not None:
-                    cache.batch_repeat_interleave(len(batch))
-                output = model.generate(
-                    input_ids=ids.to(model.device),
-                    attention_mask=mask.to(model.device),
-                    past_key_values=cache,
-                    max_new_tokens=most_tokens,
-                    do_sample=False,
-                    eos_token_id=ends,
-                    pad_token_id=tokenizer.pad_token_id,
-                )
-                new = output[:, ids.shape[1] :]
-                self.tokens_written += int((new != tokenizer.pad_token_id).sum())
-                return tokenizer.batch_decode(new, skip_special_tokens=True)
+    def _decode(
+        self, starts: list[int], rows: list[list[int]], ends: list[int], most: int
+    ) -> list[list[int]]:
+        from generation import greedy
 
-            written = self._batches.map(order, write, "writing")
-        answers = [""] * len(rows)
-        for row, answer in zip(order, written, strict=True):
-            answers[row] = answer
-        return answers
+        if not starts and len(rows) > 1:
+            starts = _common_start(rows)
+            rows = [row[len(starts) :] for row in rows]
+        if starts != self._prefix[0]:
+            self._prefix = (starts, greedy.read_opening(self._loaded[0], starts))
+        opening = self._prefix[1]
+        return self._batches.stream(
+            rows,
+            lambda left, slots: greedy.decode(self._loaded[0], opening, left, ends, most, slots),
+            "writing",
+        )
+
+    def _generate(self, rows: list[list[int]], ends: list[int], most: int) -> list[list[int]]:
+        """Lets transformers write, for models whose attention is of another kind."""
+        model, tokenizer = self._loaded
+        pad = tokenizer.pad_token_id
+        order = sorted(range(len(rows)), key=lambda row: len(rows[row]))  # little padding in a batch
+
+        def write(batch: Sequence[int]) -> list[list[int]]:
+            inputs = tokenizer.pad({"input_ids": [rows[row] for row in batch]}, return_tensors="pt")
+            output = model.generate(
+                **inputs.to(model.device),
+                max_new_tokens=most,
+                do_sample=False,
+                eos_token_id=ends,
+                pad_token_id=pad,
+            )
+            new = output[:, inputs["input_ids"].shape[1] :].tolist()
+            return [_cut(row, ends) for row in new]
+
+        written = dict(zip(order, self._batches.map(order, write, "writing"), strict=True))
+        return [written[row] for row in range(len(rows))]
 
     @property
     def _ends(self) -> list[int]:
@@ -162,30 +197,21 @@ class TextModel:
         texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
         return [token for token, text in enumerate(texts) if "\n" in text]
 
-    def _read_prefix(self, ids: list[int]) -> Any:
-        import torch
 
-        if not ids:
-            return None
-        if ids != self._prefix[0]:
-            model = self._loaded[0]
-            output = model(torch.tensor([ids], device=model.device), use_cache=True)
-            self._prefix = (ids, output.past_key_values)
-        return self._prefix[1]
+def _common_start(rows: list[list[int]]) -> list[int]:
+    """Returns the tokens that all rows begin with; of each at least one is left."""
+    first, last = min(rows), max(rows)  # in between, all begin as these two do
+    most = min(map(len, rows)) - 1
+    same = next((place for place in range(most) if first[place] != last[place]), most)
+    return first[:same]
 
 
-def _left_padded(starts: list[int], rows: list[list[int]], pad: int) -> tuple[Any, Any]:
-    """Puts rows of tokens right-aligned behind the starts that all share.
-
-    Returns:
-        Tokens and mask, (rows, longest) int64; padding stands between the starts and a row.
-    """
-    import torch
-
-    width = len(starts) + max(len(row) for row in rows)
-    ids = [[*starts, *[pad] * (width - len(starts) - len(row)), *row] for row in rows]
-    mask = [[1] * len(starts) + [0] * (width - len(starts) - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(ids), torch.tensor(mask)
+def _cut(new: list[int], ends: list[int]) -> list[int]:
+    """Returns the tokens up to the first that ends an answer; padding follows it."""
+    for place, token in enumerate(new):
+        if token in ends:
+            return new[: place + 1]
+    return new
 
 
 def source_of(model_id: str) -> tuple[str, dict[str, Any]]:

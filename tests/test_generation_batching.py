@@ -50,6 +50,23 @@ def test_one_that_does_not_fit_alone_is_an_error_of_one_line():
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_results_come_in_any_order_and_are_kept_when_memory_runs_out(size):
+    tried = []
+
+    def backwards(items, at_a_time):
+        tried.append((list(items), at_a_time))
+        for place in reversed(range(len(items))):
+            if len(items) > 3 and place == 2 and at_a_time > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            yield place, 10 * items[place]
+
+    batches = ShrinkingBatches(size)
+    assert batches.stream([5, 6, 7, 8, 9], backwards, "multiplying") == [50, 60, 70, 80, 90]
+    expected = {1: [([5, 6, 7, 8, 9], 1)], 2: [([5, 6, 7, 8, 9], 2), ([5, 6, 7], 1)]}
+    assert tried == expected.get(size, [([5, 6, 7, 8, 9], 8), ([5, 6, 7], 2)])
+
+
 def test_other_errors_pass():
     def broken(batch):
         raise RuntimeError("a bug")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from generation import greedy
 from generation.text_model import PACKAGED, TextModel
 
 PREFIX = "Combine the two descriptions.\n1: an animal\n"
@@ -68,6 +69,33 @@ def test_batches_and_a_shared_prefix_change_nothing(language_model, expected, pr
     assert len({len(answer) for answer in answers}) > 5
     if prefix:
         assert answers != model.complete(PROMPTS, most_tokens=24)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_other_models_are_left_to_transformers_with_the_same_answers(
+    language_model, expected, monkeypatch, batch_size
+):
+    monkeypatch.setattr(greedy, "PLAIN_FAMILIES", ())
+    model = TextModel(language_model, "fp32", batch_size)
+    assert model._loaded[0].config._attn_implementation == "sdpa"
+    assert model.complete(PROMPTS, most_tokens=24) == [expected["", prompt] for prompt in PROMPTS]
+    answers = model.complete(PROMPTS, most_tokens=24, prefix=PREFIX)
+    assert answers == [expected[PREFIX, prompt] for prompt in PROMPTS]
+    stopped = model.complete(PROMPTS, most_tokens=24, prefix=PREFIX, stops_at_line_end=True)
+    assert [answer.rstrip("\n") for answer in stopped] == [answer.split("\n")[0] for answer in answers]
+
+
+def test_the_same_tokens_are_counted_either_way(language_model, monkeypatch):
+    ours, theirs = (TextModel(language_model, "fp32", 4) for _ in range(2))
+    ours.complete(PROMPTS, most_tokens=24)
+    monkeypatch.setattr(greedy, "PLAIN_FAMILIES", ())
+    theirs.complete(PROMPTS, most_tokens=24)
+    assert ours.tokens_written == theirs.tokens_written > 0
+
+
+def test_a_prompt_without_tokens_is_refused(language_model):
+    with pytest.raises(ValueError, match="prompt 1: got no tokens, expected at least one"):
+        TextModel(language_model, "fp32", 4).complete(["a", ""], most_tokens=3)
 
 
 def test_the_prefix_is_read_once_for_all_calls(language_model):
@@ -175,16 +203,10 @@ def test_the_templates_first_token_stands_once(language_model):
     loaded, tokenizer = model._loaded
     tokenizer._tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     assert tokenizer("a")["input_ids"][0] == 0
-    seen, generate = [], loaded.generate
-
-    def watched(**inputs):
-        seen.append(inputs["input_ids"])
-        return generate(**inputs)
-
-    loaded.generate = watched
+    seen = []
+    loaded.get_input_embeddings().register_forward_hook(lambda module, given, output: seen.append(given[0]))
     model.complete([model.chat_prompt("a dog")], most_tokens=2)
-    (ids,) = seen
-    assert ids[0].tolist().count(0) == 1 and ids[0, 0] == 0
+    assert seen[0][0].tolist().count(0) == 1 and seen[0][0, 0] == 0
 
 
 def test_a_model_without_a_chat_template_is_named_in_one_line(language_model, tmp_path):
@@ -199,19 +221,32 @@ def test_a_model_without_a_chat_template_is_named_in_one_line(language_model, tm
 
 def test_out_of_memory_halves_the_batch_and_keeps_every_answer(language_model, expected):
     model = TextModel(language_model, "fp32", 16)
-    loaded, tried = model._loaded[0], []
-    generate = loaded.generate
+    tried = []
 
-    def small_memory(**inputs):
-        tried.append(len(inputs["input_ids"]))
+    def small_memory(module, given):
+        tried.append(len(given[0]))
         if tried[-1] > 5:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return generate(**inputs)
 
-    loaded.generate = small_memory
+    model._loaded[0].get_input_embeddings().register_forward_pre_hook(small_memory)
     answers = model.complete(PROMPTS, most_tokens=24, prefix=PREFIX)
     assert answers == [expected[PREFIX, prompt] for prompt in PROMPTS]
-    assert tried[:3] == [16, 8, 4] and set(tried[3:]) == {4}
+    assert tried[:4] == [1, 16, 8, 4] and max(tried[4:]) == 4  # first the prefix alone
+
+
+def test_out_of_memory_midway_loses_no_answer(language_model, expected):
+    model = TextModel(language_model, "fp32", 8)
+    calls = []
+
+    def once(module, given):
+        calls.append(len(given[0]))
+        if len(calls) == 30:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    model._loaded[0].get_input_embeddings().register_forward_pre_hook(once)
+    answers = model.complete(PROMPTS, most_tokens=24, prefix=PREFIX)
+    assert answers == [expected[PREFIX, prompt] for prompt in PROMPTS]
+    assert max(calls[30:]) == 4 and len(calls) > 40
 
 
 def test_a_packed_model_is_not_quantized_again():

@@ -120,16 +120,14 @@ def test_what_the_model_says_is_cleaned(editing, monkeypatch):
 )
 def test_hostile_words_stay_words_in_one_bounded_prompt(editing, hostile):
     loaded, tokenizer = editing._model._loaded
-    seen, generate = [], loaded.generate
-
-    def watched(**inputs):
-        seen.append(inputs["input_ids"])
-        return generate(**inputs)
-
-    loaded.generate = watched
+    seen = []  # what the model reads: the prompt first
+    hook = loaded.get_input_embeddings().register_forward_hook(
+        lambda module, given, output: seen.append(given[0])
+    )
     (line,) = editing.rewrite([hostile], [hostile])
     assert len(line) <= 10 * MOST_WORDS and "\n" not in line
-    ((ids,),) = seen
+    hook.remove()
+    ids = seen[0][0]
     template = tokenizer(editing._model.chat_prompt(REWRITE_CHAT), add_special_tokens=False)["input_ids"]
     for special in tokenizer.all_special_ids:
         assert ids.tolist().count(special) == template.count(special)
