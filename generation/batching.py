@@ -85,7 +85,7 @@ class ShrinkingBatches:
                 except torch.OutOfMemoryError as caught:
                     error = str(caught)  # not the exception: its frames hold the tensors that fill the memory
                 if error is not None:
-                    self._halve(min(self.size, len(items) - len(done)), doing, error)
+                    self._halve(min(self.size, len(left)), doing, error)
         return [done[place] for place in range(len(items))]
 
     def _halve(self, tried: int, doing: str, error: str) -> None:
