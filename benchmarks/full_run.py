@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.constants import read_constants
 from benchmarks.model_work import Machine, Work, reads_image, reads_text, step_bytes, writes_tokens
@@ -20,7 +21,6 @@ from settings import PRESETS, run_script
 
 BLIP = "Salesforce/blip-itm-base-coco"
 PRESET = "rtx3090-int8"
-HOURS = 1 / 3600
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,48 @@ def counts(constants: Mapping[str, float]) -> tuple[float, float]:
     return constants["flickr30k_queries"] + rewrites, rewrites
 
 
+def seconds_each(way: Way, constants: Mapping[str, float], gpu: str) -> dict[str, float]:
+    """Estimates what a GPU takes for one item of each stage.
+
+    Args:
+        way: The precision and the batches.
+        constants: From `read_constants`.
+        gpu: "rtx3090" or "a10g".
+
+    Returns:
+        Seconds: "embed" and "caption" a picture, "encode" and "rewrite" a query.
+    """
+    from generation.footprint import configuration
+
+    blip = configuration(BLIP)
+    captioner = configuration(PRESETS[PRESET]["caption_model"])
+    rewriter = configuration(PRESETS[PRESET]["rewrite_model"])
+    memory = constants[f"{gpu}_memory"]
+    writing_share = f"writing_share_{'int8' if way.number_bytes == 1 else 'fp16'}"
+    encoding, prompt, writing = (
+        1.0 if way.ideal else constants[name] for name in ("encoding_share", "prompt_share", writing_share)
+    )
+    plain = Machine(constants[f"{gpu}_fp32"] * encoding, memory)
+    reading = Machine(constants[f"{gpu}_fp16"] * prompt, memory)
+    stepping = Machine(constants[f"{gpu}_fp16"], memory * writing)
+
+    def answer(config: Any, prompt: float, tokens: float, batch: int, seen: Work) -> float:
+        steps = tokens * (1 if batch == 1 else constants["longest_answer"])
+        written = writes_tokens(config, steps, prompt, batch, step_bytes(config, way.number_bytes), 2)
+        return reading.seconds(seen + reads_text(config, prompt)) + stepping.seconds(written)
+
+    text = captioner.get_text_config()
+    photo, sentence = constants["photo_tokens"], constants["caption_tokens"]
+    sights = reads_image(captioner.vision_config) * constants["photo_tiles"]
+    asked, written = constants["prompt_tokens"], constants["rewrite_tokens"]
+    return {
+        "embed": plain.seconds(reads_image(blip.vision_config)),
+        "encode": plain.seconds(reads_text(blip.text_config, constants["query_tokens"], causal=False)),
+        "caption": answer(text, photo, sentence, way.caption_batch, sights),
+        "rewrite": answer(rewriter, asked, written, way.rewrite_batch, Work(0)),
+    }
+
+
 def hours(way: Way, constants: Mapping[str, float]) -> dict[str, float]:
     """Estimates the stages of a run.
 
@@ -94,50 +136,30 @@ def hours(way: Way, constants: Mapping[str, float]) -> dict[str, float]:
     Returns:
         Hours by stage: "embed", "caption", "rewrite", "search", and "all".
     """
-    from generation.footprint import configuration
-
     searches, rewrites = counts(constants)
     images = constants["flickr30k_images"]
-    blip = configuration(BLIP)
-    captioner = configuration(PRESETS[PRESET]["caption_model"])
-    rewriter = configuration(PRESETS[PRESET]["rewrite_model"])
-    share = {name: 1.0 if way.ideal else constants[name] for name in ("encoding_share", "prompt_share")}
-    writing = 1.0 if way.ideal else constants[f"writing_share_{'int8' if way.number_bytes == 1 else 'fp16'}"]
-    plain = Machine(constants["rtx3090_fp32"] * share["encoding_share"], constants["rtx3090_memory"])
-    reading = Machine(constants["rtx3090_fp16"] * share["prompt_share"], constants["rtx3090_memory"])
-    stepping = Machine(constants["rtx3090_fp16"], constants["rtx3090_memory"] * writing)
-
-    def answer(config: object, prompt: float, tokens: float, batch: int, seen: Work) -> float:
-        steps = tokens * (1 if batch == 1 else constants["longest_answer"])
-        written = writes_tokens(config, steps, prompt, batch, step_bytes(config, way.number_bytes), 2)
-        return reading.seconds(seen + reads_text(config, prompt)) + stepping.seconds(written)
-
-    text = captioner.get_text_config()
-    sights = reads_image(captioner.vision_config) * constants["photo_tiles"]
-    caption = answer(text, constants["photo_tokens"], constants["caption_tokens"], way.caption_batch, sights)
-    rewrite = answer(
-        rewriter, constants["prompt_tokens"], constants["rewrite_tokens"], way.rewrite_batch, Work(0)
-    )
-    embed = plain.seconds(reads_image(blip.vision_config))
-    encode = plain.seconds(reads_text(blip.text_config, constants["query_tokens"], causal=False))
+    each = seconds_each(way, constants, "rtx3090")
     if way.keeps:
         captioned, embedded = images, images
         search = constants["search_31k_ms"] + constants["rank_31k_ms"]
     else:
         captioned, embedded = rewrites, images + rewrites  # the target again in every round
         search = constants["faiss_31k_ms"]
+    decode = 0.0 if way.ideal else constants["decode_ms"] / 1000
     found = {
-        "embed": max(embed, 0.0 if way.ideal else constants["decode_ms"] / 1000) * embedded,
-        "caption": caption * captioned,
-        "rewrite": rewrite * rewrites,
-        "search": (encode + (search + constants["record_ms"]) / 1000) * searches,
+        "embed": max(each["embed"], decode) * embedded,
+        "caption": each["caption"] * captioned,
+        "rewrite": each["rewrite"] * rewrites,
+        "search": (each["encode"] + (search + constants["record_ms"]) / 1000) * searches,
     }
-    return {stage: seconds * HOURS for stage, seconds in (found | {"all": sum(found.values())}).items()}
+    return {stage: seconds / 3600 for stage, seconds in (found | {"all": sum(found.values())}).items()}
 
 
 def table(constants: Mapping[str, float]) -> str:
     """Lays out the estimate of all ways, as Markdown, in hours."""
-    rows = [("Way of playing", "embed", "caption", "rewrite", "search", "all, h", "times faster")]
+    rows: list[tuple[str, ...]] = [
+        ("Way of playing", "embed", "caption", "rewrite", "search", "all, h", "times faster")
+    ]
     first = hours(WAYS[0], constants)["all"]
     for way in WAYS:
         found = hours(way, constants)

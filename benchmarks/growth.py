@@ -327,8 +327,9 @@ def _plot(
         name = f"move, {stage}" if stage in settings.strategies else stage
         left.plot(counts, [row[f"{stage}_ms"] for row in sizes], marker="o", label=name)
     left.set(xscale="log", yscale="log", xlabel="images", ylabel="CPU ms a query")
-    for strategy in settings.strategies:
-        right.plot([row["round"] for row in rounds], [row[strategy] for row in rounds], label=strategy)
+    for place, strategy in enumerate(settings.strategies, start=2):  # colours as on the left
+        costs = [row[strategy] for row in rounds]
+        right.plot([row["round"] for row in rounds], costs, label=strategy, color=f"C{place}")
     right.set(yscale="log", xlabel=f"round, {settings.long_size:,} images", ylabel="CPU ms a query")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
