@@ -9,9 +9,13 @@ from __future__ import annotations
 import csv
 import multiprocessing
 import os
+import runpy
+import shutil
 import signal
 import sqlite3
 import sys
+import time
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
@@ -28,6 +32,7 @@ SCRIPTS = {
     "embed": "embed_image_as_faiss",
     "caption": "caption_images",
     "play": "multi_modal_query_expansion",
+    "page": "interactive_search",
 }
 SHARD_SIZE = 16  # so that a small collection has several parts
 
@@ -66,14 +71,25 @@ class World:
         preset, quantization = self.options[:2], self.options[2:4]
         arguments += preset + (quantization if name != "embed" else ()) + self.options[4:]
         for option, names in {
-            "--index": ("embed", "play"), "--caption-cache": ("caption", "play"), "--output": ("play",),
+            "--index": ("embed", "play", "page"), "--caption-cache": ("caption", "play", "page"),
+            "--output": ("play", "page"),
         }.items():  # fmt: skip
             if name in names:
                 arguments += [option, str(self.place(option))]
-        arguments += {"embed": ["--image-batch", "8"], "caption": ["--caption-batch", "8"]}.get(
-            name, ["--image-batch", "8", "--caption-batch", "8", *self.play_options]
-        )
-        return arguments
+        if name != "caption":
+            arguments += ["--image-batch", "8"]
+        if name != "embed":
+            arguments += ["--caption-batch", "8"]
+        return [*arguments, *(self.play_options if name == "play" else ())]
+
+    def clear(self) -> None:
+        """Removes all that was made, not the folders that are named in `places`."""
+        shutil.rmtree(self.made, ignore_errors=True)
+        self.made.mkdir()
+        for place in self.places.values():
+            if place.is_dir():
+                shutil.rmtree(place)
+            place.unlink(missing_ok=True)
 
     def result(self) -> dict[str, object]:
         """Returns all files there are, with their bytes, and the captions that are kept."""
@@ -152,11 +168,21 @@ def kill(process: ForkServerProcess, number: int = signal.SIGKILL) -> bool:
     return process.exitcode == -number
 
 
-def _run(command: list[str], log: Path, die_at: int, watched: Path | None) -> None:
-    import importlib
+def stop_when(process: ForkServerProcess, happened: Callable[[], bool]) -> None:
+    """Halts a process, as Ctrl-Z does, as soon as something has happened.
 
+    Raises:
+        RuntimeError: If the process ended before.
+    """
+    while not happened():
+        if not process.is_alive():
+            raise RuntimeError(f"the process ended with {process.exitcode} before it could be halted")
+        time.sleep(0.0005)
+    os.kill(process.pid, signal.SIGSTOP)
+
+
+def _run(command: list[str], log: Path, die_at: int, watched: Path | None) -> None:
     import embedding.build
-    from settings import run_script
 
     os.setsid()
     with log.open("ab", buffering=0) as file:
@@ -168,11 +194,7 @@ def _run(command: list[str], log: Path, die_at: int, watched: Path | None) -> No
         _count_changes(watched, die_at, log.with_name(log.name + ".changes"))
     os.chdir(PROJECT)
     sys.argv = list(command)
-    script = importlib.import_module(command[0])
-    status = run_script(script.main)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    runpy.run_path(f"{command[0]}.py", run_name="__main__")
 
 
 def _count_changes(watched: Path, die_at: int, counted: Path) -> None:

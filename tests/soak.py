@@ -83,15 +83,11 @@ class Soak:
     def log(self, name: str) -> Path:
         return self.world.home / f"{name}.log"
 
-    def clear(self) -> None:
-        shutil.rmtree(self.world.made, ignore_errors=True)
-        self.world.made.mkdir()
-
     def aims(self) -> dict[str, Aim]:
         """Plays a lap in forked processes, undisturbed, to see how long the stages take."""
-        self.clear()
+        self.world.clear()
         self._finish("embed")  # until then the libraries are loaded
-        self.clear()
+        self.world.clear()
         seconds = {}
         for name in ("embed", "caption", "play"):
             begun = time.monotonic()
@@ -124,7 +120,7 @@ class Soak:
         aims = self.aims()
         quota = {name: kills // len(aims) + (place < kills % len(aims)) for place, name in enumerate(aims)}
         while self.killed != quota:
-            self.clear()
+            self.world.clear()
             for command in ("embed", "caption", "play"):
                 for name, aim in aims.items():
                     for _ in range(IN_A_ROW):
@@ -182,7 +178,7 @@ class Soak:
     def kill_at_changes(self, most: int | None) -> None:
         """Kills embedding and experiment before each change to a file that they make."""
         for command in ("embed", "play"):
-            self.clear()
+            self.world.clear()
             prepared = self.world.home / "prepared"
             shutil.rmtree(prepared, ignore_errors=True)
             if command == "play":
@@ -243,7 +239,7 @@ def main() -> int:
     soak.report()
     failed = soak.failed
     if not options.short:  # the exact moments are many, and with a language model each takes long
-        soak.clear()
+        soak.world.clear()
         soak = Soak(appending, options.seed)
     soak.kill_at_changes(options.changes)
     soak.report()
