@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.constants import read_constants
+from benchmarks.full_run import WAYS, hours
 from benchmarks.scale_plan import ScaleSettings, limit_table, limits, plan, plan_table
 from benchmarks.workers import simulate_workers
 
@@ -91,6 +92,19 @@ def test_more_searches_need_more_machines_and_their_memory(constants):
 def test_hours_too_few_for_one_part_are_refused(constants):
     with pytest.raises(ValueError, match=r"cannot be done in 0\.01 h"):
         plan(dataclasses.replace(ONE, hours=(0.01,)), constants)
+
+
+def test_every_constant_counts(constants):
+    sizes = (500_000, 2_000_000, 20_000_000, 200_000_000)
+    settings = ScaleSettings(images=sizes, hours=(12, 12, 24, 240))
+    constants = constants | {"searches_per_second": 50_000.0, "decode_ms": 500.0}  # so that these decide
+
+    def everything(constants):
+        return plan(settings, constants), limits(constants), [hours(way, constants) for way in WAYS]
+
+    usual = everything(constants)
+    idle = [name for name in constants if everything(constants | {name: 1.7 * constants[name]}) == usual]
+    assert not idle
 
 
 def test_sizes_without_hours_are_refused():
