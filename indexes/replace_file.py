@@ -28,8 +28,8 @@ def naming(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise WriteFailed(
-            f"{path}: cannot be written ({error.strerror or error}); make room or see to it that it may be "
-            "written, then give the same command again: what was finished is kept"
+            f"{path}: cannot be written ({error.strerror or f'{error}: is the disk full?'}); make room or see to "
+            "it that it may be written, then give the same command again: what was finished is kept"
         ) from error
 
 

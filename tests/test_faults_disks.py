@@ -1,0 +1,119 @@
+"""A full disk and a read-only one: one line says which file and what to do; afterwards nothing is missing.
+
+The disks are real ones, small and in memory; mounting them needs root.
+"""
+
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+
+from tests.faults_world import World, make_pictures, run
+from tests.test_faults_stops import PLAY, said
+
+pytest.importorskip("resvg_py", reason="needs requirements-demo.txt")
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux") or os.geteuid() != 0, reason="root mounts a small disk"
+)
+ROOM = "8m"
+PLACES = {  # option, the file or folder on the small disk, its sizes in kilobytes, one after the other
+    "--index": ("index", (4, 24, 68, 100, 140)),
+    "--caption-cache": ("captions.sqlite", (4, 16, 28, 36)),
+    "--output": ("run", (4, 12, 24, 48, 96, 180, 260)),
+}
+
+
+def mount(*arguments):
+    return subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+@contextmanager
+def small_disk(folder):
+    folder.mkdir(exist_ok=True)
+    if mount("-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", folder).returncode:
+        pytest.skip("no disk can be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def remount(disk, options):
+    done = mount("-o", f"remount,{options}", disk)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    world = World(tmp_path_factory.mktemp("disks"), play_options=PLAY)
+    make_pictures(world.pictures, 48, side=112)
+    return world
+
+
+@pytest.fixture(params=PLACES)
+def filled(request, world):
+    """The world with one place on a small disk, that disk, and what an undisturbed run makes there."""
+    name, sizes = PLACES[request.param]
+    with small_disk(world.home / "disk") as disk:
+        placed = replace(world, places={request.param: disk / name})
+        placed.clear()
+        assert commands(placed) == []
+        reference = placed.result()
+        placed.clear()
+        yield placed, disk, sizes, reference
+
+
+def commands(world):
+    """Plays everything; returns the lines of errors, of the first command that fails."""
+    for name in ("embed", "caption", "play"):
+        log = world.home / "log"
+        log.unlink(missing_ok=True)
+        status = run(world.arguments(name), log)
+        assert "Traceback" not in log.read_text()
+        errors = [line for line in said(log) if line.startswith("error: ")]
+        assert (status, len(errors)) in ((0, 0), (2, 1)), log.read_text()
+        if status:
+            assert said(log)[-1] == errors[0]  # the last word, and on one line
+            return errors
+    return []
+
+
+def test_a_full_disk_is_named_and_costs_nothing_that_was_finished(filled):
+    world, disk, sizes, reference = filled
+    failed = []
+    for size in sizes:
+        remount(disk, f"size={size}k")
+        failed += commands(world)
+    assert len(failed) >= len(sizes) - 1  # each somewhere else
+    for error in failed:
+        assert str(disk) in error
+        assert (
+            "full" in error or "No space left" in error or "enough free space" in error or "written" in error
+        )
+        assert "room" in error
+    remount(disk, f"size={ROOM}")
+    assert commands(world) == []
+    assert world.result() == reference
+
+
+def test_a_read_only_disk_is_named_and_costs_nothing(filled):
+    world, disk, _, reference = filled
+    remount(disk, "ro")
+    (error,) = commands(world)
+    assert str(disk) in error and "may be written" in error
+    remount(disk, "rw")
+    assert commands(world) == []
+    assert world.result() == reference
+
+
+def test_an_index_on_a_read_only_disk_is_searched(world):
+    with small_disk(world.home / "disk") as disk:
+        placed = replace(world, places={"--index": disk / "index"})
+        placed.clear()
+        assert run(placed.arguments("embed"), world.home / "log") == 0
+        (disk / "index" / ".partial").mkdir()  # as a kill leaves it
+        remount(disk, "ro")
+        assert commands(placed) == []
