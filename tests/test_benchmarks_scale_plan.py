@@ -97,14 +97,21 @@ def test_hours_too_few_for_one_part_are_refused(constants):
 def test_every_constant_counts(constants):
     sizes = (500_000, 2_000_000, 20_000_000, 200_000_000)
     settings = ScaleSettings(images=sizes, hours=(12, 12, 24, 240))
-    constants = constants | {"searches_per_second": 50_000.0, "decode_ms": 500.0}  # so that these decide
+    constants = constants | {"searches_per_second": 50_000.0}  # so that the cores decide
 
     def everything(constants):
         return plan(settings, constants), limits(constants), [hours(way, constants) for way in WAYS]
 
     usual = everything(constants)
     idle = [name for name in constants if everything(constants | {name: 1.7 * constants[name]}) == usual]
-    assert not idle
+    assert idle == ["gpu_cores"]  # the GPU decides
+
+
+def test_slow_decoding_decides(constants):
+    slow = constants | {"decode_ms": 500.0}
+    few, many = (rows_of(slow | {"gpu_cores": cores})["embed, A10G"] for cores in (4.0, 8.0))
+    assert few.machines == pytest.approx(2 * many.machines, abs=2)
+    assert many.machines > rows_of(constants)["embed, A10G"].machines
 
 
 def test_sizes_without_hours_are_refused():

@@ -18,6 +18,8 @@ DOCUMENTS = (
     "docs/evaluation.md",
     "docs/interactive.md",
     "docs/own_models.md",
+    "docs/performance.md",
+    "docs/scale.md",
     "docs/servers.md",
     "docs/training.md",
     "docs/datasets.md",
@@ -74,7 +76,8 @@ def flags_of(path, source):
     if not read:
         return set(re.findall(r"\"(--[\w-]+)\"", source))
     dotted = ".".join(path.relative_to(PROJECT).with_suffix("").parts)
-    kind = getattr(settings, read[1], None) or getattr(importlib.import_module(dotted), read[1])
+    own = f"class {read[1]}" in source
+    kind = getattr(importlib.import_module(dotted) if own else settings, read[1])
     names = {field.name.replace("_", "-") for field in dataclasses.fields(kind)}
     switched_off = {f"--no-{name}" for name in names if getattr(kind, name.replace("-", "_"), None) is True}
     return {f"--{name}" for name in names} | switched_off | {"--help"}
