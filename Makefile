@@ -28,10 +28,12 @@ demo: $(READY)  ## draw the demo scenes, embed them, play the rounds, write the 
 test: $(READY)  ## run the tests
 	$(RUN) -m pytest
 
-bench: $(READY)  ## time the rounds, the index build and the search against other ways; takes long
+bench: $(READY)  ## time rounds, index build and search against other ways, stages against their floors; takes long
 	$(RUN) -m benchmarks.rounds
 	$(RUN) -m benchmarks.index_build
 	$(RUN) -m benchmarks.search
+	$(RUN) -m benchmarks.floors
+	$(RUN) -m benchmarks.growth
 
 check-weights: $(READY)  ## caption a known picture and rewrite a query with a preset's models: PRESET=rtx3090-int8
 	$(RUN) check_weights.py --preset $(PRESET)
