@@ -27,9 +27,10 @@ def naming(path: Path) -> Iterator[None]:
     except WriteFailed:
         raise
     except OSError as error:
+        reason = error.strerror or f"{error}: is the disk full?"  # NumPy gives no error number
         raise WriteFailed(
-            f"{path}: cannot be written ({error.strerror or f'{error}: is the disk full?'}); make room or see to "
-            "it that it may be written, then give the same command again: what was finished is kept"
+            f"{path}: cannot be written ({reason}); make room or see to it that it may be written, then give "
+            "the same command again: what was finished is kept"
         ) from error
 
 
