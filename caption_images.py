@@ -3,14 +3,15 @@
     python caption_images.py                                   # the constants below
     python caption_images.py --dataset demo --preset demo      # any constant, overridden
 
-Captions are kept in one file for all datasets and runs: playground/data/captions.sqlite.
+Captions are kept in one file for all datasets and runs: playground/data/captions.sqlite. ``--engine ray`` has
+the workers of a Ray cluster make them.
 """
 
 from __future__ import annotations
 
 import logging
 
-from settings import CaptionSettings, read_settings, run_script
+from settings import CaptioningSettings, read_settings, run_script
 
 DATASET = "flickr30k"  # "demo", "flickr30k", "mscoco", "msrvtt" or "image_folder"
 # All other constants: python caption_images.py --help; for example
@@ -20,10 +21,16 @@ DATASET = "flickr30k"  # "demo", "flickr30k", "mscoco", "msrvtt" or "image_folde
 
 def main() -> None:
     """Reads the constants and the command line, and captions."""
-    settings = read_settings(CaptionSettings, globals())
-    from refinement.parts import caption_dataset
+    settings = read_settings(CaptioningSettings, globals())
+    if settings.engine == "ray":
+        from cluster.captions import caption_on_ray
 
-    logging.getLogger(__name__).info("%s", caption_dataset(settings).counts())
+        counts = str(caption_on_ray(settings))
+    else:
+        from refinement.parts import caption_dataset
+
+        counts = caption_dataset(settings).counts()
+    logging.getLogger(__name__).info("%s", counts)
 
 
 if __name__ == "__main__":

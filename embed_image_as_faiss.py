@@ -4,12 +4,12 @@
     python embed_image_as_faiss.py --dataset demo      # any constant, overridden
 
 Run again, it goes on where it was stopped, embeds what is new and drops what has vanished.
-``python -m indexes.merge`` joins indexes of one model.
+``--engine ray`` has the workers of a Ray cluster do it. ``python -m indexes.merge`` joins indexes of one model.
 """
 
 from __future__ import annotations
 
-from settings import IndexSettings, read_settings, run_script
+from settings import EmbeddingSettings, read_settings, run_script
 
 DATASET = "flickr30k"  # "demo", "flickr30k", "mscoco", "msrvtt" or "image_folder"
 # All other constants: python embed_image_as_faiss.py --help; for example
@@ -19,10 +19,15 @@ DATASET = "flickr30k"  # "demo", "flickr30k", "mscoco", "msrvtt" or "image_folde
 
 def main() -> None:
     """Reads the constants and the command line, and embeds."""
-    settings = read_settings(IndexSettings, globals())
-    from refinement.dataset_index import embed_dataset
+    settings = read_settings(EmbeddingSettings, globals())
+    if settings.engine == "ray":
+        from cluster.embedding import embed_on_ray
 
-    embed_dataset(settings)
+        embed_on_ray(settings)
+    else:
+        from refinement.dataset_index import embed_dataset
+
+        embed_dataset(settings)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ StrategyName = Literal[
 UserName = Literal["independent", "caption", "reference", "ground-truth", "random", "first"]
 ProtocolName = Literal["honest", "reference", "paper", "chatir"]
 IndexKind = Literal["auto", "flat", "hnsw", "ivf", "ivfpq"]
+EngineName = Literal["local", "ray"]
 
 PresetName = Literal["demo", "cpu-small", "rtx3060-int4", "rtx3090-int4", "rtx3090-int8", "fp16-48gb"]
 
@@ -71,7 +72,7 @@ PRESETS["fp16-48gb"] = PRESETS["rtx3090-int8"] | {"quantization": "fp16", "capti
 
 _COUNTS = (
     "image_size", "image_batch", "workers", "caption_batch", "rewrite_batch", "query_batch", "queries",
-    "rounds", "server_requests",
+    "rounds", "server_requests", "ray_workers",
 )  # fmt: skip
 
 
@@ -219,6 +220,32 @@ class CaptionSettings(DatasetSettings):
         _check_servers(self, "caption_servers", "caption_prices")
         if not 0 < self.server_seconds < float("inf"):
             raise ValueError(f"server_seconds: got {self.server_seconds}, expected more than 0")
+
+
+@dataclass(frozen=True)
+class EngineSettings(DatasetSettings):
+    """Who goes through a whole dataset.
+
+    Attributes:
+        engine: "local", this process, or "ray", the workers of a Ray cluster (docs/scale.md).
+        ray_address: Of the cluster; when not given the one that RAY_ADDRESS names or that runs on this
+            machine, or else one of this machine alone.
+        ray_workers: How many; one a GPU, or without GPUs as many as the cores allow, when not given.
+    """
+
+    engine: EngineName = "local"
+    ray_address: str | None = None
+    ray_workers: int | None = None
+
+
+@dataclass(frozen=True)
+class EmbeddingSettings(IndexSettings, EngineSettings):
+    """Embeds the images of a dataset and saves them as a FAISS index."""
+
+
+@dataclass(frozen=True)
+class CaptioningSettings(CaptionSettings, EngineSettings):
+    """Captions all images of a dataset ahead; runs then find the captions ready."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Embedding and captioning by many workers, on Ray: an extra, which nothing else imports."""

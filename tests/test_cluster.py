@@ -1,0 +1,246 @@
+"""Workers of a real Ray cluster: the bytes of one process, though workers and the driver are killed."""
+
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+
+from embedding.build import build_index
+from playground.image_folder import list_images
+from refinement.models import open_encoder
+from settings import CaptioningSettings, EmbeddingSettings
+
+PROJECT = Path(__file__).parent.parent
+with_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="needs Ray: pip install -r requirements-ray.txt"
+)
+SHARD_SIZE = 24  # with batches of 7: the last batch of a part is a small one
+DRIVER = f"""
+import sys
+from pathlib import Path
+from cluster.embedding import embed_on_ray
+from embedding.shards import ShardStore
+from settings import EmbeddingSettings, run_script
+
+save = ShardStore.save
+def noted(store, number, shard):
+    print("wrote", number, flush=True)
+    return save(store, number, shard)
+ShardStore.save = noted
+
+def main():
+    settings = EmbeddingSettings(dataset="image_folder", preset="demo", root=Path(sys.argv[1]), image_batch=7,
+                                 index=Path(sys.argv[2]), ray_address=sys.argv[3])
+    embed_on_ray(settings, {SHARD_SIZE})
+raise SystemExit(run_script(main))
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A cluster of two cores, and so of two workers; its address."""
+    import ray
+
+    path = os.pathsep.join([str(PROJECT), str(PROJECT / "tests"), os.environ.get("PYTHONPATH", "")])
+    ray.init(
+        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}},
+    )  # fmt: skip
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """500 pictures of noise, two of them broken."""
+    folder = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for number in range(500):
+        size = random.integers(100, 300, 2)
+        pixels = random.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+        PILImage.fromarray(pixels).resize(tuple(map(int, size))).save(folder / f"{number:03}.png")
+    (folder / "007.png").write_bytes(b"broken")
+    (folder / "200.png").write_bytes((folder / "201.png").read_bytes()[:200])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(pictures, tmp_path_factory):
+    """What one process writes, by file name."""
+    import torch
+
+    folder = tmp_path_factory.mktemp("index")
+    settings = EmbeddingSettings(dataset="image_folder", preset="demo", image_batch=7).resolved()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        build_index(
+            list_images(pictures, "")[0], open_encoder(settings), folder, model_name=settings.blip,
+            dataset="image_folder", image_folder=pictures, batch_size=7, workers=2, shard_size=SHARD_SIZE,
+        )  # fmt: skip
+    finally:
+        torch.set_num_threads(threads)
+    return contents(folder)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def start(pictures, index, address):
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(pictures), str(index), address], cwd=PROJECT, text=True,
+        stdout=subprocess.PIPE, stderr=(index.parent / f"{index.name}.log").open("w"),
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def log_of(index):
+    return (index.parent / f"{index.name}.log").read_text()
+
+
+def written(driver):
+    """Numbers of the parts that the driver writes; Ray says things of its own there."""
+    return (int(found[1]) for line in driver.stdout if (found := re.fullmatch(r"wrote (\d+)\n", line)))
+
+
+@with_ray
+def test_a_worker_killed_midway_changes_no_byte(tmp_path, cluster, pictures, expected):
+    index = tmp_path / "index"
+    with start(pictures, index, cluster) as driver:
+        parts = written(driver)
+        numbers = [next(parts) for _ in range(3)]
+        victim = int(re.search(r"process (\d+)", log_of(index))[1])
+        os.kill(victim, signal.SIGKILL)
+        numbers += parts
+    assert driver.returncode == 0, log_of(index)
+    assert "a worker died; another takes its place" in log_of(index)
+    workers = set(re.findall(r"is ready: process (\d+)", log_of(index)))
+    assert len(workers) == 3 and str(victim) in workers
+    assert numbers == list(range(-(-500 // SHARD_SIZE)))  # each part once
+    assert contents(index) == expected
+    assert b"007.png" in expected["failed_images.csv"] and b"200.png" in expected["failed_images.csv"]
+
+
+@with_ray
+def test_a_driver_killed_midway_goes_on_and_changes_no_byte(tmp_path, cluster, pictures, expected):
+    index = tmp_path / "index"
+    with start(pictures, index, cluster) as driver:
+        parts = written(driver)
+        for _ in range(4):
+            next(parts)
+        driver.kill()
+    there = len(list((index / ".partial").glob("*.json")))
+    assert not (index / "manifest.json").exists() and there >= 3
+    with start(pictures, index, cluster) as driver:
+        again = list(written(driver))
+    assert driver.returncode == 0, log_of(index)
+    assert "continuing: " in log_of(index)
+    assert there + len(again) == -(-500 // SHARD_SIZE)
+    assert contents(index) == expected
+
+
+def half(number):
+    if number == 13:
+        os._exit(1)
+    if number == 17:
+        raise ValueError("17 cannot be halved")
+    return number / 2
+
+
+def open_half():
+    return half
+
+
+def open_nothing():
+    os._exit(1)
+
+
+@with_ray
+def test_results_come_from_all_workers_and_a_deadly_part_ends_it(cluster):
+    from cluster.pool import map_parts
+
+    assert sorted(map_parts(range(12), open_half)) == [number / 2 for number in range(12)]
+    with pytest.raises(ValueError, match="a part of the work has killed 3 workers") as caught:
+        list(map_parts([1, 13, 2], open_half))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"^a worker: 17 cannot be halved$"):
+        list(map_parts([17], open_half))
+    with pytest.raises(ValueError, match="3 workers in a row died before their model was open"):
+        list(map_parts([1], open_nothing, workers=1))
+
+
+@with_ray
+def test_other_weights_on_a_workers_machine_are_refused(cluster):
+    from cluster.embedding import open_embedding
+
+    settings = EmbeddingSettings(dataset="image_folder", preset="demo").resolved()
+    with pytest.raises(ValueError, match="got other weights or another image size on a worker's machine"):
+        open_embedding(settings, "another", 1)
+
+
+@with_ray
+def test_captions_are_those_of_one_process_and_made_once(tmp_path, cluster, pictures):
+    import shutil
+
+    from cluster.captions import caption_on_ray
+    from refinement.parts import caption_dataset
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for path in sorted(pictures.iterdir())[:40]:
+        shutil.copy(path, folder)
+    shutil.copy(folder / "001.png", folder / "copy.png")
+
+    def settings(cache):
+        return CaptioningSettings(
+            dataset="image_folder",
+            preset="demo",
+            root=folder,
+            caption_cache=tmp_path / cache,
+            caption_batch=2,
+        )
+
+    assert str(caption_on_ray(settings("ray"))) == "39 captions made, 1 reused, 1 pictures broken"
+    assert str(caption_on_ray(settings("ray"))) == "0 captions made, 40 reused, 1 pictures broken"
+    assert caption_dataset(settings("ray")).counts() == "0 captions made, 40 reused, 1 pictures broken"
+    ours, theirs = caption_dataset(settings("ray")), caption_dataset(settings("local"))
+    ids = [path.name for path in sorted(folder.iterdir())]
+    assert ours.captions_of(ids) == theirs.captions_of(ids)
+
+
+def test_without_ray_the_command_that_installs_it_is_named(tmp_path, pictures):
+    code = "import sys; sys.modules['ray'] = None\n" + DRIVER
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(pictures), str(tmp_path / "index"), "local"],
+        cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "error: engine ray needs Ray; run: pip install -r requirements-ray.txt"
+    )
+
+
+@pytest.mark.parametrize(
+    ("run", "options", "message"),
+    [
+        ("embed", {"index": "milvus://localhost:19530/demo"}, "index: got milvus://.*expected a folder"),
+        ("caption", {"caption_servers": ("http://127.0.0.1:1/v1",)}, "caption_servers: got servers with"),
+    ],
+)
+def test_what_ray_is_not_for_is_refused(run, options, message):
+    from cluster.captions import caption_on_ray
+    from cluster.embedding import embed_on_ray
+
+    with pytest.raises(ValueError, match=message):
+        if run == "embed":
+            embed_on_ray(EmbeddingSettings(dataset="demo", engine="ray", **options))
+        else:
+            caption_on_ray(CaptioningSettings(dataset="demo", engine="ray", **options))
