@@ -120,7 +120,7 @@ class Soak:
         """Plays laps until as many processes have been killed, each stage its share."""
         aims = self.aims()
         quota = {name: kills // len(aims) + (place < kills % len(aims)) for place, name in enumerate(aims)}
-        while self.killed != quota:
+        while any(self.killed[name] < quota[name] for name in quota):
             self.world.clear()
             for command in ("embed", "caption", "play"):
                 names = IN_A_ROW * [name for name in aims if aims[name].command == command]
