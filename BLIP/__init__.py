@@ -5,6 +5,7 @@
 | `model.py` | `BlipEncoder`: images and texts to unit rows, matching |
 | `captioner.py` | `BlipCaptioner`: images to sentences |
 | `towers.py` | the model that is searched with, in plain torch |
+| `packed.py` | its weights laid out as processors read them fastest |
 | `checkpoints.py` | a checkpoint file or folder to a filled model |
 | `weight_files.py` | reads and fingerprints a weights file; never runs code from one |
 | `names.py` | Salesforce tensor names to Hugging Face names, and back |

@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 
 from BLIP import images as pictures
 from BLIP.checkpoints import load_towers
+from BLIP.packed import can_pack, pack
 from BLIP.tokenizer import Tokenizer
 from BLIP.towers import Towers
 from BLIP.weight_files import find_weights, fingerprint
@@ -84,6 +85,9 @@ class BlipEncoder:
         model = load_towers(
             weights, image_size=image_size, config=config, tokenizer=tokenizer, device=device, dtype=dtype
         )
+        if model.device.type == "cpu" and dtype == torch.float32 and can_pack():
+            pack(model.vision_model)
+            pack(model.text_encoder)
         return cls(model, tokenizer, fingerprint(weights), batch_size)
 
     def prepare_image(self, image: Image.Image) -> Image.Image:

@@ -1,5 +1,6 @@
 """The towers give transformers' numbers, and need no transformers."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 from BLIP.checkpoints import load_captioner, load_retrieval, load_towers, share_towers, share_vision
+from BLIP.model import BlipEncoder
+from BLIP.packed import PackedLinear, can_pack, pack
 from BLIP.sizes import read_sizes
 from BLIP.towers import Towers
 
@@ -54,6 +57,36 @@ def test_states_features_and_logits_are_those_of_transformers(both):
 def test_no_mask_is_a_mask_without_padding(both):
     ids, mask = tokens(6, 6)
     torch.testing.assert_close(both[0].text_encoder(ids), both[0].text_encoder(ids, mask), **CLOSE)
+
+
+@pytest.mark.skipif(not can_pack(), reason="this processor or torch cannot")
+@torch.inference_mode()
+def test_packed_layers_compute_the_same(both):
+    ours = copy.deepcopy(both[0])
+    pack(ours.text_encoder)
+    pack(ours.vision_model)
+    kinds = [type(module) for module in ours.modules()]
+    assert (
+        kinds.count(PackedLinear) > 20 and kinds.count(torch.nn.Linear) == 3
+    )  # projections and matching head
+    for count in (1, 3):
+        image = torch.randn(count, 3, ours.image_size, ours.image_size)
+        states = both[0].vision_model(image)
+        torch.testing.assert_close(ours.vision_model(image), states, **CLOSE)
+        ids, mask = tokens(*range(3, 3 + count))
+        expected = both[0].text_encoder(ids, mask, states)
+        torch.testing.assert_close(ours.text_encoder(ids, mask, states), expected, **CLOSE)
+
+
+def test_the_encoder_packs_what_it_can():
+    kinds = [
+        [type(module) for module in opened(dtype).model.modules()] for dtype in (torch.float32, torch.float16)
+    ]
+    assert [PackedLinear in found for found in kinds] == [can_pack(), False]
+
+
+def opened(dtype):
+    return BlipEncoder.open(FIXTURES / "itm.pth", config=CONFIG, dtype=dtype)
 
 
 def test_shared_towers_follow_the_training():
