@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
 from playground.demo.generate import SPLITS, ensure_split
+from settings import run_script
+
+log = logging.getLogger(__name__)
 
 
-def main() -> int:
-    """Generates one split, or all that are asked for; returns the exit status."""
+def main() -> None:
+    """Generates one split, or all that are asked for."""
     parser = argparse.ArgumentParser(prog="python -m playground.demo", description="Draw the demo scenes.")
     parser.add_argument(
         "--split", choices=(*SPLITS, "all"), default="test", help="which scenes (default: test)"
     )
     parser.add_argument("--root", type=Path, default=Path("playground/data/demo"), help="where to write them")
     options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        for split in SPLITS if options.split == "all" else (options.split,):
-            logging.info("%s", ensure_split(options.root, split))
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        logging.error("error: %s", error)
-        return 2
-    return 0
+    for split in SPLITS if options.split == "all" else (options.split,):
+        log.info("%s", ensure_split(options.root, split))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(run_script(main))

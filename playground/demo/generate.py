@@ -11,9 +11,12 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import multiprocessing
 import os
 import random
 import shutil
+import signal
+import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -23,6 +26,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from indexes.folder import locked_folder
 from playground.demo.drawing import ATTRIBUTION, render
 from playground.demo.scenes import CELLS, GRID, Scene, make_scene
 from playground.demo.wording import LEVELS, Description, describe, matches, mentionable, word
@@ -63,7 +67,7 @@ def ensure_split(root: Path, split: str) -> Path:
         The split's folder.
 
     Raises:
-        ValueError: If the split is not known.
+        ValueError: If the split is not known, or another process is drawing.
         ModuleNotFoundError: If the demo packages are missing.
     """
     if split not in SPLITS:
@@ -71,15 +75,22 @@ def ensure_split(root: Path, split: str) -> Path:
     first_seed, count, size = SPLITS[split]
     folder = root / split
     manifest = {"version": VERSION, "first_seed": first_seed, "count": count, "size": size}
-    manifest_path = folder / "manifest.json"
-    if _holds(manifest_path, manifest):
+    if _holds(folder / "manifest.json", manifest):
         return folder
-    log.info("drawing %d demo scenes into %s", count, folder)
+    with locked_folder(root, "is drawing demo scenes here", "name another --root"):
+        if not _holds(folder / "manifest.json", manifest):  # another process may have drawn it just now
+            log.info("drawing %d demo scenes into %s", count, folder)
+            _draw(folder, manifest)
+    return folder
+
+
+def _draw(folder: Path, manifest: dict[str, int]) -> None:
+    split, first_seed, count = folder.name, manifest["first_seed"], manifest["count"]
     unfinished = folder.with_name(f"{split}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     (unfinished / "images").mkdir(parents=True)
     scenes = [make_scene(seed) for seed in range(first_seed, first_seed + count)]
-    _write_pictures(scenes, unfinished / "images", size)
+    _write_pictures(scenes, unfinished / "images", manifest["size"])
     is_for_training = split.startswith("train")
     _write_texts(scenes, unfinished, with_relevant=not is_for_training)
     if is_for_training:
@@ -89,7 +100,6 @@ def ensure_split(root: Path, split: str) -> Path:
     (unfinished / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
-    return folder
 
 
 def _holds(path: Path, manifest: dict[str, int]) -> bool:
@@ -105,10 +115,24 @@ def image_name(scene: Scene) -> str:
 
 
 def _write_pictures(scenes: list[Scene], folder: Path, size: int) -> None:
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), initializer=_end_with_parent) as pool:
         done = pool.map(partial(_write_picture, size=size), scenes, repeat(folder), chunksize=50)
         for _ in tqdm(done, total=len(scenes), desc="drawing scenes", unit="image"):
             pass
+
+
+def _end_with_parent() -> None:
+    """Leaves Ctrl-C to the parent, and ends when a kill ends it: nobody else would end a worker then."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _write_picture(scene: Scene, folder: Path, size: int) -> None:
