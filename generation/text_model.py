@@ -177,7 +177,7 @@ class TextModel:
                 pad_token_id=pad,
             )
             new = output[:, inputs["input_ids"].shape[1] :].tolist()
-            return [_cut(row, ends) for row in new]
+            return [cut(row, ends) for row in new]
 
         written = dict(zip(order, self._batches.map(order, write, "writing"), strict=True))
         return [written[row] for row in range(len(rows))]
@@ -206,8 +206,13 @@ def _common_start(rows: list[list[int]]) -> list[int]:
     return first[:same]
 
 
-def _cut(new: list[int], ends: list[int]) -> list[int]:
-    """Returns the tokens up to the first that ends an answer; padding follows it."""
+def cut(new: list[int], ends: list[int]) -> list[int]:
+    """Returns new tokens up to the first that ends an answer; padding follows it.
+
+    Args:
+        new: What `generate` wrote.
+        ends: Tokens that end an answer.
+    """
     for place, token in enumerate(new):
         if token in ends:
             return new[: place + 1]
