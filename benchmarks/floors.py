@@ -58,6 +58,7 @@ class FloorSettings:
         batch: Pictures captioned, or queries rewritten, at a time.
         vectors: In the collection that is searched.
         queries: Encoded, and searched together.
+        rewrite_model: A language model that completes; the demo's when not given.
         full_size: Also embed pictures with BLIP base at 384 pixels, with random weights.
         output: Folder of the results.
     """
@@ -68,6 +69,7 @@ class FloorSettings:
     batch: int = 32
     vectors: int = 100_000
     queries: int = 256
+    rewrite_model: str | None = None
     full_size: bool = False
     output: Path = Path("runs/benchmark-floors")
 
@@ -314,7 +316,7 @@ def _rewriting(texts: Sequence[str], settings: FloorSettings, probe: Probe) -> I
     from generation.text_model import TextModel, source_of
     from query_editing import MOST_TOKENS
 
-    name = PRESETS["demo"]["rewrite_model"]
+    name = settings.rewrite_model or PRESETS["demo"]["rewrite_model"]
     precision = precision_of(PRESETS["demo"]["quantization"])
     model = TextModel(name, precision, settings.batch)
     said = "a red fish under two green trees at the beach"
@@ -341,15 +343,17 @@ def _rewriting(texts: Sequence[str], settings: FloorSettings, probe: Probe) -> I
     read += Work(output * len(prompts), weights * batches)
     each = 1000 / len(prompts)
     yield Stage(
-        f"rewrite: read the prompt, SmolLM2-135M, {settings.batch} at a time", "query",
+        f"rewrite: read the prompt, {name}, {settings.batch} at a time", "query",
         f"operations, {precision}; {np.mean(lengths):.0f} tokens", machine.seconds(read) * each,
         reading * each,
     )  # fmt: skip
     later = all_tokens - first
+    if not later:
+        raise ValueError(f"{name} wrote no second token to any prompt, so writing cannot be timed")
     before = shared + float(np.mean(lengths))
     write = writes_tokens(config, later / len(prompts), before, settings.batch, weights, number_bytes)
     yield Stage(
-        f"rewrite: write, SmolLM2-135M, {settings.batch} at a time", "token",
+        f"rewrite: write, {name}, {settings.batch} at a time", "token",
         f"operations or bytes, {precision}", 1000 * machine.seconds(write) * len(prompts) / later,
         1000 * (writing - reading) / later,
     )  # fmt: skip
