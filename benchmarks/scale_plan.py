@@ -192,16 +192,19 @@ def _search_rows(images: int, constants: Mapping[str, float]) -> Iterator[Row]:
     folders = math.ceil(images / limit.images)
     share = images / folders
     hours = _build_seconds(kind, share, constants) / 3600
-    yield Row(images, f"build the index: {folders} folder{'s' * (folders > 1)}, `{kind}`", folders, hours,
-              once=folders * hours * constants["search_price"])  # fmt: skip
+    kept, stored = (images * constants[f"{kind}_{what}"] / GB for what in ("memory", "disk"))
+    yield Row(
+        images, f"build the index: {folders} folder{'s' * (folders > 1)}, `{kind}`", folders, hours, kept,
+        stored, once=folders * hours * constants["search_price"],
+    )  # fmt: skip
     busy = constants["searches_per_second"] * _query_ms(kind, share, constants) / 1000
     replicas = math.ceil(busy / (constants["search_cores"] * constants["busy_share"]))
     machines = folders * replicas
-    disk = replicas * images * constants[f"{kind}_disk"] / GB
     yield Row(
         images, f"search, {constants['searches_per_second']:g} a second", machines,
-        memory_gb=replicas * images * constants[f"{kind}_memory"] / GB, disk_gb=disk,
-        monthly=machines * MONTH_HOURS * constants["search_price"] + disk * constants["disk_price"],
+        memory_gb=replicas * kept, disk_gb=replicas * stored,
+        monthly=machines * MONTH_HOURS * constants["search_price"]
+        + replicas * stored * constants["disk_price"],
     )  # fmt: skip
 
 
@@ -289,7 +292,7 @@ def limit_table(found: Sequence[Limit]) -> str:
 def _count(images: float) -> str:
     if images >= 1e12:
         return ""
-    for unit, name in ((1e9, "G"), (1e6, "M")):
+    for unit, name in ((1e9, "B"), (1e6, "M")):
         if images >= unit:
             return f"{images / unit:.3g} {name}"
     return f"{images:,.0f}"
