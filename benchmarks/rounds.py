@@ -48,15 +48,13 @@ class BenchmarkSettings:
 
     Attributes:
         queries: Queries of the demo's test split that this project plays.
-        sequential_queries: How many of them are played one at a time; that is slow.
-        single_queries: How many of them this project plays with batches of one.
+        sequential_queries: How many of them are played one at a time, in either way; that is slow.
         rounds: Rounds, the first search included.
         output: Folder of the results.
     """
 
     queries: int = 500
     sequential_queries: int = 50
-    single_queries: int = 100
     rounds: int = 4
     output: Path = Path("runs/benchmark-rounds")
 
@@ -101,7 +99,7 @@ def measure(settings: BenchmarkSettings) -> list[dict[str, Any]]:
     for number, (name, changes) in enumerate(STEPS.items()):
         cache = scratch / f"captions-{number}.sqlite"
         changed = dataclasses.replace(base, **changes, caption_cache=cache)
-        asked = _spread(queries, settings.single_queries) if "query_batch" in changes else queries
+        asked = sequential if "query_batch" in changes else queries
         rows.append(_row(name, changed, asked, known))
         if name == list(STEPS)[-1]:
             rows.append(_row(AGAIN, changed, asked, known))
