@@ -4,7 +4,8 @@
     python embed_image_as_faiss.py --dataset demo      # any constant, overridden
 
 Run again, it goes on where it was stopped, embeds what is new and drops what has vanished.
-``--engine ray`` has the workers of a Ray cluster do it. ``python -m indexes.merge`` joins indexes of one model.
+``--engine ray`` has the workers of a Ray cluster do it. ``python -m indexes.merge`` joins indexes of one
+model.
 """
 
 from __future__ import annotations

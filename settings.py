@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import logging
 import signal
 import sys
@@ -81,8 +82,9 @@ class DatasetSettings:
     """A dataset, and the models that go with it.
 
     Attributes:
-        dataset: "demo", "flickr30k", "mscoco", "msrvtt" or "image_folder".
-        root: The dataset's folder; playground/data/DATASET when not given.
+        dataset: "demo", "flickr30k", "mscoco", "msrvtt", "image_folder", "image_tars" or "image_parquet".
+        root: The dataset's folder; playground/data/DATASET when not given. Of the last three also an address,
+            such as s3://BUCKET/FOLDER; of tars and Parquet files a file, or 'FOLDER/{00000..00009}.tar'.
         split: Part of the dataset; "test" for the demo, "1k-A" for MSR-VTT and "all" for the others when not
             given. Flickr30k and MSCOCO also have Karpathy's: "test" and more, see docs/datasets.md.
         preset: Set of models, precision and batch sizes; "demo" for the demo and "rtx3090-int8" for the
@@ -109,7 +111,7 @@ class DatasetSettings:
             "preset": preset,
             "split": split,
             "root": root,
-            "index": root / f"index-{split}",
+            "index": _index_folder(root, split, DATA_FOLDER / self.dataset),
             "caption_cache": DATA_FOLDER / "captions.sqlite",
         }
         names = {field.name for field in dataclasses.fields(self)}
@@ -526,6 +528,16 @@ def _checked_constants(kind: type, constants: Mapping[str, Any]) -> dict[str, An
             raise ValueError(f"constant {name} = {value!r}: expected no bool")
         values[field] = value
     return values
+
+
+def _index_folder(root: Path, split: str, home: Path) -> Path:
+    """Returns where a dataset's index goes: into its folder, or beside what is no folder here."""
+    from stores.places import CONTAINERS, address_of, is_remote
+
+    if not is_remote(root) and root.suffix not in CONTAINERS:
+        return root / f"index-{split}"
+    name = f"index-{split}-{hashlib.sha256(address_of(root).encode()).hexdigest()[:8]}"
+    return (home if is_remote(root) else root.parent) / name
 
 
 def _check_habits(settings: SessionSettings, *noises: float) -> None:

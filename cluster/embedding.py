@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,11 @@ from records import Image, Skip
 from refinement.dataset_index import open_named_dataset
 from refinement.models import open_encoder
 from settings import EmbeddingSettings
+from stores.places import is_remote
+from stores.tar_members import learn_places, stored_places
+
+# Images, and where in their tars those in an object store are.
+Part = tuple[Sequence[Image], Mapping[Path, dict[str, tuple[int, int]]]]
 
 
 def embed_on_ray(settings: EmbeddingSettings, shard_size: int = SHARD_SIZE) -> FaissIndex:
@@ -51,7 +56,7 @@ def embed_on_ray(settings: EmbeddingSettings, shard_size: int = SHARD_SIZE) -> F
 
     def embed_parts(parts: Sequence[Sequence[Image]]) -> Done:
         return map_parts(
-            [[for_worker(image) for image in part] for part in parts],
+            map(_for_worker, parts),
             partial(open_embedding, settings, encoder.fingerprint, threads),
             address=settings.ray_address,
             workers=settings.ray_workers,
@@ -77,7 +82,7 @@ def embed_on_ray(settings: EmbeddingSettings, shard_size: int = SHARD_SIZE) -> F
 
 def open_embedding(
     settings: EmbeddingSettings, fingerprint: str, threads: int
-) -> Callable[[Sequence[Image]], tuple[Shard, list[Skip]]]:
+) -> Callable[[Part], tuple[Shard, list[Skip]]]:
     """Opens the encoder in a worker; returns what embeds a part.
 
     Args:
@@ -98,9 +103,20 @@ def open_embedding(
             f" ({encoder.fingerprint}, expected {fingerprint}); copy the checkpoint to every machine"
         )
     bar = tqdm(disable=True)
-    return lambda part: embed(part, encoder, settings.image_batch or 32, settings.workers, bar)
+
+    def embed_part(part: Part) -> tuple[Shard, list[Skip]]:
+        images, places = part
+        learn_places(places)
+        return embed(images, encoder, settings.image_batch or 32, settings.workers, bar)
+
+    return embed_part
+
+
+def _for_worker(images: Sequence[Image]) -> Part:
+    return [for_worker(image) for image in images], stored_places(image.path for image in images)
 
 
 def for_worker(image: Image) -> Image:
     """Returns an image with what a worker needs, found from any working directory."""
-    return dataclasses.replace(image, path=image.path.absolute(), captions=())
+    path = image.path if is_remote(image.path) else image.path.absolute()
+    return dataclasses.replace(image, path=path, captions=())

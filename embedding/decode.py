@@ -5,11 +5,14 @@ The one place that opens pictures: indexing, captioning, training and queries by
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from stores.places import Unreadable, file_of, is_remote, stored_bytes
 
 MAXIMUM_PIXELS = 178_956_970  # twice Pillow's warning line: half a gigabyte of RGB
 SHORT_SIDE_KEPT = 1024  # larger pictures are halved, thirded, ... down to this; models want 224 to 512
@@ -38,24 +41,28 @@ def open_image(path: Path) -> Image.Image:
     that a queue of them fits into memory.
 
     Args:
-        path: The file.
+        path: The file, or where `stores.places` finds a picture: in a tar, a Parquet file, a store.
 
     Returns:
         A picture in mode RGB that holds no open file.
 
     Raises:
         BrokenImage: (a ValueError) If the file is missing, empty, cut off, no picture, or too large.
+        ModuleNotFoundError: If a package that reads the store is not installed.
     """
     try:
-        if not path.stat().st_size:
+        data = stored_bytes(path)
+        if not (path.stat().st_size if data is None else data):
             raise BrokenImage(path, "the file is empty")
-        with Image.open(path, formats=FORMATS) as picture:
+        with Image.open(path if data is None else io.BytesIO(data), formats=FORMATS) as picture:
             if picture.width * picture.height > MAXIMUM_PIXELS:
                 raise BrokenImage(path, _too_large(f"{picture.width} x {picture.height} pixels"))
             picture.load()
             return _reduced(_rgb(ImageOps.exif_transpose(picture)))
-    except BrokenImage:
+    except (BrokenImage, ModuleNotFoundError):
         raise
+    except Unreadable as error:
+        raise BrokenImage(path, str(error)) from error
     except FileNotFoundError as error:
         raise BrokenImage(path, "no such file") from error
     except UnidentifiedImageError as error:
@@ -78,7 +85,7 @@ def check_still_there(paths: Iterable[Path]) -> None:
     first = None
     for path in paths:
         first = first or path
-        if path.exists():
+        if is_remote(path) or file_of(path)[0].exists():  # a store that is away says so for each picture
             return
     raise FileNotFoundError(
         f"all pictures have vanished, {first} and the others; bring their folder back and give the same "

@@ -21,6 +21,7 @@ from evaluation.runs import read_json, read_rounds, write_atomically
 from evaluation.sessions import Session, build_sessions
 from evaluation.tables import COLUMNS, COLUMNS_WITHOUT_TARGET, format_value
 from records import Round
+from stores.places import stored_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -264,7 +265,8 @@ def _encode_thumbnail(path: Path) -> str | None:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(path) as opened:
+        data = stored_bytes(path)
+        with Image.open(path if data is None else io.BytesIO(data)) as opened:
             picture = ImageOps.exif_transpose(opened)
             # White under transparency, as a page would show it.
             if "A" in picture.getbands() or "transparency" in picture.info:
@@ -273,7 +275,7 @@ def _encode_thumbnail(path: Path) -> str | None:
                 picture.alpha_composite(layer)
             picture = picture.convert("RGB")
             picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         logger.debug("no thumbnail: %s", error)  # counted in the report and in one warning at its end
         return None
     buffer = io.BytesIO()

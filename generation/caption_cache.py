@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from indexes.manifest import file_sha256
+from stores.places import file_of, is_remote, stored_sha256
 
 APPLICATION_ID = 0x43505431  # "CPT1": tells this file from any other SQLite database
 FORMAT = 1
@@ -118,13 +119,22 @@ class CaptionCache:
     def hashes_of(self, paths: Iterable[Path]) -> dict[Path, str]:
         """Returns the SHA-256 of files; one seen before with this size and time of change is not read again.
 
+        Of a picture in a tar or a Parquet file these are the tar's; one in an object store is read each time.
+
+        Args:
+            paths: As `embedding.decode.open_image` takes them.
+
         Returns:
             Hexadecimal, by path; files that cannot be read are not in it.
         """
         stated: dict[str, tuple[Path, int, int]] = {}
+        hashes: dict[Path, str] = {}
         for path in paths:
             try:
-                status = path.stat()
+                if is_remote(path):
+                    hashes[path] = stored_sha256(path) or ""
+                    continue
+                status = file_of(path)[0].stat()
             except OSError:  # whoever opens the picture says why
                 continue
             stated[str(path.absolute())] = (path, status.st_size, status.st_mtime_ns)
@@ -133,14 +143,13 @@ class CaptionCache:
             for part in _parts(list(stated)):
                 rows = database.execute(f"SELECT * FROM files WHERE path IN ({_marks(part)})", part)
                 known |= {name: (size, changed, sha256) for name, size, changed, sha256 in rows}
-        hashes: dict[Path, str] = {}
         fresh = []
         for name, (path, size, changed) in stated.items():
             if name in known and known[name][:2] == (size, changed):
                 hashes[path] = known[name][2]
                 continue
             try:
-                hashes[path] = file_sha256(path)
+                hashes[path] = stored_sha256(path) or file_sha256(path)
             except OSError:
                 continue
             if time.time_ns() - changed > SETTLED_NANOSECONDS:

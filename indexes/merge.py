@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from settings import run_script
+from stores.places import is_remote
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,8 @@ def merge_indexes(folders: Sequence[Path], output: Path) -> int:
                 f"{folders[0]} of {first.model_fingerprint} ({first.model_name}), expected one model; embed "
                 "the images of one again with the other's: python embed_image_as_faiss.py"
             )
-    places = [Path(manifest.image_folder).resolve() for manifest in manifests]
+    folders_of_images = [Path(manifest.image_folder) for manifest in manifests]
+    places = [place if is_remote(place) else place.resolve() for place in folders_of_images]
     home = Path(os.path.commonpath(places))
     ids: list[str] = []
     chosen: list[np.ndarray] = []

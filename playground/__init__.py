@@ -7,7 +7,7 @@ from pathlib import Path
 
 from records import Dataset
 
-DATASETS = ("demo", "flickr30k", "mscoco", "msrvtt", "image_folder")
+DATASETS = ("demo", "flickr30k", "mscoco", "msrvtt", "image_folder", "image_tars", "image_parquet")
 DATA_FOLDER = Path(__file__).parent / "data"
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from playground.captions_csv import read_captions
 from playground.check import Check, Piece
 from records import Dataset, Image, Skip
+from stores.places import address_of, is_remote, list_stored, read_range
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 CAPTIONS_FILE = "images_captions.csv"
@@ -22,7 +24,7 @@ def read(root: Path, split: str) -> Dataset:
 
     Args:
         root: Holds the pictures, at any depth, and perhaps `images_captions.csv`; without that file there are
-            no queries.
+            no queries. A folder here or in an object store.
         split: "all".
 
     Raises:
@@ -33,11 +35,40 @@ def read(root: Path, split: str) -> Dataset:
         raise ValueError(
             f"image_folder: got split {split!r}, expected 'all': the dataset has no split file; use all"
         )
+    if is_remote(root):
+        return _read_remote(root)
     images, skipped = list_images(root, _ADVICE)
     if not (root / CAPTIONS_FILE).exists():
         return Dataset("image_folder", root, images, (), skipped)
     captions = read_captions(root / CAPTIONS_FILE, images, _ADVICE)
     return Dataset("image_folder", root, captions.images, captions.queries, skipped + captions.skipped)
+
+
+def _read_remote(root: Path) -> Dataset:
+    names = list_stored(root)
+    images = tuple(Image(name, root / name) for name in names if _counts(name))
+    skipped = tuple(
+        Skip(name, "the name has an empty, a '.' or a hidden part") for name in names if _is_odd(name)
+    )
+    if not images:
+        kinds = ", ".join(sorted(SUFFIXES))
+        raise ValueError(f"{address_of(root)}: got no pictures, expected files ending in {kinds}; {_ADVICE}")
+    if CAPTIONS_FILE not in names:
+        return Dataset("image_folder", root, images, (), skipped)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / CAPTIONS_FILE
+        copy.write_bytes(read_range(root / CAPTIONS_FILE))
+        captions = read_captions(copy, images, _ADVICE)
+    return Dataset("image_folder", root, captions.images, captions.queries, skipped + captions.skipped)
+
+
+def _counts(name: str) -> bool:
+    return not _is_odd(name) and Path(name).suffix.lower() in SUFFIXES
+
+
+def _is_odd(name: str) -> bool:
+    """Tells names that a path would change, so that another object would be opened, and hidden ones."""
+    return any(not part or part.startswith(".") for part in name.split("/"))
 
 
 def list_images(

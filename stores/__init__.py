@@ -1,0 +1,1 @@
+"""Where pictures lie besides plain files: in tars, in Parquet files, in object stores."""
