@@ -3,10 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 PRESET ?= rtx3090-int8
 FUZZ_MINUTES ?= 10
+SOAK_KILLS ?= 200
+SOAK_SEED ?= 0
 RUN = $(VENV)/bin/python
 READY = $(VENV)/ready
 
-.PHONY: help setup demo test bench check-weights lint fuzz audit clean
+.PHONY: help setup demo test bench check-weights lint fuzz soak audit clean
 
 help:  ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 15
@@ -45,6 +47,9 @@ lint: $(READY)  ## check style and types
 
 fuzz: $(READY)  ## play all properties with new inputs, a group for FUZZ_MINUTES=10; count them
 	FUZZ_MINUTES=$(FUZZ_MINUTES) $(RUN) tests/fuzz.py
+
+soak: $(READY)  ## kill the experiment SOAK_KILLS=200 times and at every change to a file; compare
+	$(RUN) tests/soak.py --kills $(SOAK_KILLS) --seed $(SOAK_SEED)
 
 audit: $(READY)  ## list all licences, ask for known holes; status 3: could not be asked
 	$(RUN) tests/audit.py

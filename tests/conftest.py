@@ -109,10 +109,14 @@ def tiny_tokenizer(extra_tokens):
 @pytest.fixture(scope="session")
 def language_model(tmp_path_factory):
     """A folder with a random Llama of two layers and a byte-level tokenizer with a chat template."""
+    return make_language_model(tmp_path_factory.mktemp("language-model"))
+
+
+def make_language_model(folder):
+    """Writes the model of `language_model`; returns the folder's name."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    folder = tmp_path_factory.mktemp("language-model")
     fast = tiny_tokenizer(["<|im_start|>", "<|im_end|>", "<|tool|>"])
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder)

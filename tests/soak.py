@@ -61,8 +61,9 @@ class Soak:
         laps: How they ended.
     """
 
-    def __init__(self, world: World, seed: int, short: bool = False) -> None:
+    def __init__(self, world: World, seed: int, minutes: float, short: bool = False) -> None:
         self.world = world
+        self.end = time.monotonic() + 60 * minutes
         self.random = random.Random(seed)
         self.killed: Counter[str] = Counter()
         self.left: Counter[str] = Counter()
@@ -120,7 +121,7 @@ class Soak:
         """Plays laps until as many processes have been killed, each stage its share."""
         aims = self.aims()
         quota = {name: kills // len(aims) + (place < kills % len(aims)) for place, name in enumerate(aims)}
-        while any(self.killed[name] < quota[name] for name in quota):
+        while any(self.killed[name] < quota[name] for name in quota) and time.monotonic() < self.end:
             self.world.clear()
             for command in ("embed", "caption", "play"):
                 names = IN_A_ROW * [name for name in aims if aims[name].command == command]
@@ -190,7 +191,10 @@ class Soak:
             run(self.world.arguments(command), self.log(command), watched=self.world.made)
             changes = int(self.log(command).with_name(f"{command}.log.changes").read_text())
             count = changes if most is None else min(most, changes)
-            for place in range(count):
+            done = 0
+            for place in self.random.sample(range(count), count):  # so that less time tries as many sorts
+                if time.monotonic() > self.end:
+                    break
                 shutil.rmtree(self.world.made)
                 shutil.copytree(prepared, self.world.made)
                 die_at = 1 + place * changes // count
@@ -200,7 +204,8 @@ class Soak:
                 self.killed[f"{command}, before a change to a file"] += 1
                 self._finish(command)
                 self._compare(f"changes while {command}", "--index" if command == "embed" else "")
-            sys.stdout.write(f"{command}: killed before {count} of {changes} changes\n")
+                done += 1
+            sys.stdout.write(f"{command}: killed before {done} of {changes} changes\n")
             sys.stdout.flush()
 
     def report(self) -> None:
@@ -213,6 +218,15 @@ class Soak:
         return any("DIFFERENT" in how for how in self.laps)
 
 
+def make_tiny_language_model(folder: Path) -> tuple[str, str]:
+    """Writes the tests' language model, in a process of its own: the forked ones load no library twice."""
+    code = (
+        f"from pathlib import Path; from tests.conftest import *; make_language_model(Path({str(folder)!r}))"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True, capture_output=True)
+    return "--rewrite-model", str(folder)
+
+
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
@@ -221,28 +235,30 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200, help="at random moments (default: %(default)s)")
     parser.add_argument("--changes", type=int, help="kills before changes to files; all when not given")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="end each part after so many")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pictures", type=int, default=96)
     parser.add_argument("--queries", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--short", action="store_true", help="small pictures, and captions appended: needs no language model"
+        "--short", action="store_true", help="small pictures, a language model of random weights"
     )
     options = parser.parse_args()
     home = Path(tempfile.mkdtemp(prefix="soak-"))
     played = (*PLAYED, "--queries", str(options.queries), "--rounds", str(options.rounds))
     appending = World(home, play_options=(*WITHOUT_LANGUAGE_MODEL, *played))
-    rewriting = replace(appending, play_options=(*REWRITING, *played))
+    rewriter = make_tiny_language_model(home / "language-model") if options.short else ()
+    rewriting = replace(appending, play_options=(*REWRITING, *played, *rewriter))
     make_pictures(appending.pictures, options.pictures, 112 if options.short else 448)
     appending.made.mkdir()
     begun = time.monotonic()
-    soak = Soak(appending if options.short else rewriting, options.seed, options.short)
+    soak = Soak(rewriting, options.seed, options.minutes, options.short)
     soak.kill_at_random(options.kills)
     soak.report()
     failed = soak.failed
     if not options.short:  # the exact moments are many, and with a language model each takes long
         soak.world.clear()
-        soak = Soak(appending, options.seed)
+        soak = Soak(appending, options.seed, options.minutes)
     soak.kill_at_changes(options.changes)
     soak.report()
     failed |= soak.failed
