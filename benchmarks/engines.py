@@ -11,12 +11,12 @@ to rows). The engines:
 - `eager`: transformers' BLIP. All others are compared with it.
 - `towers`: `BLIP.towers`, whose attention is torch's fused one.
 - `packed`: the towers with `BLIP.packed` layers, what this project searches with.
-- `compile`: the towers by torch.compile, which needs a C++ compiler.
+- `compile`: the towers by torch.compile, which needs a C++ compiler; a second run finds much in its cache.
 - `onnxruntime`, `openvino`: the towers, exported; both in float32.
 - `bf16`: the towers under autocast, to know what 16 bits would gain; not the same numbers.
 
 All engines of a part take turns, so that other work on the machine slows all alike. Last, what it gains that
-`encode_texts` sorts texts by length. Result: two tables and ``engines.json``.
+`encode_texts` sorts texts by length. Result: tables of CPU time, and ``engines.json`` with the clock's too.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def main() -> None:
     sorting = sorting_rows(settings.texts)
     content = {"command": command, "settings": chosen, "rows": rows, "sorting": sorting}
     write_json(settings.output / "engines.json", content)
-    for table in (rows, sorting):
+    for table in (speeds(rows), preparations(rows), sorting):
         print(as_markdown([tuple(table[0]), *(tuple(map(_cell, row.values())) for row in table)]), "\n")
 
 
@@ -173,6 +173,37 @@ def measure(
     ]
 
 
+def speeds(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns for each part and batch eager's CPU milliseconds each, and how many times faster others are."""
+    table: dict[tuple[str, str, int], dict[str, Any]] = {}
+    for row in rows:
+        place = row["model"], row["part"], row["batch"]
+        if row["engine"] == "eager":
+            table[place] = {
+                "model": place[0],
+                "part": place[1],
+                "batch": place[2],
+                "eager, ms": row["CPU ms each"],
+            }
+        else:
+            table[place][row["engine"]] = row["times faster"]
+    return list(table.values())
+
+
+def preparations(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns for each model and engine the longest preparation and the greatest difference."""
+    table: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        before = table.get((row["model"], row["engine"]), {"ready, s, most": 0.0, "greatest difference": 0.0})
+        table[row["model"], row["engine"]] = {
+            "model": row["model"],
+            "engine": row["engine"],
+            "ready, s, most": max(before["ready, s, most"], row["ready, s"]),
+            "greatest difference": max(before["greatest difference"], row["greatest difference"]),
+        }
+    return list(table.values())
+
+
 def sorting_rows(count: int) -> list[dict[str, Any]]:
     """Times `encode_texts` of the demo's encoder, in the order given and sorted by length, in turns.
 
@@ -226,6 +257,7 @@ def _engine(name: str, model: Any, towers: Towers, part: PartName, inputs: Tenso
     if name in ("towers", "packed"):
         return lambda: ours(*inputs)
     if name == "compile":
+        torch.compiler.reset()  # after eight shapes it would give up and compute without compiling
         compiled = torch.compile(ours, dynamic=False)
         return lambda: compiled(*inputs)
     if name == "bf16":

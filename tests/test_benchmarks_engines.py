@@ -53,7 +53,9 @@ def test_tables_and_data_are_written(tmp_path, monkeypatch, capsys):
     compare_engines()
     written = json.loads((tmp_path / "engines.json").read_text())
     assert [row["engine"] for row in written["rows"]] == ["eager", "towers"]
-    assert "| towers |" in " ".join(capsys.readouterr().out.split())
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["|", "model", "|", "part", "|", "batch", "|", "eager,", "ms", "|", "towers", "|"] in printed
+    assert [line[3] for line in printed if line[:2] == ["|", "demo"]] == ["text", "eager", "towers"]
 
 
 def test_orders_of_texts_are_compared():
