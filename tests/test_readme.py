@@ -16,6 +16,7 @@ DOCUMENTS = (
     *READMES,
     "CONTRIBUTING.md",
     "docs/evaluation.md",
+    "docs/faults.md",
     "docs/interactive.md",
     "docs/own_models.md",
     "docs/performance.md",
