@@ -2,7 +2,8 @@
 
 torch multiplies float32 matrices with MKL, which on some processors reaches half of what oneDNN does; torch
 has both. oneDNN wants the weights in blocks. They are turned once, when a model is opened, which takes no
-compiler and no other package. docs/performance.md has figures.
+compiler and no other package; with bfloat16, which oneDNN multiplies anyway, they are else turned at every
+call. docs/performance.md has figures.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ class PackedLinear(nn.Module):
     """A linear layer whose weights only oneDNN can read."""
 
     def __init__(self, linear: nn.Linear) -> None:
-        """Takes the weights of a float32 layer on the CPU; the layer can go then."""
+        """Takes the weights of a layer on the CPU, float32 or bfloat16; the layer can go then."""
         super().__init__()
         weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
         self.register_buffer("weight", weight, persistent=False)
         self.bias = linear.bias
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """(..., width in) to (..., width out), both float32."""
+        """(..., width in) to (..., width out), both of the weights' dtype."""
         return torch.ops.mkldnn._linear_pointwise(states, self.weight, self.bias, "none", [], "")
 
 
@@ -37,13 +38,14 @@ def can_pack() -> bool:
 
 
 def pack(module: nn.Module) -> None:
-    """Puts packed layers in the place of all linear ones; the module cannot be trained any more.
+    """Puts packed layers in the place of all plain linear ones; the module cannot be trained any more.
 
     Args:
-        module: float32, on the CPU; its layers are replaced one by one, so that memory does not double.
+        module: On the CPU; its layers are replaced one by one, so that memory does not double. Layers of
+            other dtypes than float32 and bfloat16, and of other classes (quantized ones), stay.
     """
     for name, child in list(module.named_children()):
-        if isinstance(child, nn.Linear):
+        if type(child) is nn.Linear and child.weight.dtype in (torch.float32, torch.bfloat16):
             module.register_module(name, PackedLinear(child))
         else:
             pack(child)

@@ -45,6 +45,7 @@ class TextModel:
     def _loaded(self) -> tuple[Any, Any]:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        from BLIP.packed import can_pack, pack
         from generation import greedy
 
         source, options = source_of(self.model_id)
@@ -62,6 +63,8 @@ class TextModel:
             own_attention=lambda skeleton: greedy.ATTENTION if greedy.decodes(skeleton) else None,
             **options,
         )
+        if model.device.type == "cpu" and can_pack():
+            pack(model)
         return model, tokenizer
 
     def release(self) -> None:
