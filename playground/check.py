@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from pathlib import Path
 from playground import DATA_FOLDER
 from records import Dataset
 from settings import DEFAULT_SPLITS
+from stores.places import address_of, is_remote
 
 log = logging.getLogger(__name__)
 
@@ -86,20 +88,20 @@ class Check:
             The exit status: 0 when the dataset is usable, else 1.
         """
         start_log()
-        log.info("%s in %s", self.name, root)
-        for piece in self.pieces:
+        log.info("%s in %s", self.name, address_of(root))
+        for piece in () if is_remote(root) else self.pieces:
             state = "there" if (root / piece.path).exists() else "missing"
             log.info("  %-8s %s: %s", state, piece.path, piece.use)
         try:
             dataset = self.read(root, split)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ModuleNotFoundError) as error:
             log.error("not usable: %s\n\n%s", error, self.how_to_get)
             if self.download:
                 log.info("next: %s", self.download)
             return 1
         self._report(dataset, split)
         flags = f" --dataset {self.name}"
-        flags += f" --root {root}" if root != DATA_FOLDER / self.name else ""
+        flags += f" --root {shlex.quote(address_of(root))}" if root != DATA_FOLDER / self.name else ""
         flags += f" --split {split}" if split != self.default_split else ""
         log.info("next: python embed_image_as_faiss.py%s", flags)
         return 0
