@@ -79,7 +79,7 @@ class Probe:
     """What the machine can do, measured with one thread.
 
     Attributes:
-        float32: Operations a second of a matrix product, the better of NumPy and torch.
+        float32: Operations a second of a matrix product, the best of NumPy, MKL and oneDNN.
         bfloat16: The same in bfloat16.
         memory: Bytes read a second.
         file: Bytes a second into a file, until they are on the disk.
@@ -149,14 +149,21 @@ def probe_machine() -> Probe:
     """Measures matrix products, reading and writing; the best of several."""
     import torch
 
+    from BLIP.packed import PackedLinear, can_pack
+
     def product(dtype: torch.dtype) -> float:
         left, right = torch.ones(MATRIX, MATRIX, dtype=dtype), torch.ones(MATRIX, MATRIX, dtype=dtype)
         return 2 * MATRIX**3 / _best(lambda: left @ right)
 
     plain = np.ones((MATRIX, MATRIX), dtype=np.float32)
+    rates = [product(torch.float32), 2 * MATRIX**3 / _best(lambda: plain @ plain)]
+    if can_pack():
+        packed, rows = PackedLinear(torch.nn.Linear(MATRIX, MATRIX)), torch.ones(MATRIX, MATRIX)
+        with torch.inference_mode():
+            rates.append(2 * MATRIX**3 / _best(lambda: packed(rows)))
     numbers = np.ones(READ_BYTES // 4, dtype=np.float32)
     return Probe(
-        float32=max(product(torch.float32), 2 * MATRIX**3 / _best(lambda: plain @ plain)),
+        float32=max(rates),
         bfloat16=product(torch.bfloat16),
         memory=READ_BYTES / _best(lambda: numbers.max()),
         file=WRITTEN_BYTES / min(_written() for _ in range(3)),

@@ -74,6 +74,6 @@ def test_the_loop_imports_no_optional_package():
 def test_a_session_imports_no_optional_package(arguments, tmp_path):
     packages = packages_after(SESSION.format(arguments=arguments))
     assert (tmp_path / "run" / "rounds.jsonl").is_file()
-    assert {"torch", "transformers"} <= packages
+    assert {"torch", "pillow", "matplotlib"} <= packages  # it did play, and report
     assert not packages & optional_packages()
     assert not packages & {"httpx", "fsspec", "pyarrow", "grpcio", "pandas"}  # what the optional ones bring
