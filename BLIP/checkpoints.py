@@ -168,6 +168,7 @@ def share_towers(model: BlipForImageTextRetrieval) -> Towers:
     state = model.state_dict(keep_vars=True)
     config: Any = model.config  # transformers types its configurations too loosely to read
     vision, text = config.vision_config, config.text_config
+    _check_epsilon(vision)
     heads = (vision.num_attention_heads, text.num_attention_heads)
     with torch.device("meta"):
         towers = Towers(_sizes_of(state, _RETRIEVAL), heads, vision.image_size, text.layer_norm_eps)
@@ -179,6 +180,7 @@ def share_vision(model: BlipForConditionalGeneration) -> VisionTower:
     """Returns the vision tower of a captioner; the weights are its own, not copies."""
     state = model.state_dict(keep_vars=True)
     vision: Any = model.config.vision_config
+    _check_epsilon(vision)
     with torch.device("meta"):
         tower = VisionTower(_sizes_of(state, _CAPTIONER), vision.num_attention_heads, vision.image_size)
     own = {name.removeprefix(VISION): value for name, value in state.items() if name.startswith(VISION)}
@@ -273,6 +275,14 @@ def _complete(model: Any) -> Any:
             holder = model.get_submodule(name.rpartition(".")[0])
             holder.position_ids = torch.arange(buffer.shape[-1], device=model.device).expand(1, -1)
     return model
+
+
+def _check_epsilon(vision: Any) -> None:
+    if vision.layer_norm_eps != VISION_EPSILON:
+        raise ValueError(
+            f"vision layer_norm_eps: got {vision.layer_norm_eps}, expected {VISION_EPSILON}, which every BLIP"
+            " was trained with; open the model with BLIP.checkpoints"
+        )
 
 
 def _sizes_of(state: Mapping[str, torch.Tensor], kind: _Kind) -> sizes.Sizes:

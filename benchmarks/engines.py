@@ -42,7 +42,7 @@ from BLIP.checkpoints import load_retrieval, share_towers
 from BLIP.images import to_pixels
 from BLIP.model import BlipEncoder
 from BLIP.packed import pack
-from BLIP.towers import Towers
+from BLIP.towers import VISION_EPSILON, Towers
 from evaluation.runs import write_json
 from evaluation.tables import as_markdown
 from settings import PROJECT, run_script
@@ -365,6 +365,7 @@ def _random_model() -> Any:
 
     config = configuration(FULL_SIZE)
     config.vision_config.initializer_range = 0.02  # transformers' default is nearly zero
+    config.vision_config.layer_norm_eps = VISION_EPSILON  # as `BLIP.checkpoints` opens every BLIP
     return BlipForImageTextRetrieval._from_config(config).eval()
 
 

@@ -107,6 +107,13 @@ def test_a_captioners_images_are_read_as_transformers_reads_them():
     torch.testing.assert_close(share_vision(model)(image), expected, **CLOSE)
 
 
+def test_a_model_of_another_epsilon_is_not_shared():
+    model = load_retrieval(FIXTURES / "itm.pth", config=CONFIG)
+    model.config.vision_config.layer_norm_eps = 1e-5
+    with pytest.raises(ValueError, match="vision layer_norm_eps: got 1e-05, expected 1e-06"):
+        share_towers(model)
+
+
 def test_the_norms_read_their_epsilon(tmp_path):
     text = json.loads((FIXTURES / "tiny_med_config.json").read_text()) | {"layer_norm_eps": 0.5}
     config = text | {"vision": {"heads": 3}}
