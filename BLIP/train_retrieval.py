@@ -43,7 +43,7 @@ from BLIP.training_heads import HeadSettings, HeadTrainer, image_states
 from BLIP.training_losses import TokenBatch, TrainingModel
 from BLIP.training_regions import PatchTargets
 from playground import open_dataset
-from settings import PROJECT
+from settings import PROJECT, run_script
 
 log = logging.getLogger(__name__)
 
@@ -411,18 +411,12 @@ def _plot_curves(output: Path) -> None:
     figure.savefig(output / "training_curves.png", dpi=150)
 
 
-def main() -> int:
-    """Runs from the command line; returns the exit status."""
+def main() -> None:
+    """Reads the command line, and trains."""
     import tyro
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        train(tyro.cli(TrainingSettings))
-    except (ValueError, OSError) as error:
-        log.error("error: %s", error)
-        return 2
-    return 0
+    train(tyro.cli(TrainingSettings))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_script(main))

@@ -10,8 +10,12 @@ import sys
 from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from indexes.approximate import build_approximate
+from indexes.exact_scores import unit_rows
+from indexes.replace_file import WriteFailed, replace_file
 from tests.faults_world import World, make_pictures, run
 from tests.test_faults_stops import PLAY, said
 
@@ -116,3 +120,18 @@ def test_an_index_on_a_read_only_disk_is_searched(world):
         (disk / "index" / ".partial").mkdir()  # as a kill leaves it
         remount(disk, "ro")
         assert commands(placed) == []
+
+
+def test_an_approximate_index_on_a_full_disk_is_named(tmp_path):
+    """FAISS writes it, and calls a full disk no error of the system."""
+    rows = np.random.default_rng(0).normal(size=(3000, 32))
+    rows = unit_rows((rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32), 32, "rows")
+    approximate = build_approximate(rows, "hnsw", None)
+    with small_disk(tmp_path / "disk") as disk:
+        remount(disk, "size=16k")
+        with pytest.raises(
+            WriteFailed, match=r"approximate\.faiss: cannot be written .*; make room"
+        ) as caught:
+            replace_file(disk / "approximate.faiss", approximate.write)
+        assert "\n" not in str(caught.value)
+        assert list(disk.iterdir()) == []
