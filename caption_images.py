@@ -13,7 +13,7 @@ import logging
 
 from settings import CaptioningSettings, read_settings, run_script
 
-DATASET = "flickr30k"  # "demo", "flickr30k", "mscoco", "msrvtt" or "image_folder"
+DATASET = "flickr30k"  # or another of docs/datasets.md
 # All other constants: python caption_images.py --help; for example
 # PRESET = "rtx3090-int4"
 # CAPTION_BATCH = 8

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from settings import EmbeddingSettings, read_settings, run_script
 
-DATASET = "flickr30k"  # "demo", "flickr30k", "mscoco", "msrvtt" or "image_folder"
+DATASET = "flickr30k"  # or another of docs/datasets.md
 # All other constants: python embed_image_as_faiss.py --help; for example
 # BLIP = "BLIP/chatir_weights.ckpt"
 # IMAGE_SIZE = 224

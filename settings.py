@@ -154,6 +154,11 @@ class IndexSettings(DatasetSettings):
                 from indexes.milvus_address import MilvusAddress
 
                 MilvusAddress.parse(self.index)
+                if self.root and _index_folder(self.root, "", Path()).parent != self.root:
+                    raise ValueError(
+                        f"index: got a Milvus collection for {self.root}, which is no folder of this machine;"
+                        " the vectors go into the dataset's folder first: name one with --root"
+                    )
             else:  # the command line gives words
                 object.__setattr__(self, "index", Path(self.index))
         if not 0 <= self.maximum_failed_share <= 1:

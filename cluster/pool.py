@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
@@ -203,6 +205,7 @@ def _import_ray() -> Any:
 
 
 def _connect(ray: Any, address: str | None) -> None:
+    stopping = signal.getsignal(signal.SIGTERM)
     path = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
     try:
         ray.init(
@@ -218,5 +221,7 @@ def _connect(ray: Any, address: str | None) -> None:
             f"Ray on {named}: {' '.join(str(error).split())}; start it with: ray start --head, or leave"
             " --ray-address out for a cluster of this machine alone"
         ) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stopping)  # Ray puts in its own, which ends without a word
     there = ray.cluster_resources()
     log.info("Ray: %d GPUs, %d cores", there.get("GPU", 0), there.get("CPU", 0))

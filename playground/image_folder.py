@@ -10,7 +10,7 @@ from pathlib import Path
 from playground.captions_csv import read_captions
 from playground.check import Check, Piece
 from records import Dataset, Image, Skip
-from stores.places import address_of, is_remote, list_stored, read_range
+from stores.places import address_of, is_remote, list_stored, naming_place, read_range
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 CAPTIONS_FILE = "images_captions.csv"
@@ -45,7 +45,8 @@ def read(root: Path, split: str) -> Dataset:
 
 
 def _read_remote(root: Path) -> Dataset:
-    names = list_stored(root)
+    with naming_place(root):
+        names = list_stored(root)
     images = tuple(Image(name, root / name) for name in names if _counts(name))
     skipped = tuple(
         Skip(name, "the name has an empty, a '.' or a hidden part") for name in names if _is_odd(name)
@@ -57,7 +58,8 @@ def _read_remote(root: Path) -> Dataset:
         return Dataset("image_folder", root, images, (), skipped)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / CAPTIONS_FILE
-        copy.write_bytes(read_range(root / CAPTIONS_FILE))
+        with naming_place(root / CAPTIONS_FILE):
+            copy.write_bytes(read_range(root / CAPTIONS_FILE))
         captions = read_captions(copy, images, _ADVICE)
     return Dataset("image_folder", root, captions.images, captions.queries, skipped + captions.skipped)
 

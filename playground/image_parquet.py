@@ -14,6 +14,7 @@ from playground.check import Check, Piece
 from playground.image_tars import find_files
 from records import Dataset, Image
 from stores.parquet_rows import COLUMNS_FILE, open_rows
+from stores.places import naming_place
 
 HOW_TO_GET = """Put Parquet files there, at any depth, or name another folder, a file or a range of them with
 --root, in quotes: --root 'data/train-{00000..00004}-of-00005.parquet'. Object stores, too"""
@@ -46,7 +47,9 @@ def read(root: Path, split: str) -> Dataset:
     for name in files:
         if split not in ("all", splits[name]):
             continue
-        for row, texts in enumerate(open_rows(folder / name).captions()):
+        with naming_place(folder / name):
+            captions_of_rows = list(open_rows(folder / name).captions())
+        for row, texts in enumerate(captions_of_rows):
             image_id = f"{name}/{row}"
             images.append(Image(image_id, folder / image_id))
             lines += [Line(f"row {row}", image_id, str(n), text) for n, text in enumerate(texts)]

@@ -17,7 +17,7 @@ from playground.captions import Line, caption_images
 from playground.check import Check
 from playground.image_folder import SUFFIXES
 from records import Dataset, Image, Skip
-from stores.places import address_of, is_remote, list_stored, read_ranges
+from stores.places import address_of, is_remote, list_stored, naming_place, read_ranges
 from stores.tar_members import read_members
 
 HOW_TO_GET = """Put WebDataset tars there, at any depth, or name another folder, a single tar or a range of
@@ -49,7 +49,8 @@ def read(root: Path, split: str) -> Dataset:
     images: list[Image] = []
     lines: list[Line] = []
     for tar in tars:
-        members = read_members(folder / tar)
+        with naming_place(folder / tar):
+            members = read_members(folder / tar)
         skipped += [Skip(f"{PurePosixPath(tar).parent / skip.what}", skip.why) for skip in members.skipped]
         beside: dict[str, dict[str, str]] = {}
         for name in members.places:
@@ -63,7 +64,8 @@ def read(root: Path, split: str) -> Dataset:
                 both = beside.get(_key(name), {})
                 if caption := both.get(".txt") or both.get(".json"):
                     described.append((image_id, caption))
-        texts = read_ranges(folder / tar, [members.places[name] for _, name in described])
+        with naming_place(folder / tar):
+            texts = read_ranges(folder / tar, [members.places[name] for _, name in described])
         for (image_id, name), text in zip(described, texts, strict=True):
             lines += _lines(image_id, name, text)
     if not images:
@@ -107,7 +109,8 @@ def find_files(
         return folder, [Path(name).relative_to(folder).as_posix() for name in names], []
     if not is_remote(root) and not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder; {advice}")
-    there = list_stored(root) if is_remote(root) else _files_below(root)
+    with naming_place(root):
+        there = list_stored(root) if is_remote(root) else _files_below(root)
     skipped = [Skip(name, "compressed: unpack it to a plain tar") for name in there if name.endswith(refused)]
     found = [name for name in there if name.endswith(suffix)]
     if not found:

@@ -12,7 +12,8 @@ import functools
 import hashlib
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -20,6 +21,7 @@ CONTAINERS = (".tar", ".parquet")
 INSTALL = "pip install -r requirements-stores.txt"
 ATTEMPTS = 3
 FIRST_WAIT_SECONDS = 0.5
+NO_RANGES = "the server gives no parts of a file; copy it here, or use another store"
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)  # two letters and more: no drive's
 _LOCAL = ("file", "local")
 
@@ -137,7 +139,7 @@ def open_stored(path: Path) -> BinaryIO:
     address = address_of(path)
     file = asked(address, lambda store: store.open(address, "rb"))
     if not file.seekable():
-        raise Unreadable(_NO_RANGES)
+        raise Unreadable(NO_RANGES)
     return cast("BinaryIO", file)
 
 
@@ -163,6 +165,19 @@ def list_stored(folder: Path) -> list[str]:
     return found
 
 
+@contextmanager
+def naming_place(path: Path) -> Iterator[None]:
+    """Ends with the address where something cannot be had, and nothing else would name it.
+
+    Raises:
+        ValueError: In the place of Unreadable.
+    """
+    try:
+        yield
+    except Unreadable as error:
+        raise ValueError(f"{address_of(path)}: {error}") from error
+
+
 def asked(address: str, question: Callable[[Any], Answer]) -> Answer:
     """Asks a store, again after failures that may pass.
 
@@ -179,6 +194,8 @@ def asked(address: str, question: Callable[[Any], Answer]) -> Answer:
             return question(store)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{address}: no such file or folder in the store") from error
+        except ValueError:  # what is there is of no use, and will be
+            raise
         except PermissionError as error:
             raise Unreadable(f"the store refuses it: {error}") from error
         except Exception as error:  # each kind of store raises its own
@@ -192,15 +209,12 @@ def asked(address: str, question: Callable[[Any], Answer]) -> Answer:
 def _whole(data: bytes, size: int) -> bytes:
     if len(data) == size:
         return data
-    raise Unreadable(f"cut off: got {len(data)} of {size} bytes" if len(data) < size else _NO_RANGES)
+    raise Unreadable(f"cut off: got {len(data)} of {size} bytes" if len(data) < size else NO_RANGES)
 
 
 def _piece(file: BinaryIO, start: int, size: int) -> bytes:
     file.seek(start)
     return _whole(file.read(size), size)
-
-
-_NO_RANGES = "the server gives no parts of a file; copy it here, or use another store"
 
 
 @functools.cache

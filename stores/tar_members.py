@@ -12,9 +12,10 @@ import tarfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import BinaryIO
 
 from records import Skip
-from stores.places import Unreadable, address_of, file_of, is_remote, open_stored, read_range
+from stores.places import NO_RANGES, address_of, asked, file_of, is_remote, read_range
 
 BLOCK = tarfile.BLOCKSIZE
 _NO_TEXT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
@@ -89,9 +90,18 @@ _learnt: dict[Path, dict[str, tuple[int, int]]] = {}
 
 @functools.cache
 def _read_members(path: Path, size: int, changed: int) -> TarMembers:
+    if is_remote(path):
+        address = address_of(path)
+        return asked(address, lambda store: _scan(path, store.open(address, "rb")))
+    return _scan(path, path.open("rb"))
+
+
+def _scan(path: Path, file: BinaryIO) -> TarMembers:
     places: dict[str, tuple[int, int]] = {}
     skipped: list[Skip] = []
-    with open_stored(path) as file:
+    with file:
+        if not file.seekable():
+            raise ValueError(f"{address_of(path)}: {NO_RANGES}")
         end = file.seek(0, 2)
         file.seek(0)
         flaw = ""
@@ -101,9 +111,10 @@ def _read_members(path: Path, size: int, changed: int) -> TarMembers:
                     if member.isdir():
                         continue
                     name = PurePosixPath(member.name).as_posix()
-                    if why := _flaw_of(member, name, end) or (
-                        "a second member of this name" if name in places else ""
-                    ):
+                    why = _flaw_of(member, name, end)
+                    if not why and name in places:
+                        why = "a second member of this name"
+                    if why:
                         skipped.append(Skip(f"{path.name}/{_NO_TEXT.sub('?', member.name)}", why))
                     else:
                         places[name] = member.offset_data, member.size
@@ -111,8 +122,6 @@ def _read_members(path: Path, size: int, changed: int) -> TarMembers:
                 block = file.read(BLOCK)
                 if len(block) < BLOCK or block.strip(b"\0"):
                     flaw = f"damaged or cut off at byte {tar.offset}: what follows is left out"
-        except Unreadable:
-            raise
         except tarfile.TarError as error:
             if not places and not skipped:
                 raise ValueError(

@@ -413,6 +413,9 @@ def test_the_index_of_a_store_or_a_tar_lies_here():
     remote = index("s3://bucket/shards")
     assert remote.parent == PROJECT / "playground/data/image_tars"
     assert remote != index("s3://bucket/others")
+    for root in ("s3://bucket/shards", "shards/{00..09}.tar"):
+        with pytest.raises(ValueError, match=r"got a Milvus collection for .*, which is no folder"):
+            IndexSettings(dataset="image_tars", root=Path(root), index="milvus://host:19530/a")
 
 
 class Ranges(http.server.SimpleHTTPRequestHandler):
@@ -422,6 +425,8 @@ class Ranges(http.server.SimpleHTTPRequestHandler):
         pass
 
     def do_GET(self):
+        if self.path.startswith("/plain"):
+            del self.headers["Range"]
         found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         path = Path(self.translate_path(self.path))
         if not found or not path.is_file():
@@ -460,3 +465,10 @@ def test_a_web_server_gives_the_same(tmp_path, plain, server):
         assert by_key(vectors_of(dataset, tmp_path / "index" / name)) == plain
     with pytest.raises(FileNotFoundError, match="no such file"):
         open_dataset("image_tars", Path(f"{server}/shards/{{00000..00002}}.tar"), "all")
+
+
+@with_http
+def test_a_web_server_without_ranges_is_said(tmp_path, server):
+    write_tars(tmp_path / "www" / "plain")
+    with pytest.raises(ValueError, match=r"00000\.tar: the server gives no parts of a file"):
+        open_dataset("image_tars", Path(f"{server}/plain/00000.tar"), "all")
