@@ -112,6 +112,7 @@ def written(driver):
 
 
 @with_ray
+@pytest.mark.slow
 def test_a_worker_killed_midway_changes_no_byte(tmp_path, cluster, pictures, expected):
     index = tmp_path / "index"
     with start(pictures, index, cluster) as driver:
@@ -130,13 +131,18 @@ def test_a_worker_killed_midway_changes_no_byte(tmp_path, cluster, pictures, exp
 
 
 @with_ray
-def test_a_driver_killed_midway_goes_on_and_changes_no_byte(tmp_path, cluster, pictures, expected):
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)])
+def test_a_driver_stopped_midway_goes_on_and_changes_no_byte(
+    tmp_path, cluster, pictures, expected, how, status
+):
     index = tmp_path / "index"
     with start(pictures, index, cluster) as driver:
         parts = written(driver)
         for _ in range(4):
             next(parts)
-        driver.kill()
+        driver.send_signal(how)
+    assert driver.returncode == status
     there = len(list((index / ".partial").glob("*.json")))
     assert not (index / "manifest.json").exists() and there >= 3
     with start(pictures, index, cluster) as driver:
@@ -164,6 +170,7 @@ def open_nothing():
 
 
 @with_ray
+@pytest.mark.slow
 def test_results_come_from_all_workers_and_a_deadly_part_ends_it(cluster):
     from cluster.pool import map_parts
 
@@ -187,6 +194,7 @@ def test_other_weights_on_a_workers_machine_are_refused(cluster):
 
 
 @with_ray
+@pytest.mark.slow
 def test_captions_are_those_of_one_process_and_made_once(tmp_path, cluster, pictures):
     import shutil
 
