@@ -18,6 +18,7 @@ from BLIP import images as pictures
 from BLIP.beam_search import beam_search
 from BLIP.checkpoints import load_captioner, share_vision
 from BLIP.model import checked_batch
+from BLIP.packed import can_pack, pack
 from BLIP.sizes import read_settings
 from BLIP.tokenizer import Tokenizer
 from BLIP.weight_files import find_weights, fingerprint
@@ -74,7 +75,14 @@ class BlipCaptioner:
             weights, image_size=image_size, config=config, tokenizer=tokenizer, device=device, dtype=dtype
         )
         stated = read_settings(config, weights).prompt
-        return cls(model, tokenizer, fingerprint(weights), PROMPT if stated is None else stated, batch_size)
+        captioner = cls(
+            model, tokenizer, fingerprint(weights), PROMPT if stated is None else stated, batch_size
+        )
+        if model.device.type == "cpu" and can_pack():
+            pack(captioner._vision)
+            pack(model.text_decoder)
+            del model.vision_model  # whose weights the tower has packed
+        return captioner
 
     def caption(
         self,
