@@ -1,7 +1,7 @@
 """Which engine computes BLIP fastest, with the same weights on the same inputs, and how exactly.
 
-    pip install --target /tmp/engines onnxruntime onnx onnxscript openvino
-    PYTHONPATH=/tmp/engines OMP_NUM_THREADS=1 python -m benchmarks.engines
+    pip install -r requirements-engines.txt
+    OMP_NUM_THREADS=1 python -m benchmarks.engines
 
 Two models: the demo's, and one of BLIP ViT-B/16's sizes at 384 pixels with random weights, on whose values
 the speed does not depend. Of each, the parts of a search: `image` (pixels to a feature), `text` (tokens to a
@@ -55,9 +55,7 @@ FULL_SIZE = "Salesforce/blip-itm-base-coco"
 TOKENS = 12  # of a text; captions have about as many
 PICTURE = 448
 TEXT_BATCH = 32  # of an encoder opened without a batch size
-INSTALL = (
-    "pip install --target /tmp/engines onnxruntime onnx onnxscript openvino, and PYTHONPATH=/tmp/engines"
-)
+INSTALL = "pip install -r requirements-engines.txt"
 
 Tensors = tuple[torch.Tensor, ...]
 Run = Callable[[], torch.Tensor]
