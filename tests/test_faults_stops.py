@@ -81,13 +81,14 @@ def go_on(process):
 
 def test_a_short_campaign_of_kills_ends_in_the_same_bytes():
     """The long one is ``make soak``."""
-    command = ["tests/soak.py", "--short", "--kills", "5", "--changes", "5", "--pictures", "40"]
+    command = ["tests/soak.py", "--short", "--kills", "5", "--changes", "3", "--pictures", "40"]
+    command += ["--minutes", "0.4"]  # of each half; a slow machine tries less
     done = subprocess.run(
         [sys.executable, *command], cwd=PROJECT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert '"laps: the same bytes"' in done.stdout and "DIFFERENT" not in done.stdout
-    assert re.search(r"play: killed before 5 of \d\d+ changes", done.stdout)
+    assert '"undisturbed: the same bytes"' in done.stdout and "DIFFERENT" not in done.stdout
+    assert re.search(r"play: killed before \d of \d\d+ changes", done.stdout)
 
 
 @pytest.mark.parametrize(
