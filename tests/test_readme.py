@@ -20,6 +20,8 @@ DOCUMENTS = (
     "docs/interactive.md",
     "docs/own_models.md",
     "docs/performance.md",
+    "docs/refinement.md",
+    "docs/results.md",
     "docs/scale.md",
     "docs/servers.md",
     "docs/training.md",
