@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from playground.captions_csv import read_captions
@@ -47,10 +48,8 @@ def read(root: Path, split: str) -> Dataset:
 def _read_remote(root: Path) -> Dataset:
     with naming_place(root):
         names = list_stored(root)
-    images = tuple(Image(name, root / name) for name in names if _counts(name))
-    skipped = tuple(
-        Skip(name, "the name has an empty, a '.' or a hidden part") for name in names if _is_odd(name)
-    )
+    names, skipped = plain_names(names)
+    images = tuple(Image(name, root / name) for name in names if Path(name).suffix.lower() in SUFFIXES)
     if not images:
         kinds = ", ".join(sorted(SUFFIXES))
         raise ValueError(f"{address_of(root)}: got no pictures, expected files ending in {kinds}; {_ADVICE}")
@@ -64,19 +63,33 @@ def _read_remote(root: Path) -> Dataset:
     return Dataset("image_folder", root, captions.images, captions.queries, skipped + captions.skipped)
 
 
-def _counts(name: str) -> bool:
-    return not _is_odd(name) and Path(name).suffix.lower() in SUFFIXES
-
-
-def _is_odd(name: str) -> bool:
-    """Tells names that a path would change, so that another object would be opened, and hidden ones."""
-    return any(not part or part.startswith(".") for part in name.split("/"))
+def plain_names(names: Sequence[str]) -> tuple[list[str], tuple[Skip, ...]]:
+    """Leaves out a store's hidden names, and those of which a path would make another object's."""
+    odd = {name for name in names if any(not part or part.startswith(".") for part in name.split("/"))}
+    why = "the name has an empty, a '.' or a hidden part"
+    return [name for name in names if name not in odd], tuple(Skip(name, why) for name in sorted(odd))
 
 
 def list_images(
     folder: Path, next_command: str, suffixes: frozenset[str] = SUFFIXES
 ) -> tuple[tuple[Image, ...], tuple[Skip, ...]]:
-    """Lists the pictures of a folder, at any depth, by id.
+    """Lists the pictures of a folder, at any depth, by id, as `list_files` does.
+
+    Raises:
+        FileNotFoundError: If the folder is missing.
+        ValueError: If there is no picture in it.
+    """
+    images, skipped = list_files(folder, next_command, suffixes)
+    if not images:
+        kinds = ", ".join(sorted(suffixes))
+        raise ValueError(f"{folder}: got no pictures, expected files ending in {kinds}; {next_command}")
+    return images, skipped
+
+
+def list_files(
+    folder: Path, next_command: str, suffixes: frozenset[str]
+) -> tuple[tuple[Image, ...], tuple[Skip, ...]]:
+    """Lists the files of a folder that have one of some suffixes, at any depth, by id.
 
     A file counts by its suffix, in either case; it is not opened. Names that begin with a dot do not count.
     The folder itself may be a link. Links in it are followed while they stay in it, each folder once, so that
@@ -85,16 +98,15 @@ def list_images(
 
     Args:
         folder: Where to look.
-        next_command: What to do when there are none; ends the error messages.
+        next_command: What to do when the folder is missing; ends the error message.
         suffixes: Of the files that count, in lower case.
 
     Returns:
-        Images, sorted by id, and what was left out: links that lead nowhere or out of the folder, folders
+        The files, sorted by id, and what was left out: links that lead nowhere or out of the folder, folders
         that cannot be read, names that are not UTF-8.
 
     Raises:
         FileNotFoundError: If the folder is missing.
-        ValueError: If there is no picture in it.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such image folder; {next_command}")
@@ -134,9 +146,6 @@ def list_images(
                     skipped.append(Skip(_printable(path, folder), why_not))
                 else:
                     images.append(Image(name, path))
-    if not images:
-        kinds = ", ".join(sorted(suffixes))
-        raise ValueError(f"{folder}: got no pictures, expected files ending in {kinds}; {next_command}")
     return tuple(sorted(images, key=lambda image: image.id)), tuple(skipped)
 
 

@@ -14,7 +14,7 @@ from playground.check import Check, Piece
 from playground.image_tars import find_files
 from records import Dataset, Image
 from stores.parquet_rows import COLUMNS_FILE, open_rows
-from stores.places import naming_place
+from stores.places import address_of, naming_place
 
 HOW_TO_GET = """Put Parquet files there, at any depth, or name another folder, a file or a range of them with
 --root, in quotes: --root 'data/train-{00000..00004}-of-00005.parquet'. Object stores, too"""
@@ -54,7 +54,9 @@ def read(root: Path, split: str) -> Dataset:
             images.append(Image(image_id, folder / image_id))
             lines += [Line(f"row {row}", image_id, str(n), text) for n, text in enumerate(texts)]
     if not images:
-        raise ValueError(f"{root}: got no rows in {len(files)} Parquet files, expected some; {_ADVICE}")
+        raise ValueError(
+            f"{address_of(root)}: got no rows in {len(files)} Parquet files, expected some; {_ADVICE}"
+        )
     if not lines:
         return Dataset("image_parquet", folder, tuple(images), (), tuple(skipped))
     captions = caption_images(root, lines, images, _ADVICE)

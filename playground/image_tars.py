@@ -15,13 +15,14 @@ from pathlib import Path, PurePosixPath
 
 from playground.captions import Line, caption_images
 from playground.check import Check
-from playground.image_folder import SUFFIXES
+from playground.image_folder import SUFFIXES, list_files, plain_names
 from records import Dataset, Image, Skip
 from stores.places import address_of, is_remote, list_stored, naming_place, read_ranges
 from stores.tar_members import read_members
 
 HOW_TO_GET = """Put WebDataset tars there, at any depth, or name another folder, a single tar or a range of
 them with --root, in quotes: --root 'shards/{00000..00009}.tar'. Object stores, too: --root s3://bucket/shards"""
+LARGEST_CAPTION_FILE = 1 << 20  # bytes: those of a tar are in memory together
 CAPTION_KEYS = ("caption", "captions", "text")
 _ADVICE = "name a folder of tars, a tar, or a range such as 'shards/{00000..00009}.tar' with --root"
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -62,7 +63,11 @@ def read(root: Path, split: str) -> Dataset:
                 image_id = f"{tar}/{name}"
                 images.append(Image(image_id, folder / image_id))
                 both = beside.get(_key(name), {})
-                if caption := both.get(".txt") or both.get(".json"):
+                caption = both.get(".txt") or both.get(".json")
+                if caption and members.places[caption][1] > LARGEST_CAPTION_FILE:
+                    flaw = f"the caption's file is larger than {LARGEST_CAPTION_FILE:,} bytes"
+                    lines.append(Line(f"in {caption}", image_id, flaw=flaw))
+                elif caption:
                     described.append((image_id, caption))
         with naming_place(folder / tar):
             texts = read_ranges(folder / tar, [members.places[name] for _, name in described])
@@ -99,32 +104,31 @@ def find_files(
     """
     if root.suffix == suffix and not root.is_dir():
         names = list(_expanded(root.as_posix()))
-        fixed = root.as_posix().split("{")[0] if len(names) > 1 or "{" in root.as_posix() else root.as_posix()
-        folder = Path(fixed).parent if not fixed.endswith("/") else Path(fixed)
+        fixed = root.as_posix().split("{")[0]
+        folder = Path(fixed) if fixed.endswith("/") else Path(fixed).parent
         missing = [name for name in names if not is_remote(root) and not Path(name).is_file()]
         if missing:
             raise FileNotFoundError(
                 f"{missing[0]}: no such file, one of {len(missing)} that are missing; {advice}"
             )
         return folder, [Path(name).relative_to(folder).as_posix() for name in names], []
-    if not is_remote(root) and not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder; {advice}")
-    with naming_place(root):
-        there = list_stored(root) if is_remote(root) else _files_below(root)
-    skipped = [Skip(name, "compressed: unpack it to a plain tar") for name in there if name.endswith(refused)]
+    if is_remote(root):
+        with naming_place(root):
+            there, skipped = plain_names(list_stored(root))
+    else:
+        files, skipped = list_files(
+            root, advice, frozenset(Path(f"x{end}").suffix for end in (suffix, *refused))
+        )
+        there = [file.id for file in files]
+    compressed = [
+        Skip(name, "compressed: unpack it to a plain tar") for name in there if name.endswith(refused)
+    ]
     found = [name for name in there if name.endswith(suffix)]
     if not found:
         raise ValueError(
             f"{address_of(root)}: got no files ending in {suffix}, expected at least one; {advice}"
         )
-    return root, found, skipped
-
-
-def _files_below(folder: Path) -> list[str]:
-    """Lists files at any depth; those beyond links that lead out of the folder are not of it."""
-    home = folder.resolve()
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [path.relative_to(folder).as_posix() for path in paths if path.resolve().is_relative_to(home)]
+    return root, found, [*skipped, *compressed]
 
 
 def _expanded(text: str) -> Iterator[str]:
@@ -150,7 +154,7 @@ def _lines(image_id: str, member: str, content: bytes) -> Iterator[Line]:
     try:
         text = content.decode("utf-8-sig")
         texts = [text] if member.lower().endswith(".txt") else _texts_of(json.loads(text))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         yield Line(where, image_id, flaw=f"the caption cannot be read: {error}")
         return
     yield from (Line(where, image_id, str(number), text) for number, text in enumerate(texts))

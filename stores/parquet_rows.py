@@ -5,6 +5,7 @@ A row is read with its row group, which stays in memory for the rows beside it.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import json
 import threading
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stores.places import INSTALL, Unreadable, address_of, is_remote, open_stored, read_range
+from stores.places import INSTALL, Unreadable, address_of, asked, is_remote, read_range, read_with
 
 COLUMNS_FILE = "columns.json"
 PICTURE_NAMES = ("image", "picture", "img", "jpg", "png")
@@ -44,12 +45,16 @@ class Rows:
     firsts: tuple[int, ...]
 
     def captions(self) -> Iterator[tuple[str, ...]]:
-        """Yields the texts of each row."""
+        """Yields the texts of each row.
+
+        Raises:
+            Unreadable: (an OSError) If a row group is damaged, or the store does not give it.
+        """
         for group in range(len(self.firsts) - 1):
             if self.caption is None:
                 yield from [()] * (self.firsts[group + 1] - self.firsts[group])
                 continue
-            for value in self.file.read_row_group(group, columns=[self.caption]).column(0).to_pylist():
+            for value in _read_group(self, group, self.caption).to_pylist():
                 values = value if isinstance(value, list) else [value]
                 yield tuple(text for text in values if isinstance(text, str) and text.strip())
 
@@ -89,7 +94,7 @@ def row_bytes(path: Path, name: str) -> bytes:
     if not name.isdecimal() or int(name) >= rows.firsts[-1]:
         raise FileNotFoundError(f"{address_of(path)} has no row {name}")
     row = int(name)
-    group = next(number for number, first in enumerate(rows.firsts[1:]) if row < first)
+    group = bisect.bisect_right(rows.firsts, row) - 1
     value = _group(rows, group)[row - rows.firsts[group]].as_py()
     if isinstance(value, dict):
         value = value.get("bytes")
@@ -103,15 +108,21 @@ def _group(rows: Rows, group: int) -> Any:
     key = (*_version(rows.path), group)
     with _lock:
         if key not in _groups:
-            try:
-                table = rows.file.read_row_group(group, columns=[rows.leaf])
-            except Exception as error:  # damaged pages make pyarrow raise several types
-                raise Unreadable(f"row group {group} is damaged: {' '.join(str(error).split())}") from error
-            _groups[key] = table.column(0)
+            _groups[key] = _read_group(rows, group, rows.leaf)
             while len(_groups) > MOST_GROUPS:
                 _groups.popitem(last=False)
         _groups.move_to_end(key)
         return _groups[key]
+
+
+def _read_group(rows: Rows, group: int, column: str) -> Any:
+    def read(store: Any = None) -> Any:
+        return rows.file.read_row_group(group, columns=[column]).column(0)
+
+    try:
+        return asked(address_of(rows.path), read) if is_remote(rows.path) else read()
+    except Exception as error:  # damaged pages make pyarrow raise several types
+        raise Unreadable(f"row group {group} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def _version(path: Path) -> tuple[Path, int, int]:
@@ -124,13 +135,14 @@ def _version(path: Path) -> tuple[Path, int, int]:
 @functools.lru_cache(MOST_FILES)
 def _open_rows(path: Path, size: int, changed: int) -> Rows:
     try:
-        import pyarrow
         import pyarrow.parquet
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"Parquet needs pyarrow; run: {INSTALL}") from error
     try:
-        file = pyarrow.parquet.ParquetFile(open_stored(path))
-    except (pyarrow.ArrowException, ValueError) as error:
+        file = read_with(path, pyarrow.parquet.ParquetFile)
+    except (FileNotFoundError, PermissionError, Unreadable, ModuleNotFoundError):
+        raise
+    except Exception as error:  # a damaged footer makes pyarrow raise several types
         raise ValueError(
             f"{address_of(path)}: no whole Parquet file: {' '.join(str(error).split())}"
         ) from error
@@ -151,8 +163,14 @@ def _open_rows(path: Path, size: int, changed: int) -> Rows:
             f"{address_of(path)}: got the columns {', '.join(schema.names)}, expected one that clearly holds"
             f' pictures, as bytes or {{bytes, path}}; write {{"image": NAME}} into {COLUMNS_FILE} beside it'
         )
-    by_name = {name.lower(): name for name in schema.names}
+    texts = [field.name for field in schema if _is_text(field.type)]
+    by_name = {name.lower(): name for name in texts}
     caption = given.get("caption") or next((by_name[n] for n in CAPTION_NAMES if n in by_name), None)
+    if caption is not None and caption not in texts:
+        raise ValueError(
+            f"{address_of(path)}: got {schema.field(caption).type} in the column {caption!r}, expected texts"
+            f" or lists of texts; name another in {COLUMNS_FILE} beside it"
+        )
     counts = [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
     firsts = tuple(sum(counts[:number]) for number in range(len(counts) + 1))
     return Rows(path, file, picture, leaves[picture], caption, firsts)
@@ -162,11 +180,18 @@ def _leaf_of(field: Any) -> str:
     """Returns what to read of a column of pictures; nothing of another column."""
     from pyarrow import types
 
-    if types.is_binary(field.type) or types.is_large_binary(field.type):
-        return field.name
-    if types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
-        return f"{field.name}.bytes"
-    return ""
+    kind, leaf = field.type, field.name
+    if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind, leaf = kind.field("bytes").type, f"{leaf}.bytes"
+    return leaf if types.is_binary(kind) or types.is_large_binary(kind) else ""
+
+
+def _is_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_dictionary(kind):
+        kind = kind.value_type
+    return types.is_string(kind) or types.is_large_string(kind)
 
 
 @functools.cache
@@ -176,7 +201,7 @@ def _given_columns(folder: Path) -> dict[str, str]:
         values = json.loads(read_range(path))
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{address_of(path)}: got no JSON ({error})") from error
     texts = isinstance(values, dict) and all(isinstance(value, str) for value in values.values())
     if not texts or not set(values) <= {"image", "caption"}:

@@ -15,9 +15,19 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO
 
 from records import Skip
-from stores.places import NO_RANGES, address_of, asked, file_of, is_remote, read_range
+from stores.places import address_of, file_of, is_remote, read_range, read_with
 
 BLOCK = tarfile.BLOCKSIZE
+LONGEST_HEADER = 65_536  # bytes of an extended header, such as a long name
+_EXTENDED = frozenset(
+    {
+        tarfile.GNUTYPE_LONGNAME,
+        tarfile.GNUTYPE_LONGLINK,
+        tarfile.XHDTYPE,
+        tarfile.XGLTYPE,
+        tarfile.SOLARIS_XHDTYPE,
+    }
+)
 _NO_TEXT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
@@ -90,24 +100,34 @@ _learnt: dict[Path, dict[str, tuple[int, int]]] = {}
 
 @functools.cache
 def _read_members(path: Path, size: int, changed: int) -> TarMembers:
-    if is_remote(path):
-        address = address_of(path)
-        return asked(address, lambda store: _scan(path, store.open(address, "rb")))
-    return _scan(path, path.open("rb"))
+    return read_with(path, lambda file: _scan(path, file))
+
+
+class _Header(tarfile.TarInfo):
+    """A header; refused where tarfile would read a name of gigabytes, or go back instead of on."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0 or (header.type in _EXTENDED and header.size > LONGEST_HEADER):
+            raise tarfile.HeaderError(f"a header of {header.size} bytes")
+        return header
 
 
 def _scan(path: Path, file: BinaryIO) -> TarMembers:
     places: dict[str, tuple[int, int]] = {}
     skipped: list[Skip] = []
+    flaw = ""
+    reached = 0
     with file:
-        if not file.seekable():
-            raise ValueError(f"{address_of(path)}: {NO_RANGES}")
         end = file.seek(0, 2)
         file.seek(0)
-        flaw = ""
         try:
-            with tarfile.open(fileobj=file, mode="r:", errorlevel=1) as tar:
+            with tarfile.open(fileobj=file, mode="r:", errorlevel=1, tarinfo=_Header) as tar:
                 for member in tar:
+                    if tar.offset <= reached or member.size < 0:
+                        raise tarfile.HeaderError("a length below 0")
+                    reached = tar.offset
                     if member.isdir():
                         continue
                     name = PurePosixPath(member.name).as_posix()
@@ -118,20 +138,27 @@ def _scan(path: Path, file: BinaryIO) -> TarMembers:
                         skipped.append(Skip(f"{path.name}/{_NO_TEXT.sub('?', member.name)}", why))
                     else:
                         places[name] = member.offset_data, member.size
-                file.seek(tar.offset)
+                reached = tar.offset
+                file.seek(reached)
                 block = file.read(BLOCK)
                 if len(block) < BLOCK or block.strip(b"\0"):
-                    flaw = f"damaged or cut off at byte {tar.offset}: what follows is left out"
-        except tarfile.TarError as error:
+                    flaw = "no end mark"
+        except (tarfile.TarError, *_OF_DAMAGED_HEADERS) as error:
             if not places and not skipped:
                 raise ValueError(
                     f"{address_of(path)}: no tar ({error}); a compressed one gives no single pictures: unpack"
                     " it with gunzip, zstd or xz first"
                 ) from error
-            flaw = f"cut off at byte {end}: what follows is left out"
+            flaw = str(error)
     if flaw:
-        skipped.append(Skip(path.name, flaw))
+        skipped.append(
+            Skip(path.name, f"damaged or cut off at byte {min(reached, end)} ({flaw}): the rest is left out")
+        )
     return TarMembers(places, tuple(skipped))
+
+
+# What tarfile lets through. None comes from a store: `read_with` has tried whether it gives parts.
+_OF_DAMAGED_HEADERS = (ValueError, IndexError, OverflowError, RecursionError)
 
 
 def _flaw_of(member: tarfile.TarInfo, name: str, end: int) -> str:

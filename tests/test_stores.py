@@ -192,6 +192,66 @@ def test_what_a_tar_must_not_bring_is_left_out_and_named(tmp_path):
         open_dataset("image_tars", tmp_path, "all")
 
 
+def header(size, kind, name="x"):
+    """A header as tarfile would not write it."""
+    member = tarfile.TarInfo(name)
+    member.type = kind
+    block = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    block[124:136] = tarfile.itn(size, 12, tarfile.GNU_FORMAT)
+    block[148:156] = b"%06o\0 " % (256 + sum(block[:148]) + sum(block[156:]))
+    return bytes(block)
+
+
+def pax(record):
+    return header(len(record), tarfile.XHDTYPE) + record.ljust(512, b"\0")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        header(1 << 30, tarfile.GNUTYPE_LONGNAME),
+        header(1 << 30, tarfile.XHDTYPE),
+        header(-2048, tarfile.REGTYPE),
+        header(-2048, tarfile.XHDTYPE),
+        pax(b"14 size=-1024\n") + header(0, tarfile.REGTYPE),
+        pax(b"22 GNU.sparse.map=a,b\n") + header(0, tarfile.REGTYPE),
+        header(0, tarfile.XHDTYPE) * 3000,
+    ],
+)
+def test_hostile_headers_end_a_tar_where_they_are(tmp_path, odd):
+    with tarfile.open(tmp_path / "odd.tar", "w") as tar:
+        add(tar, "good.png", PICTURES[KEYS[0]])
+        good = tar.offset
+    whole = (tmp_path / "odd.tar").read_bytes()
+    with (tmp_path / "odd.tar").open("wb") as file:
+        file.write(whole[:good] + odd + whole[good:])
+        file.truncate(2 << 30)  # zeros that take no room on the disk
+    members = read_members(tmp_path / "odd.tar")
+    assert list(members.places) == ["good.png"]
+    (skip,) = members.skipped
+    assert skip.what == "odd.tar" and f"damaged or cut off at byte {good} " in skip.why
+
+
+def test_links_hidden_files_and_hostile_captions_of_tars(tmp_path):
+    write_tars(tmp_path / "elsewhere")
+    write_tars(tmp_path / "tars")
+    (tmp_path / "tars" / "linked.tar").symlink_to(tmp_path / "elsewhere" / "00000.tar")
+    (tmp_path / "tars" / "._00000.tar").write_bytes(b"of a Mac")
+    (tmp_path / "tars" / "more.tar.gz").write_bytes(b"compressed")
+    with tarfile.open(tmp_path / "tars" / "deep.tar", "w") as tar:
+        for key, caption in (("deep", b"[" * 100_000), ("long", b" " * (1 << 20) + b"a")):
+            add(tar, f"{key}.png", PICTURES[KEYS[0]])
+            add(tar, f"{key}.json", caption)
+    dataset = open_dataset("image_tars", tmp_path / "tars", "all")
+    assert len(dataset.images) == 14 and len(dataset.queries) == 12
+    whys = {skip.what: skip.why for skip in dataset.skipped}
+    assert "leads out of the folder" in whys.pop("linked.tar")
+    assert whys.pop("more.tar.gz") == "compressed: unpack it to a plain tar"
+    assert sorted(why.split(":")[0] for why in whys.values()) == [
+        "the caption cannot be read", "the caption's file is larger than 1,048,576 bytes",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("cut", [1000, 3000, 5632])
 def test_a_tar_that_is_cut_off_keeps_its_whole_pictures(tmp_path, cut):
     write_tars(tmp_path)
@@ -297,6 +357,42 @@ def test_rows_without_a_picture_and_damaged_files_are_said(tmp_path):
         open_dataset("image_parquet", tmp_path / "data", "all")
 
 
+@with_pyarrow
+@pytest.mark.parametrize(
+    ("columns", "named", "message"),
+    [
+        ({"image": [{"bytes": [1, 2]}]}, None, "got the columns image, caption, expected one that clearly"),
+        ({"image": [[{"bytes": b"x"}]]}, None, "got the columns image, caption, expected one that clearly"),
+        ({"image": [None]}, None, "got the columns image, caption, expected one that clearly"),
+        ({"image": [b"x"]}, '{"caption": "image"}', "got binary in the column 'image', expected texts"),
+        ({"image": [b"x"]}, "[" * 100_000, r"columns\.json: got no JSON"),
+    ],
+)
+def test_columns_of_no_use_are_refused(tmp_path, columns, named, message):
+    write_parquet(tmp_path / "data", columns | {"caption": ["a"]})
+    if named:
+        (tmp_path / "data" / "columns.json").write_text(named)
+    with pytest.raises(ValueError, match=message):
+        open_dataset("image_parquet", tmp_path / "data", "all")
+
+
+@with_pyarrow
+def test_captions_are_texts_and_damaged_ones_are_said(tmp_path):
+    columns = {"image": list(PICTURES.values()), "caption": list(range(12)), "text": KEYS}
+    write_parquet(tmp_path / "data", columns, "a.parquet", compression="none", use_dictionary=False)
+    dataset = open_dataset("image_parquet", tmp_path / "data", "all")
+    assert [image.captions for image in dataset.images] == [(key,) for key in KEYS]
+    import pyarrow.parquet
+
+    path = tmp_path / "data" / "a.parquet"
+    place = pyarrow.parquet.ParquetFile(path).metadata.row_group(1).column(2).data_page_offset
+    data = bytearray(path.read_bytes())
+    data[place : place + 20] = b"\xff" * 20
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.parquet: row group 1 cannot be read"):
+        open_dataset("image_parquet", tmp_path / "data", "all")
+
+
 def test_without_pyarrow_the_command_that_installs_it_is_named(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"x")
     code = (
@@ -367,6 +463,15 @@ def test_parquet_in_an_object_store_gives_the_same(tmp_path, plain, memory):
     assert {KEYS[int(Path(image_id).name)]: vector for image_id, vector in vectors.items()} == plain
 
 
+@with_pyarrow
+def test_a_folder_of_a_store_may_be_called_as_a_file_is(tmp_path, memory):
+    write_parquet(tmp_path / "data", hugging_face(KEYS), "part-0.parquet")
+    path = tmp_path / "data" / "part-0.parquet"
+    memory.pipe("/bucket/train.parquet/part-0.parquet", path.read_bytes())
+    dataset = open_dataset("image_parquet", Path("memory://bucket/train.parquet/part-{0..0}.parquet"), "all")
+    assert open_image(dataset.images[2].path).size == (7, 9)
+
+
 def test_another_process_reads_a_stores_tar_without_its_headers(memory):
     read = read_members.__globals__["_read_members"]
     path = Path("memory://bucket/shards/00000.tar")
@@ -424,8 +529,15 @@ class Ranges(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *arguments):
         pass
 
+    fails = 0  # so many answers of up to 100 bytes
+
+    def end_headers(self):
+        if self.path.startswith("/lying"):
+            self.send_header("Accept-Ranges", "bytes")
+        super().end_headers()
+
     def do_GET(self):
-        if self.path.startswith("/plain"):
+        if self.path.startswith(("/plain", "/lying")):
             del self.headers["Range"]
         found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         path = Path(self.translate_path(self.path))
@@ -434,6 +546,10 @@ class Ranges(http.server.SimpleHTTPRequestHandler):
             return
         data = path.read_bytes()
         first, last = int(found[1]), min(int(found[2] or len(data)), len(data) - 1)
+        if last - first < 100 and Ranges.fails:
+            Ranges.fails -= 1
+            self.send_error(503)
+            return
         self.send_response(206)
         self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
         self.send_header("Content-Length", str(last + 1 - first))
@@ -468,7 +584,25 @@ def test_a_web_server_gives_the_same(tmp_path, plain, server):
 
 
 @with_http
-def test_a_web_server_without_ranges_is_said(tmp_path, server):
-    write_tars(tmp_path / "www" / "plain")
+@pytest.mark.parametrize("how", ["plain", "lying"])
+def test_a_web_server_without_ranges_is_said(tmp_path, server, how):
+    write_tars(tmp_path / "www" / how)
     with pytest.raises(ValueError, match=r"00000\.tar: the server gives no parts of a file"):
-        open_dataset("image_tars", Path(f"{server}/plain/00000.tar"), "all")
+        open_dataset("image_tars", Path(f"{server}/{how}/00000.tar"), "all")
+
+
+@with_http
+@pytest.mark.parametrize(("fails", "lost"), [(2, False), (10_000, True)])
+def test_captions_that_a_web_server_fails_to_give_are_asked_for_again(
+    tmp_path, server, monkeypatch, fails, lost
+):
+    monkeypatch.setattr(places, "FIRST_WAIT_SECONDS", 0.001)
+    write_tars(tmp_path / "www" / "shards")
+    root = Path(f"{server}/shards/00000.tar")
+    read_members(root)
+    monkeypatch.setattr(Ranges, "fails", fails)
+    if lost:
+        with pytest.raises(ValueError, match=r"00000\.tar: not given by the store after 3 attempts: .*503"):
+            open_dataset("image_tars", root, "all")
+    else:
+        assert len(open_dataset("image_tars", root, "all").queries) == 6
