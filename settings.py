@@ -46,7 +46,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "quantization": "auto",
         "image_batch": 64,
         "caption_batch": 32,
-        "rewrite_batch": 32,
+        "rewrite_batch": 64,
     },
     "cpu-small": {
         "blip": "Salesforce/blip-itm-base-coco",

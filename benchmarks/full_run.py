@@ -109,8 +109,7 @@ def seconds_each(way: Way, constants: Mapping[str, float], gpu: str) -> dict[str
     reading = Machine(constants[f"{gpu}_fp16"] * prompt, memory)
     stepping = Machine(constants[f"{gpu}_fp16"], memory * writing)
 
-    def answer(config: Any, prompt: float, tokens: float, batch: int, seen: Work) -> float:
-        steps = tokens * (1 if batch == 1 else constants["longest_answer"])
+    def answer(config: Any, prompt: float, steps: float, batch: int, seen: Work) -> float:
         written = writes_tokens(config, steps, prompt, batch, step_bytes(config, way.number_bytes), 2)
         return reading.seconds(seen + reads_text(config, prompt)) + stepping.seconds(written)
 
@@ -118,10 +117,12 @@ def seconds_each(way: Way, constants: Mapping[str, float], gpu: str) -> dict[str
     photo, sentence = constants["photo_tokens"], constants["caption_tokens"]
     sights = reads_image(captioner.vision_config) * constants["photo_tiles"]
     asked, written = constants["prompt_tokens"], constants["rewrite_tokens"]
+    # A batch of captions goes on until its longest ends; a rewrite that ends makes room (generation.greedy).
+    longest = sentence * (1 if way.caption_batch == 1 else constants["longest_answer"])
     return {
         "embed": plain.seconds(reads_image(blip.vision_config)),
         "encode": plain.seconds(reads_text(blip.text_config, constants["query_tokens"], causal=False)),
-        "caption": answer(text, photo, sentence, way.caption_batch, sights),
+        "caption": answer(text, photo, longest, way.caption_batch, sights),
         "rewrite": answer(rewriter, asked, written, way.rewrite_batch, Work(0)),
     }
 

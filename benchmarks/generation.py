@@ -85,7 +85,7 @@ def measure(
         ways[THEIRS, batch] = _theirs(theirs, told, batch)
     ways[LOOKUP, 1] = _theirs(theirs, told, 1, prompt_lookup_num_tokens=10)
     for batch in settings.batches:
-        ways[OURS, batch] = _ours(TextModel(MODEL, precision, batch), told)
+        ways[OURS, batch] = _ours(TextModel(MODEL, precision, max(settings.batches)), told, batch)
     times: dict[tuple[str, int], list[tuple[float, float]]] = {way: [] for way in ways}
     answers: dict[tuple[str, int], tuple[list[str], int]] = {}
     for _ in range(settings.repeats):
@@ -159,14 +159,20 @@ def _theirs(model: TextModel, told: Sequence[str], batch: int, **options: Any) -
     return write
 
 
-def _ours(model: TextModel, told: Sequence[str]) -> Write:
+def _ours(model: TextModel, told: Sequence[str], batch: int) -> Write:
+    """Asked for so many at a time; what room is left guesses ahead."""
     model.complete(["a dog"], most_tokens=2)  # loaded before the clock starts
 
     def write() -> tuple[list[str], int]:
         before = model.tokens_written
-        answers = model.complete(
-            told, prefix=REWRITE_FEW_SHOT.prefix, most_tokens=MOST_TOKENS, stops_at_line_end=True
-        )
+        answers = []
+        for start in range(0, len(told), batch):
+            answers += model.complete(
+                told[start : start + batch],
+                prefix=REWRITE_FEW_SHOT.prefix,
+                most_tokens=MOST_TOKENS,
+                stops_at_line_end=True,
+            )
         return answers, model.tokens_written - before
 
     return write

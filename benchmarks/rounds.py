@@ -1,6 +1,6 @@
 """How much faster the rounds are than one query at a time: same models, same queries, one process.
 
-    python -m benchmarks.rounds --queries 500 --sequential-queries 50
+    python -m benchmarks.rounds
 
 Plays the published protocol (`PROTOCOL` below) with the strategy "rewrite": as research code does
 (`benchmarks.sequential`), then with this project's loop, one factor added after the other. Models are loaded
@@ -48,13 +48,13 @@ class BenchmarkSettings:
 
     Attributes:
         queries: Queries of the demo's test split that this project plays.
-        sequential_queries: How many of them are played one at a time, in either way; that is slow.
+        sequential_queries: How many of them are played one at a time, which takes minutes.
         rounds: Rounds, the first search included.
         output: Folder of the results.
     """
 
     queries: int = 500
-    sequential_queries: int = 50
+    sequential_queries: int = 500
     rounds: int = 4
     output: Path = Path("runs/benchmark-rounds")
 
@@ -75,8 +75,8 @@ def measure(settings: BenchmarkSettings) -> list[dict[str, Any]]:
     """Plays the queries in each way.
 
     Returns:
-        A row a way: its name, queries, seconds, queries an hour, seconds by stage, and the share of queries
-        whose target ranks are the sequential ones.
+        A row a way: its name, queries, seconds, queries an hour, seconds by stage, the share of queries whose
+        target ranks are the sequential ones, and the ids of the others.
     """
     scratch = settings.output / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -125,6 +125,7 @@ def _sequential_row(parts: Parts, queries: Sequence[Query]) -> dict[str, Any]:
     return _timed(SEQUENTIAL, len(queries), time.perf_counter() - started, dict(player.seconds)) | {
         "ranks": ranks,
         "same ranks": 1.0,
+        "queries with other ranks": [],
     }
 
 
@@ -143,8 +144,11 @@ def _row(
     stages = {stage: account.seconds for stage, account in parts.costs.spent[parts.costs.run].items()}
     ranks = _ranks(records)
     compared = [query_id for query_id in known if query_id in ranks]
-    same = sum(ranks[query_id] == known[query_id] for query_id in compared)
-    return _timed(name, len(queries), seconds, stages) | {"same ranks": same / max(1, len(compared))}
+    others = [query_id for query_id in compared if ranks[query_id] != known[query_id]]
+    return _timed(name, len(queries), seconds, stages) | {
+        "same ranks": 1 - len(others) / max(1, len(compared)),
+        "queries with other ranks": others,
+    }
 
 
 def _timed(name: str, count: int, seconds: float, stages: dict[str, float]) -> dict[str, Any]:
@@ -175,7 +179,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
                 f"{row['seconds']:.0f}",
                 f"{row['queries an hour']:.0f}",
                 f"{row['times faster']:.1f}",
-                f"{100 * row['same ranks']:.0f} %",
+                f"{100 * row['same ranks']:.1f} %",
             )
         )
     return as_markdown(cells)
