@@ -10,12 +10,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cluster.pool import map_parts
-from embedding.build import SHARD_SIZE, Done, build_index
+from embedding.build import Done
 from embedding.pipeline import embed
 from embedding.shards import Shard
-from indexes.faiss_index import FaissIndex
+from indexes.image_index import ImageIndex
 from records import Image, Skip
-from refinement.dataset_index import open_named_dataset
+from refinement.dataset_index import open_index, open_named_dataset
 from refinement.models import open_encoder
 from settings import EmbeddingSettings
 from stores.places import is_remote
@@ -25,7 +25,7 @@ from stores.tar_members import learn_places, stored_places
 Part = tuple[Sequence[Image], Mapping[Path, dict[str, tuple[int, int]]]]
 
 
-def embed_on_ray(settings: EmbeddingSettings, shard_size: int = SHARD_SIZE) -> FaissIndex:
+def embed_on_ray(settings: EmbeddingSettings) -> ImageIndex:
     """Embeds a dataset's images with the workers of a Ray cluster, or opens the index that is there.
 
     This process lists the images, cuts them into parts, writes what the workers send back, and makes the
@@ -33,8 +33,7 @@ def embed_on_ray(settings: EmbeddingSettings, shard_size: int = SHARD_SIZE) -> F
     round.
 
     Args:
-        settings: Dataset, model, folder, cluster.
-        shard_size: Images of a part.
+        settings: Dataset, model, index, cluster.
 
     Raises:
         FileNotFoundError: If dataset or checkpoint are missing.
@@ -44,12 +43,6 @@ def embed_on_ray(settings: EmbeddingSettings, shard_size: int = SHARD_SIZE) -> F
     import torch
 
     settings = settings.resolved()
-    folder = settings.index
-    if not isinstance(folder, Path):
-        raise ValueError(
-            f"index: got {folder} with engine ray, expected a folder; embed into ROOT/index-COLLECTION, then"
-            " give the collection without --engine ray: it is filled from there"
-        )
     dataset = open_named_dataset(settings)
     encoder = open_encoder(settings)
     threads = torch.get_num_threads()
@@ -63,21 +56,7 @@ def embed_on_ray(settings: EmbeddingSettings, shard_size: int = SHARD_SIZE) -> F
             threads=threads,
         )
 
-    return build_index(
-        dataset.images,
-        encoder,
-        folder,
-        model_name=settings.blip or "",
-        dataset=dataset.name,
-        image_folder=dataset.folder,
-        batch_size=settings.image_batch or 32,
-        workers=settings.workers,
-        kind=settings.index_kind,
-        maximum_failed_share=settings.maximum_failed_share,
-        rebuild=settings.rebuild,
-        shard_size=shard_size,
-        embed_parts=embed_parts,
-    )
+    return open_index(settings, dataset, encoder, settings.blip or "", embed_parts)
 
 
 def open_embedding(

@@ -7,7 +7,7 @@ import hashlib
 import logging
 from pathlib import Path
 
-from embedding.build import build_index
+from embedding.build import EmbedParts, build_index
 from embedding.encoder import Encoder
 from indexes.faiss_index import FaissIndex
 from indexes.image_index import ImageIndex
@@ -65,7 +65,7 @@ def open_retriever(settings: IndexSettings, dataset: Dataset, encoder: Encoder |
     """
     if encoder is None:
         blip = open_encoder(settings)
-        return Retriever(blip, _open_index(settings, dataset, blip, settings.blip or ""))
+        return Retriever(blip, open_index(settings, dataset, blip, settings.blip or ""))
     if settings.index is not None:
         short = hashlib.sha256(encoder.fingerprint.encode()).hexdigest()[:8]
         index = settings.index
@@ -73,7 +73,7 @@ def open_retriever(settings: IndexSettings, dataset: Dataset, encoder: Encoder |
             settings,
             index=index.with_name(f"{index.name}-{short}") if isinstance(index, Path) else f"{index}_{short}",
         )
-    return Retriever(encoder, _open_index(settings, dataset, encoder, encoder.fingerprint))
+    return Retriever(encoder, open_index(settings, dataset, encoder, encoder.fingerprint))
 
 
 def open_named_dataset(settings: DatasetSettings) -> Dataset:
@@ -81,16 +81,36 @@ def open_named_dataset(settings: DatasetSettings) -> Dataset:
     return open_dataset(settings.dataset, settings.root, settings.split or "all")
 
 
-def _open_index(settings: IndexSettings, dataset: Dataset, encoder: Encoder, model_name: str) -> ImageIndex:
+def open_index(
+    settings: IndexSettings,
+    dataset: Dataset,
+    encoder: Encoder,
+    model_name: str,
+    embed_parts: EmbedParts | None = None,
+) -> ImageIndex:
+    """Opens a dataset's index, a folder or a collection; embeds what it lacks.
+
+    Args:
+        settings: Resolved.
+        dataset: The collection.
+        encoder: Made or makes the vectors.
+        model_name: For people; the fingerprint is the encoder's.
+        embed_parts: As for `embedding.build.build_index`.
+    """
     if settings.index is None:
         raise ValueError("index: the settings are not resolved")
     if isinstance(settings.index, str):
-        return _open_collection(settings.index, settings, dataset, encoder, model_name)
-    return _open_folder(settings.index, settings, dataset, encoder, model_name)
+        return _open_collection(settings.index, settings, dataset, encoder, model_name, embed_parts)
+    return _open_folder(settings.index, settings, dataset, encoder, model_name, embed_parts)
 
 
 def _open_folder(
-    folder: Path, settings: IndexSettings, dataset: Dataset, encoder: Encoder, model_name: str
+    folder: Path,
+    settings: IndexSettings,
+    dataset: Dataset,
+    encoder: Encoder,
+    model_name: str,
+    embed_parts: EmbedParts | None,
 ) -> FaissIndex:
     return build_index(
         dataset.images,
@@ -104,11 +124,17 @@ def _open_folder(
         kind=settings.index_kind,
         maximum_failed_share=settings.maximum_failed_share,
         rebuild=settings.rebuild,
+        embed_parts=embed_parts,
     )
 
 
 def _open_collection(
-    address: str, settings: IndexSettings, dataset: Dataset, encoder: Encoder, model_name: str
+    address: str,
+    settings: IndexSettings,
+    dataset: Dataset,
+    encoder: Encoder,
+    model_name: str,
+    embed_parts: EmbedParts | None,
 ) -> ImageIndex:
     """Opens a Milvus collection of just these images; else embeds into a folder, and fills it from there."""
     from indexes.milvus_address import MilvusAddress
@@ -124,6 +150,6 @@ def _open_collection(
         raise ValueError("root: the settings are not resolved")
     folder = settings.root / f"index-{MilvusAddress.parse(address).collection}"
     source = _open_folder(
-        folder, dataclasses.replace(settings, index_kind="flat"), dataset, encoder, model_name
+        folder, dataclasses.replace(settings, index_kind="flat"), dataset, encoder, model_name, embed_parts
     )
     return MilvusIndex.filled_from(source, address, settings.index_kind, settings.rebuild)

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ DRIVER = f"""
 import sys
 from pathlib import Path
 from cluster.embedding import embed_on_ray
+from embedding.build import build_index
 from embedding.shards import ShardStore
 from settings import EmbeddingSettings, run_script
 
@@ -34,11 +36,12 @@ def noted(store, number, shard):
     print("wrote", number, flush=True)
     return save(store, number, shard)
 ShardStore.save = noted
+build_index.__kwdefaults__["shard_size"] = {SHARD_SIZE}
 
 def main():
     settings = EmbeddingSettings(dataset="image_folder", preset="demo", root=Path(sys.argv[1]), image_batch=7,
                                  index=Path(sys.argv[2]), ray_address=sys.argv[3])
-    embed_on_ray(settings, {SHARD_SIZE})
+    embed_on_ray(settings)
 raise SystemExit(run_script(main))
 """
 
@@ -236,19 +239,30 @@ def test_without_ray_the_command_that_installs_it_is_named(tmp_path, pictures):
     )
 
 
-@pytest.mark.parametrize(
-    ("run", "options", "message"),
-    [
-        ("embed", {"index": "milvus://localhost:19530/demo"}, "index: got milvus://.*expected a folder"),
-        ("caption", {"caption_servers": ("http://127.0.0.1:1/v1",)}, "caption_servers: got servers with"),
-    ],
-)
-def test_what_ray_is_not_for_is_refused(run, options, message):
+def test_servers_are_not_asked_by_workers():
     from cluster.captions import caption_on_ray
-    from cluster.embedding import embed_on_ray
 
-    with pytest.raises(ValueError, match=message):
-        if run == "embed":
-            embed_on_ray(EmbeddingSettings(dataset="demo", engine="ray", **options))
-        else:
-            caption_on_ray(CaptioningSettings(dataset="demo", engine="ray", **options))
+    settings = CaptioningSettings(dataset="demo", engine="ray", caption_servers=("http://127.0.0.1:1/v1",))
+    with pytest.raises(ValueError, match="caption_servers: got servers with"):
+        caption_on_ray(settings)
+
+
+@with_ray
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("pymilvus") is None,
+    reason="needs Milvus: pip install -r requirements-milvus.txt",
+)
+def test_workers_fill_a_milvus_collection(tmp_path, cluster, pictures, expected):
+    from cluster.embedding import embed_on_ray
+    from indexes.faiss_index import FaissIndex
+
+    settings = EmbeddingSettings(
+        dataset="image_folder", preset="demo", root=pictures, image_batch=7, workers=2, ray_address=cluster,
+        index=f"milvus://{tmp_path}/images.db/pictures",
+    )  # fmt: skip
+    with closing(embed_on_ray(settings)) as index:
+        assert len(index) == 498
+        folder = FaissIndex.open(pictures / "index-pictures")
+        assert index.ids == folder.ids
+        assert np.array_equal(index.vectors_of(index.ids), folder.vectors_of(folder.ids))
