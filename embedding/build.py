@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import os
 from collections.abc import Callable, Container, Generator, Iterator, Sequence
@@ -20,6 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from embedding.decode import BrokenImage, check_still_there, open_image
 from embedding.encoder import ImageEncoder
+from embedding.failures import FAILED_FILE, check_failures, put_in_order, read_failed, write_failed
 from embedding.pipeline import embed
 from embedding.shards import Shard, ShardStore
 from indexes.exact_scores import unit_rows
@@ -27,13 +26,11 @@ from indexes.exact_search import ROWS_AT_ONCE, take_rows
 from indexes.faiss_index import FaissIndex
 from indexes.folder import FolderBusy, locked_folder, write_folder
 from indexes.kinds import FLAT_BELOW
-from indexes.replace_file import replace_file
 from records import Image, Skip
 from settings import IndexKind, IndexSettings
 
 log = logging.getLogger(__name__)
 
-FAILED_FILE = "failed_images.csv"
 PARTIAL_FOLDER = ".partial"
 SHARD_SIZE = 4096  # images of a part: a multiple of the usual batch sizes
 SAMPLED_CAPTIONS = 200
@@ -110,11 +107,11 @@ def build_index(
             else:
                 done = _counted(embed_parts(parts), bar)
             skipped = _kept(done, store, max(shards, default=-1) + 1, sources, bar)
-        _put_in_order(skipped, images)
+        put_in_order(skipped, images)
         if skipped:
             check_still_there(image.path for image in images)
-        _write_failed(folder, skipped)
-        _check_failures(len(images), skipped, maximum_failed_share)
+        write_failed(folder, skipped)
+        check_failures(len(images), skipped, maximum_failed_share)
         ids, where = _places(images, sources)
         if old is not None:
             dropped = len(set(old.ids) - set(ids))
@@ -203,12 +200,6 @@ def _kept(
     return skipped
 
 
-def _put_in_order(skipped: list[Skip], images: Sequence[Image]) -> None:
-    left_out = {skip.what for skip in skipped}
-    place_of = {image.id: place for place, image in enumerate(images) if image.id in left_out}
-    skipped.sort(key=lambda skip: place_of[skip.what])
-
-
 def _places(images: Sequence[Image], sources: Sequence[Shard]) -> tuple[list[str], np.ndarray]:
     """Finds where each image's vector is.
 
@@ -259,21 +250,6 @@ def _check_images(images: Sequence[Image], batch_size: int, workers: int, shard_
         seen.add(image.id)
 
 
-def _check_failures(count: int, skipped: Sequence[Skip], maximum_failed_share: float) -> None:
-    if not skipped:
-        return
-    first = f"the first is {skipped[0].what!r}: {skipped[0].why}"
-    if len(skipped) == count:
-        raise ValueError(f"embedding: all {count} images are broken; {first}; check the image folder")
-    if len(skipped) > maximum_failed_share * count:
-        raise ValueError(
-            f"embedding: {len(skipped)} of {count} images are broken, expected at most "
-            f"{maximum_failed_share:.0%}; {first}; all are in {FAILED_FILE}; repair or remove them, or allow "
-            "a larger share with --maximum-failed-share"
-        )
-    log.warning("%d of %d images are broken and left out; %s", len(skipped), count, first)
-
-
 def _open_old(encoder: ImageEncoder, folder: Path) -> FaissIndex | None:
     """Opens the folder's index if it is of this model; says why when it is not."""
     if not folder.is_dir() or not any(folder.glob("*.json")):
@@ -291,7 +267,7 @@ def _is_current(old: FaissIndex, images: Sequence[Image], folder: Path, kind: In
     if not fits:
         log.warning("%s: writing a new index, since the old one is %s", folder, old.kind)
         return False
-    failed = _read_failed(folder)
+    failed = read_failed(folder)
     if old.ids != tuple(image.id for image in images if image.id not in failed):
         log.warning("%s: the index is of other images", folder)
         return False
@@ -318,21 +294,3 @@ def _clear_left_over(store: ShardStore, folder: Path) -> None:
             store.clear()
     except FolderBusy:
         log.debug("%s: its builder uses the parts", folder)
-
-
-def _write_failed(folder: Path, skipped: Sequence[Skip]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["image_name", "reason"])
-    writer.writerows((skip.what, skip.why) for skip in skipped)
-    replace_file(folder / FAILED_FILE, lambda path: path.write_text(text.getvalue(), "utf-8", newline=""))
-
-
-def _read_failed(folder: Path) -> frozenset[str]:
-    """Returns the names in the list of broken images; none if it is not there or not such a list."""
-    try:
-        with (folder / FAILED_FILE).open(encoding="utf-8", newline="") as file:
-            return frozenset(row["image_name"] for row in csv.DictReader(file))
-    except (FileNotFoundError, KeyError, ValueError, csv.Error) as error:
-        log.warning("%s: cannot be used, trying its images again: %s", folder / FAILED_FILE, error)
-        return frozenset()
