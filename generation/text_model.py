@@ -133,17 +133,19 @@ class TextModel:
         if not prompts:
             return []
         model, tokenizer = self._loaded
-        starts = tokenizer(prefix, add_special_tokens=False)["input_ids"] if prefix else []
-        # A template holds its own <s>: with another one most models answer worse.
-        rows = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+        # A template holds its own <s>: with another one most models answer worse. Prefix and prompt are split
+        # into tokens as one text: apart, those on either side of the seam could be others.
+        rows = [tokenizer(prefix + prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
         if not all(rows):
             raise ValueError(f"prompt {rows.index([])}: got no tokens, expected at least one")
+        shared = [tokenizer(prefix, add_special_tokens=False)["input_ids"]] if prefix else []
         ends = [*self._ends, *(self._line_ends if stops_at_line_end else ())]
         with torch.inference_mode():
             if greedy.decodes(model):
-                written = self._decode(starts, rows, ends, most_tokens)
+                starts = _common_start([*shared, *rows])
+                written = self._decode(starts, [row[len(starts) :] for row in rows], ends, most_tokens)
             else:
-                written = self._generate([starts + row for row in rows], ends, most_tokens)
+                written = self._generate(rows, ends, most_tokens)
         self.tokens_written += sum(len(new) for new in written)
         return tokenizer.batch_decode(written, skip_special_tokens=True)
 
@@ -152,9 +154,6 @@ class TextModel:
     ) -> list[list[int]]:
         from generation import greedy
 
-        if not starts and len(rows) > 1:
-            starts = _common_start(rows)
-            rows = [row[len(starts) :] for row in rows]
         if starts != self._prefix[0]:
             self._prefix = (starts, greedy.read_opening(self._loaded[0], starts))
         opening = self._prefix[1]
