@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from settings import ComparisonSettings, read_settings, run_script
 
-DATASET = "flickr30k"  # "demo", "flickr30k", "mscoco", "msrvtt" or "image_folder"
+DATASET = "flickr30k"  # or another of docs/datasets.md
 STRATEGIES = ("append", "rewrite", "rewrite-original", "rewrite-anchored")
 USERS = ("independent", "reference", "random", "first")
 PROTOCOL = "honest"  # "honest", "reference", "paper" or "chatir"

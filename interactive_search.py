@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from settings import InteractiveSettings, read_settings, run_script
 
-DATASET = "flickr30k"  # "demo", "flickr30k", "mscoco", "msrvtt" or "image_folder"
+DATASET = "flickr30k"  # or another of docs/datasets.md
 STRATEGY = "rewrite-anchored"  # the first choice; "original", "append", "rewrite" or "rewrite-original"
 SHOWN = 10  # pictures a round
 HOST = "127.0.0.1"  # any other address lets others in

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from settings import ExperimentSettings, read_settings, run_script
 
-DATASET = "mscoco"  # "demo", "flickr30k", "mscoco", "msrvtt" or "image_folder"
+DATASET = "mscoco"  # or another of docs/datasets.md
 QUANTIZATION = None  # "int8", "int4", "fp16", "bf16", "fp32"; None: the preset's (int8)
 STRATEGY = "rewrite"  # "original", "append", "rewrite", "rewrite-original" or "rewrite-anchored"
 PROTOCOL = "honest"  # "honest", "reference", "paper" or "chatir"

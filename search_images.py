@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from settings import SearchSettings, read_settings, run_script
 
-DATASET = "flickr30k"  # "demo", "flickr30k", "mscoco", "msrvtt" or "image_folder"
+DATASET = "flickr30k"  # or another of docs/datasets.md
 SHOWN = 10  # pictures
 # All other constants: python search_images.py --help
 
