@@ -32,10 +32,12 @@ test: $(READY)  ## run the tests
 
 bench: $(READY)  ## time rounds, index build and search against other ways, stages against their floors; takes long
 	$(RUN) -m benchmarks.rounds
+	$(RUN) -m benchmarks.generation
 	$(RUN) -m benchmarks.index_build
 	$(RUN) -m benchmarks.search
 	$(RUN) -m benchmarks.floors
 	$(RUN) -m benchmarks.growth
+	$(RUN) -m benchmarks.start_up
 
 check-weights: $(READY)  ## caption a known picture and rewrite a query with a preset's models: PRESET=rtx3090-int8
 	$(RUN) check_weights.py --preset $(PRESET)
