@@ -21,10 +21,11 @@ from captioning import Captioning
 from evaluation.runs import append_rounds, read_rounds
 from generation.caption_cache import CaptionCache
 from generation.image_captions import ImageCaptions
+from generation.opening import open_model
 from generation.prompts import CAPTION
 from generation.server_endpoint import KEY_VARIABLE, RequestFailed
 from generation.servers import ATTEMPTS, MOST_SIDE, ChatServers, ServersFailed, data_url
-from generation.text_model import TextModel
+from generation.text_model import source_of
 from query_editing import QueryEditing
 from records import Dataset, Image
 from refinement.claim import claimed_folder
@@ -120,9 +121,12 @@ def test_rewrites_are_those_of_the_same_model_in_this_process(models, upstream):
 @pytest.mark.slow
 @pytest.mark.demo
 def test_smollm2_rewrites_behind_a_server(upstream, hub, tmp_path):
-    model, tokenizer = TextModel("smollm2-135m-instruct", "bf16", 1)._loaded
-    model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    name = "smollm2-135m-instruct"
+    source, options = source_of(name)
+    open_model(AutoModelForCausalLM, name, "bf16", source=source, **options).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(source, **options).save_pretrained(tmp_path)
     into_hub_cache(hub, "tests/smollm2", tmp_path)
     # Not checked: this server lists its models once, and loads one that came later all the same.
     editing = QueryEditing("tests/smollm2", servers=ChatServers([upstream], "tests/smollm2", requests=2))
