@@ -90,6 +90,8 @@ def main() -> None:
     settings = tyro.cli(SearchSettings)
     rows = []
     for size in settings.sizes:
+        if settings.scratch is not None:
+            settings.scratch.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=settings.scratch) as folder:
             rows += measure(settings, size, Path(folder))
         _report(settings, rows)  # what is measured stays, also when a larger size is stopped
