@@ -142,7 +142,11 @@ class TextModel:
         ends = [*self._ends, *(self._line_ends if stops_at_line_end else ())]
         with torch.inference_mode():
             if greedy.decodes(model):
-                starts = _common_start([*shared, *rows])
+                texts = [
+                    *shared,
+                    *rows,
+                ]  # one alone shares nothing: kept as opening, it could not be copied from
+                starts = _common_start(texts) if len(texts) > 1 else []
                 written = self._decode(starts, [row[len(starts) :] for row in rows], ends, most_tokens)
             else:
                 written = self._generate(rows, ends, most_tokens)

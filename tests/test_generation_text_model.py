@@ -111,6 +111,19 @@ def test_prefix_and_prompt_are_one_text(language_model, plain):
     assert answers == [tokenizer.decode(ids, skip_special_tokens=True)]
 
 
+def test_one_prompt_alone_is_no_opening(language_model, monkeypatch):
+    """What is kept as the opening cannot be guessed from."""
+    seen, guess = [], greedy.guess
+    monkeypatch.setattr(
+        greedy, "guess", lambda tokens, most: seen.append(list(tokens)) or guess(tokens, most)
+    )
+    model = TextModel(language_model, "fp32", 8)
+    text = "two cups of coffee and a man left of a red dog"
+    model.complete([text], most_tokens=5)
+    ids = model._loaded[1](text, add_special_tokens=False)["input_ids"]
+    assert seen and all(tokens[: len(ids)] == ids for tokens in seen)
+
+
 def test_the_prefix_is_read_once_for_all_calls(language_model):
     model = TextModel(language_model, "fp32", 8)
     network, tokenizer = model._loaded
