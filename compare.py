@@ -21,7 +21,7 @@ ROUNDS = 4
 def main() -> None:
     """Reads the constants and the command line, and compares."""
     settings = read_settings(ComparisonSettings, globals())
-    from refinement.comparing import run_comparison
+    from experiments.compare import run_comparison
 
     run_comparison(settings)
 

@@ -4,7 +4,7 @@
     python embed_image_as_faiss.py --dataset demo      # any constant, overridden
 
 Run again, it goes on where it was stopped, embeds what is new and drops what has vanished.
-``--engine ray`` has the workers of a Ray cluster do it. ``python -m indexes.merge`` joins indexes of one
+``--engine ray`` has the workers of a Ray cluster do it. ``python -m index.merge`` joins indexes of one
 model.
 """
 
@@ -22,11 +22,11 @@ def main() -> None:
     """Reads the constants and the command line, and embeds."""
     settings = read_settings(EmbeddingSettings, globals())
     if settings.engine == "ray":
-        from cluster.embedding import embed_on_ray
+        from scale.ray_embedding import embed_on_ray
 
         embed_on_ray(settings)
     else:
-        from refinement.dataset_index import embed_dataset
+        from experiments.dataset_index import embed_dataset
 
         embed_dataset(settings)
 

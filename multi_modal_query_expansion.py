@@ -23,7 +23,7 @@ ROUNDS = 4
 def main() -> None:
     """Reads the constants and the command line, and plays."""
     settings = read_settings(ExperimentSettings, globals())
-    from refinement.experiment import run_experiment
+    from experiments.run import run_experiment
 
     run_experiment(settings)
 

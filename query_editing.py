@@ -17,9 +17,9 @@ from generation.residency import Residency
 from generation.servers import SERVED, ChatServers
 from generation.text_model import PACKAGED, TextModel
 
-MOST_WORDS = 60
-MOST_TOKENS = 100
-MOST_WORDS_READ = 200  # of a query or caption that goes into the prompt
+MAX_WORDS = 60
+MAX_TOKENS = 100
+MAX_WORDS_READ = 200  # of a query or caption that goes into the prompt
 
 
 class QueryEditing:
@@ -88,17 +88,16 @@ class QueryEditing:
         if self._residency is not None:
             self._residency.make_room(self)
         special = self._model.special_tokens
-        filled = [tuple(plain_text(text, special, MOST_WORDS_READ) for text in pair) for pair in pairs]
+        filled = [tuple(plain_text(text, special, MAX_WORDS_READ) for text in pair) for pair in pairs]
         if self.model_id in PACKAGED and not isinstance(self._model, ChatServers):
             told = [REWRITE_FEW_SHOT.open.format(query=query, caption=caption) for query, caption in filled]
             answers = self._model.complete(
-                told, prefix=REWRITE_FEW_SHOT.prefix, most_tokens=MOST_TOKENS, stops_at_line_end=True
+                told, prefix=REWRITE_FEW_SHOT.prefix, max_tokens=MAX_TOKENS, stops_at_line_end=True
             )
         else:
             told = [REWRITE_CHAT.format(query=query, caption=caption) for query, caption in filled]
             prompts = [self._model.chat_prompt(message) for message in told]
-            answers = self._model.complete(prompts, most_tokens=MOST_TOKENS)
+            answers = self._model.complete(prompts, max_tokens=MAX_TOKENS)
         return [
-            one_line(answer, MOST_WORDS, special, prompt)
-            for answer, prompt in zip(answers, told, strict=True)
+            one_line(answer, MAX_WORDS, special, prompt) for answer, prompt in zip(answers, told, strict=True)
         ]

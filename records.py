@@ -79,12 +79,12 @@ class Feedback:
     Attributes:
         liked: Ids the person picked.
         disliked: Ids the person turned down.
-        gives_up: Whether the person stops searching here; then nothing is liked or disliked.
+        abandons: Whether the person stops searching here; then nothing is liked or disliked.
     """
 
     liked: tuple[str, ...] = ()
     disliked: tuple[str, ...] = ()
-    gives_up: bool = False
+    abandons: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ class Round:
         disliked: Ids the person turned down from those shown.
         captions: The captions of ``liked``, in the same order.
         fallback: Why the rewrite that led to ``text`` was replaced; empty when it was used as written.
-        stop: Why the query ended after this round ("found", "worse", "exhausted", "given up"); empty while it
-            goes on.
+        stop: Why the query ended after this round ("found", "worse", "exhausted", "abandoned"); empty while
+            it goes on.
     """
 
     query_id: str

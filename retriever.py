@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from embedding.encoder import Encoder, checked_rows
-from indexes.exclusions import Exclusions
-from indexes.faiss_index import FaissIndex, Ranking
-from indexes.image_index import ImageIndex
-from indexes.score_rankings import count_ranks, list_best
+from index.encoder import Encoder, checked_rows
+from index.exclusions import Exclusions
+from index.faiss_index import FaissIndex, Ranking
+from index.image_index import ImageIndex
+from index.score_rankings import count_ranks, list_best
 
 BATCH_SIZE = 64
 
@@ -129,7 +129,7 @@ class Retriever:
         return np.concatenate([self._no_rows(), *parts])
 
     def encode_images(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """Encodes n RGB pictures (see `embedding.decode.open_image`), batch by batch.
+        """Encodes n RGB pictures (see `index.decode.open_image`), batch by batch.
 
         Returns:
             (n, d) float32, rows of unit length.

@@ -18,7 +18,7 @@ SHOWN = 10  # pictures
 def main() -> None:
     """Reads the constants and the command line, searches and prints."""
     settings = read_settings(SearchSettings, globals())
-    from refinement.dataset_index import search_dataset
+    from experiments.dataset_index import search_dataset
 
     for place, (path, score) in enumerate(search_dataset(settings), start=1):
         name = "".join(c if c.isprintable() else "?" for c in str(path))  # no orders to the terminal

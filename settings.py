@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 log = logging.getLogger(__name__)
 
 PROJECT = Path(__file__).parent
+DATA_FOLDER = PROJECT / "playground" / "data"
 
 DEFAULT_SPLITS = {"demo": "test", "msrvtt": "1k-A"}  # of the other datasets all is used
 
@@ -101,8 +102,6 @@ class DatasetSettings:
 
     def resolved(self) -> Any:
         """Returns the same settings with every open one filled in, from the preset or the dataset."""
-        from playground import DATA_FOLDER
-
         is_demo = self.dataset == "demo"
         preset = self.preset or ("demo" if is_demo else "rtx3090-int8")
         split = self.split or DEFAULT_SPLITS.get(self.dataset, "all")
@@ -134,7 +133,7 @@ class IndexSettings(DatasetSettings):
         index_kind: "flat" (exact), "hnsw", "ivf" or "ivfpq" (approximate, for very many images), or "auto":
             flat below a million images, above it what fits into memory.
         workers: Threads that decode images.
-        maximum_failed_share: With more broken images than this share of all, no index is made.
+        max_failed_share: With more broken images than this share of all, no index is made.
         rebuild: Embed again although an index of the same images and model is there.
     """
 
@@ -144,14 +143,14 @@ class IndexSettings(DatasetSettings):
     image_batch: int | None = None
     index_kind: IndexKind = "auto"
     workers: int = 4
-    maximum_failed_share: float = 0.1
+    max_failed_share: float = 0.1
     rebuild: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.index, str):
             if self.index.startswith("milvus:"):
-                from indexes.milvus_address import MilvusAddress
+                from scale.milvus_address import MilvusAddress
 
                 MilvusAddress.parse(self.index)
                 if self.root and _index_folder(self.root, "", Path()).parent != self.root:
@@ -161,10 +160,8 @@ class IndexSettings(DatasetSettings):
                     )
             else:  # the command line gives words
                 object.__setattr__(self, "index", Path(self.index))
-        if not 0 <= self.maximum_failed_share <= 1:
-            raise ValueError(
-                f"maximum_failed_share: got {self.maximum_failed_share}, expected a share from 0 to 1"
-            )
+        if not 0 <= self.max_failed_share <= 1:
+            raise ValueError(f"max_failed_share: got {self.max_failed_share}, expected a share from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -537,7 +534,7 @@ def _checked_constants(kind: type, constants: Mapping[str, Any]) -> dict[str, An
 
 def _index_folder(root: Path, split: str, home: Path) -> Path:
     """Returns where a dataset's index goes: into its folder, or beside what is no folder here."""
-    from stores.places import CONTAINERS, address_of, is_remote
+    from scale.places import CONTAINERS, address_of, is_remote
 
     if not is_remote(root) and root.suffix not in CONTAINERS:
         return root / f"index-{split}"

@@ -27,7 +27,7 @@ from BLIP.checkpoints import share_towers
 from BLIP.images import to_pixels
 from BLIP.model import BlipEncoder
 from BLIP.tokenizer import Tokenizer
-from embedding.decode import open_image
+from index.decode import open_image
 from playground import open_dataset
 from records import Dataset, Query
 

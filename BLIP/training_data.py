@@ -16,7 +16,7 @@ from PIL import Image as PILImage
 from tokenizers import BertWordPieceTokenizer
 from tqdm import tqdm
 
-from embedding.decode import open_image
+from index.decode import open_image
 from records import Image, Skip
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 COLUMNS = ("image_name", "label", "left", "top", "right", "bottom")
-LEAST_SHARE = 0.25  # of a patch, that a box must cover to name it
+MIN_SHARE = 0.25  # of a patch, that a box must cover to name it
 
 
 class PatchTargets:
@@ -85,4 +85,4 @@ class PatchTargets:
         high = (np.minimum(bottom, edges + 1) - np.maximum(top, edges)).clip(min=0)  # (boxes, lines)
         cover = (high[:, :, None] * wide[:, None, :]).reshape(len(wide), -1)
         best = cover.argmax(axis=0)
-        return np.where(cover.max(axis=0) >= LEAST_SHARE, self._classes[own][best], 0).astype(np.int64)
+        return np.where(cover.max(axis=0) >= MIN_SHARE, self._classes[own][best], 0).astype(np.int64)

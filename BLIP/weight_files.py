@@ -14,7 +14,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from indexes.manifest import file_sha256
+from files import file_sha256
 
 logger = logging.getLogger(__name__)
 

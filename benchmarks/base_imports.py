@@ -22,8 +22,8 @@ from settings import PROJECT, run_script
 
 log = logging.getLogger(__name__)
 
-NEEDED = ("requirements.txt", "requirements-demo.txt", "requirements-models.txt")
-LOOP = "import refinement.rounds"
+NEEDED = ("requirements.txt", "requirements/demo.txt", "requirements/models.txt")
+LOOP = "import feedback.rounds"
 SESSION = """
 import sys, tempfile
 from multi_modal_query_expansion import main

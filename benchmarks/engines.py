@@ -1,6 +1,6 @@
 """Which engine computes BLIP fastest, with the same weights on the same inputs, and how exactly.
 
-    pip install -r requirements-engines.txt
+    pip install -r requirements/engines.txt
     OMP_NUM_THREADS=1 python -m benchmarks.engines
 
 Two models: the demo's, and one of BLIP ViT-B/16's sizes at 384 pixels with random weights, on whose values
@@ -43,8 +43,8 @@ from BLIP.images import to_pixels
 from BLIP.model import BlipEncoder
 from BLIP.packed import pack
 from BLIP.towers import VISION_EPSILON, Towers
-from evaluation.runs import write_json
 from evaluation.tables import as_markdown
+from files import write_json
 from settings import PROJECT, run_script
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ FULL_SIZE = "Salesforce/blip-itm-base-coco"
 TOKENS = 12  # of a text; captions have about as many
 PICTURE = 448
 TEXT_BATCH = 32  # of an encoder opened without a batch size
-INSTALL = "pip install -r requirements-engines.txt"
+INSTALL = "pip install -r requirements/engines.txt"
 
 Tensors = tuple[torch.Tensor, ...]
 Run = Callable[[], torch.Tensor]
@@ -68,7 +68,7 @@ class EnginesSettings:
     Attributes:
         models: "demo", "full" or both.
         engines: Those to compare with eager, which always comes along.
-        parts: Parts of the model.
+        parts: Setup of the model.
         demo_batches: Batch sizes of the demo's model.
         full_batches: Batch sizes of the full-size one.
         seconds: About how long each engine computes, at each part and batch; at least three times.

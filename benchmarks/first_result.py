@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 from urllib.parse import urlencode
 
-from evaluation.runs import write_json
 from evaluation.tables import as_markdown
+from files import write_json
 from settings import InteractiveSettings, run_script
 
 QUERIES = 100
@@ -32,17 +32,17 @@ def main() -> None:
     """Times the answers, prints a table and writes it."""
     import uvicorn
 
+    from experiments.setup import Setup
     from interactive.guards import Guard, RateLimit
     from interactive.page import Page
     from interactive.server import open_desk
     from interactive.session import Options
-    from refinement.parts import Parts
 
     settings = InteractiveSettings(dataset="demo", strategy="append", caption_numbers=("4",), queries=QUERIES)
     settings = settings.resolved()
-    desk, study = open_desk(settings)
-    words = [query.text for query in Parts.open(settings).queries]
-    page = Page(desk, Options("append"), study, describe=False)
+    context, study = open_desk(settings)
+    words = [query.text for query in Setup.open(settings).queries]
+    page = Page(context, Options("append"), study, describe=False)
     page.warm_up()
     guarded = Guard(page.app(), (), RateLimit(1e9, 1e9), RateLimit(1e9, 1e9))
     server = uvicorn.Server(uvicorn.Config(guarded, port=0, log_level="warning"))

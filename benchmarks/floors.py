@@ -33,8 +33,8 @@ from benchmarks.model_work import (
     writes_tokens,
 )
 from benchmarks.search import Watch, in_a_process, plain_settings, where
-from evaluation.runs import write_json
 from evaluation.tables import as_markdown
+from files import write_json
 from settings import PRESETS, PROJECT, run_script
 
 log = logging.getLogger(__name__)
@@ -218,7 +218,7 @@ def _stages(settings: FloorSettings, probe: Probe) -> Iterator[Stage]:
 def _decoding(paths: Sequence[Path], encoder: Any) -> Stage:
     from PIL import Image
 
-    from embedding.decode import open_image
+    from index.decode import open_image
 
     def alone() -> None:
         for path in paths:
@@ -234,8 +234,8 @@ def _decoding(paths: Sequence[Path], encoder: Any) -> Stage:
 
 
 def _embedding(name: str, model: str, encoder: Any, paths: Sequence[Path], probe: Probe) -> Stage:
-    from embedding.decode import open_image
     from generation.footprint import configuration
+    from index.decode import open_image
 
     ready = [encoder.prepare_image(open_image(path)) for path in paths]
     encoder.encode_images(ready[:8])
@@ -259,7 +259,7 @@ def _encoding_texts(texts: Sequence[str], encoder: Any, probe: Probe) -> Stage:
 
 
 def _searching(settings: FloorSettings, probe: Probe) -> Iterator[Stage]:
-    from indexes.faiss_index import FaissIndex
+    from index.faiss_index import FaissIndex
 
     with tempfile.TemporaryDirectory() as name:
         make_index(Path(name), settings.vectors, "flat", 0)
@@ -287,8 +287,8 @@ def _searching(settings: FloorSettings, probe: Probe) -> Iterator[Stage]:
 
 def _captioning(paths: Sequence[Path], batch: int, probe: Probe) -> Stage:
     from captioning import Captioning
-    from embedding.decode import open_image
     from generation.footprint import configuration
+    from index.decode import open_image
 
     model = str(PROJECT / PRESETS["demo"]["caption_model"])
     captioner = Captioning(model, PRESETS["demo"]["quantization"], batch)
@@ -321,7 +321,7 @@ def _rewriting(texts: Sequence[str], settings: FloorSettings, probe: Probe) -> I
     from generation.precision import precision_of
     from generation.prompts import REWRITE_FEW_SHOT
     from generation.text_model import TextModel, source_of
-    from query_editing import MOST_TOKENS
+    from query_editing import MAX_TOKENS
 
     name = settings.rewrite_model or PRESETS["demo"]["rewrite_model"]
     precision = precision_of(PRESETS["demo"]["quantization"])
@@ -331,12 +331,12 @@ def _rewriting(texts: Sequence[str], settings: FloorSettings, probe: Probe) -> I
 
     def complete(most: int) -> tuple[float, int]:
         written, watch = model.tokens_written, Watch()
-        model.complete(prompts, most_tokens=most, prefix=REWRITE_FEW_SHOT.prefix, stops_at_line_end=True)
+        model.complete(prompts, max_tokens=most, prefix=REWRITE_FEW_SHOT.prefix, stops_at_line_end=True)
         return watch.seconds()[1], model.tokens_written - written
 
     complete(2)
     reading, first = complete(1)
-    writing, all_tokens = complete(MOST_TOKENS)
+    writing, all_tokens = complete(MAX_TOKENS)
     source, options = source_of(name)
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     config = AutoConfig.from_pretrained(source, **options)

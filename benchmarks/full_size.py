@@ -19,8 +19,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
-from evaluation.runs import write_atomically
 from evaluation.tables import as_markdown
+from files import write_bytes
 from settings import PRESETS, run_script
 
 log = logging.getLogger(__name__)
@@ -251,7 +251,7 @@ def _save_random(kind: Any, config: Any, folder: Path) -> None:
 
 
 def _measure_captioner(folder: Path, precision: str, batches: Sequence[int]) -> Iterator[Measured]:
-    from captioning import MOST_TOKENS, Captioning
+    from captioning import MAX_TOKENS, Captioning
 
     pictures = _pictures(max(batches))
 
@@ -260,12 +260,12 @@ def _measure_captioner(folder: Path, precision: str, batches: Sequence[int]) -> 
 
     yield from _measure(
         "captioner", precision, batches, lambda size: Captioning(str(folder), precision, size), caption,
-        MOST_TOKENS,
+        MAX_TOKENS,
     )  # fmt: skip
 
 
 def _measure_rewriter(folder: Path, precision: str, batches: Sequence[int]) -> Iterator[Measured]:
-    from query_editing import MOST_TOKENS, QueryEditing
+    from query_editing import MAX_TOKENS, QueryEditing
 
     said = "two men in front of a red house, one of them with a dog and the other with a large umbrella"
 
@@ -275,7 +275,7 @@ def _measure_rewriter(folder: Path, precision: str, batches: Sequence[int]) -> I
 
     yield from _measure(
         "rewriter", precision, batches, lambda size: QueryEditing(str(folder), precision, size), rewrite,
-        MOST_TOKENS,
+        MAX_TOKENS,
     )  # fmt: skip
 
 
@@ -306,7 +306,7 @@ def _measure(
     batches: Sequence[int],
     open_model: Callable[[int], Any],
     use: Callable[[Any, int, int], None],
-    most_tokens: int,
+    max_tokens: int,
 ) -> Iterator[Measured]:
     """Opens a model once for every batch size, so that no batch sees what another left in memory."""
     import torch
@@ -332,7 +332,7 @@ def _measure(
         peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
         fitted = _batch_size(model, batch)
         note = f"out of memory: went on with {fitted}" if fitted < batch else ""
-        yield Measured(name, precision, batch, opening, seconds, batch * most_tokens, peak, note)
+        yield Measured(name, precision, batch, opening, seconds, batch * max_tokens, peak, note)
         del model
 
 
@@ -374,7 +374,7 @@ def format_table(results: Sequence[Measured], tiny: bool) -> str:
     import torch
     import transformers
 
-    from refinement.models import hardware
+    from experiments.models import hardware
 
     head = [
         "Model",
@@ -413,7 +413,7 @@ def main() -> None:
     settings = tyro.cli(FullSizeSettings)
     table = format_table(measure(settings), settings.tiny)
     settings.output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(settings.output, table.encode())
+    write_bytes(settings.output, table.encode())
     print(table)
 
 

@@ -19,12 +19,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from evaluation.runs import write_json
 from evaluation.tables import as_markdown
+from files import write_json
 from generation.prompts import REWRITE_FEW_SHOT
 from generation.text_model import TextModel, cut
 from playground.demo import read
-from query_editing import MOST_TOKENS
+from query_editing import MAX_TOKENS
 from settings import run_script
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def measure(
     told = _prompts(settings.prompts)
     ways: dict[tuple[str, int], Write] = {}
     theirs = TextModel(MODEL, precision, 1)
-    theirs.complete(["a dog"], most_tokens=2)  # loaded before the clock starts
+    theirs.complete(["a dog"], max_tokens=2)  # loaded before the clock starts
     for batch in settings.batches:
         ways[THEIRS, batch] = _theirs(theirs, told, batch)
     ways[LOOKUP, 1] = _theirs(theirs, told, 1, prompt_lookup_num_tokens=10)
@@ -145,7 +145,7 @@ def _theirs(model: TextModel, told: Sequence[str], batch: int, **options: Any) -
             with torch.inference_mode():
                 output = network.generate(
                     **inputs,
-                    max_new_tokens=MOST_TOKENS,
+                    max_new_tokens=MAX_TOKENS,
                     do_sample=False,
                     eos_token_id=ends,
                     pad_token_id=tokenizer.pad_token_id,
@@ -161,7 +161,7 @@ def _theirs(model: TextModel, told: Sequence[str], batch: int, **options: Any) -
 
 def _ours(model: TextModel, told: Sequence[str], batch: int) -> Write:
     """Asked for so many at a time; what room is left guesses ahead."""
-    model.complete(["a dog"], most_tokens=2)  # loaded before the clock starts
+    model.complete(["a dog"], max_tokens=2)  # loaded before the clock starts
 
     def write() -> tuple[list[str], int]:
         before = model.tokens_written
@@ -170,7 +170,7 @@ def _ours(model: TextModel, told: Sequence[str], batch: int) -> Write:
             answers += model.complete(
                 told[start : start + batch],
                 prefix=REWRITE_FEW_SHOT.prefix,
-                most_tokens=MOST_TOKENS,
+                max_tokens=MAX_TOKENS,
                 stops_at_line_end=True,
             )
         return answers, model.tokens_written - before

@@ -3,7 +3,7 @@
     python -m benchmarks.growth
     python -m benchmarks.growth --sizes 1000 10000 --strategies append rocchio
 
-Plays the loop's own steps (`refinement.rounds`) over synthetic vectors: move the query, search, count the
+Plays the loop's own steps (`feedback.rounds`) over synthetic vectors: move the query, search, count the
 target's rank, judge. The models' share is left out: texts get vectors at once, captions cost nothing. Every
 size and strategy has a process of its own, with one thread; figures are CPU seconds, which other work on the
 machine moves little. Results: two tables, ``growth.json``, ``growth.md`` and ``growth.png``.
@@ -31,8 +31,8 @@ from benchmarks.search import (
     plain_settings,
     where,
 )
-from evaluation.runs import write_json
 from evaluation.tables import as_markdown
+from files import write_json
 from settings import IndexKind, StrategyName, run_script
 
 if TYPE_CHECKING:
@@ -147,8 +147,8 @@ def make_index(folder: Path, count: int, kind: IndexKind, seed: int) -> None:
         kind: Of the index.
         seed: Of the vectors.
     """
-    from indexes.exact_scores import unit_rows
-    from indexes.folder import write_folder
+    from index.exact_scores import unit_rows
+    from index.folder import write_folder
 
     vectors = clustered(count, DIMENSION, seed, 1, max(1, count // CLUSTER))
     write_folder(
@@ -236,12 +236,12 @@ def _play(folder: Path, strategy: str, round_count: int, settings: GrowthSetting
         "memory_mb": what the process took from opening the index on.
     """
     import retriever  # noqa: F401  # as in `_weigh`
+    from feedback.protocols import PROTOCOLS
+    from feedback.rounds import next_searches, search_round, take_feedback
+    from feedback.strategies import make_strategy
+    from feedback.strategies.collection import Collection
+    from feedback.users import RandomUser
     from records import Query, Round
-    from refinement.protocols import PROTOCOLS
-    from refinement.rounds import next_searches, search_round, take_feedback
-    from refinement.strategies import make_strategy
-    from refinement.strategies.collection import Collection
-    from refinement.users import RandomUser
 
     before = anonymous_mb()
     searched, says = _opened(folder), _Says()

@@ -4,7 +4,7 @@
     python -m benchmarks.index_build --memory 100000
 
 The first times the pictures of a folder (the demo's when none is given) through the same encoder: the model
-on pixels that lie ready (its bound), a plain loop over files, and `embedding.build`. On CPUs, decoding
+on pixels that lie ready (its bound), a plain loop over files, and `index.build`. On CPUs, decoding
 takes time from the model; on a GPU it does not. The second builds an index of that many images with an
 encoder that costs nothing, and compares the memory with that of a small one. Results: a table and
 ``index_build.json``.
@@ -26,10 +26,10 @@ import numpy as np
 from PIL import Image as PILImage
 
 from benchmarks.search import anonymous_mb
-from embedding.build import build_index
-from embedding.decode import open_image
-from evaluation.runs import write_json
 from evaluation.tables import as_markdown
+from files import write_json
+from index.build import build_index
+from index.decode import open_image
 from records import Image
 from settings import PROJECT, run_script
 
@@ -114,7 +114,7 @@ def _timed(settings: IndexBuildSettings) -> list[dict[str, Any]]:
             _row("the model alone", model_alone, -(-len(images) // len(ready)) * len(ready)),
             _row("a plain loop, image by image", plain_loop, len(images)),
             _row("batches: decode, then encode", one_after_another, len(images)),
-            _row("embedding.build", ours, len(images)),
+            _row("index.build", ours, len(images)),
         ]
 
 

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.runs import write_json
 from evaluation.tables import as_markdown
+from experiments.setup import Setup
+from feedback.protocols import PROTOCOLS
+from files import write_json
 from records import Query, Round
-from refinement.parts import Parts
-from refinement.protocols import PROTOCOLS
 from settings import ExperimentSettings, run_script
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def measure(settings: BenchmarkSettings) -> list[dict[str, Any]]:
         queries=settings.queries,
         output=scratch,
     ).resolved()
-    parts = Parts.open(base)
+    parts = Setup.open(base)
     queries = parts.queries
     sequential = _spread(queries, settings.sequential_queries)
     rows = [_sequential_row(parts, sequential)]
@@ -109,7 +109,7 @@ def measure(settings: BenchmarkSettings) -> list[dict[str, Any]]:
     return rows
 
 
-def _sequential_row(parts: Parts, queries: Sequence[Query]) -> dict[str, Any]:
+def _sequential_row(parts: Setup, queries: Sequence[Query]) -> dict[str, Any]:
     from benchmarks.sequential import SequentialRounds
 
     settings = parts.settings
@@ -132,7 +132,7 @@ def _sequential_row(parts: Parts, queries: Sequence[Query]) -> dict[str, Any]:
 def _row(
     name: str, settings: ExperimentSettings, queries: Sequence[Query], known: dict[str, list[int]]
 ) -> dict[str, Any]:
-    parts = dataclasses.replace(Parts.open(settings), queries=tuple(queries))
+    parts = dataclasses.replace(Setup.open(settings), queries=tuple(queries))
     parts.rewriter.rewrite(["a dog"], ["a cat"])  # so that nothing is loaded on the clock
     parts.captions.captions_of([parts.dataset.images[0].id])
     parts.costs.spent.clear()

@@ -5,7 +5,7 @@
 Vectors are synthetic: clusters on the unit sphere, each spread in 32 directions; the queries come from the
 same clusters. Every engine builds and searches in a process of its own, with one thread and with two. On a
 busy machine read the CPU seconds rather than the clock's. Results: a table, ``search.json``, ``search.md``
-and ``search.png`` in the output folder. usearch comes with requirements-dev.txt; without it its row is left
+and ``search.png`` in the output folder. usearch comes with requirements/dev.txt; without it its row is left
 out, and the log says so.
 """
 
@@ -32,8 +32,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.runs import write_json
 from evaluation.tables import as_markdown
+from files import write_json
 from settings import run_script
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def measure(settings: SearchSettings, size: int, folder: Path) -> list[dict[str,
     rows = []
     for engine in settings.engines:
         if engine == "usearch" and importlib.util.find_spec("usearch") is None:
-            log.warning("usearch is left out: it is not installed; pip install -r requirements-dev.txt")
+            log.warning("usearch is left out: it is not installed; pip install -r requirements/dev.txt")
             continue
         log.info("%d vectors: %s", size, engine)
         row = {"vectors": size, "engine": engine}
@@ -161,8 +161,8 @@ def in_a_process(threads: int, work: Callable[..., Any], *arguments: Any) -> Any
 
 
 def _make(folder: Path, count: int, dimension: int, queries: int, seed: int) -> None:
-    from indexes.exact_scores import unit_rows
-    from indexes.vector_file import write_vectors
+    from index.exact_scores import unit_rows
+    from index.vector_file import write_vectors
 
     clusters = max(1, count // CLUSTER)
     blocks = (
@@ -175,15 +175,15 @@ def _make(folder: Path, count: int, dimension: int, queries: int, seed: int) -> 
 
 
 def _stored(folder: Path) -> np.ndarray:
-    from indexes.vector_file import open_vectors
+    from index.vector_file import open_vectors
 
     count, dimension = np.load(folder / "shape.npy").tolist()
     return open_vectors(folder / "vectors.faiss", count, dimension, "run the benchmark again")
 
 
 def _build(engine: str, folder: Path) -> dict[str, float]:
-    from indexes.exact_search import blocks_of
-    from indexes.folder import write_folder
+    from index.exact_search import blocks_of
+    from index.folder import write_folder
 
     vectors = _stored(folder)
     watch = Watch()
@@ -237,7 +237,7 @@ def _search(engine: str, folder: Path) -> dict[str, float]:
         results["ranks_per_cpu_second"] = len(queries) / watch.seconds()[1]
     truth = folder / "truth.npy"
     if not truth.exists():
-        from indexes.exact_search import list_rows
+        from index.exact_search import list_rows
 
         nobody = [np.empty(0, dtype=np.int64)] * len(queries)
         np.save(truth, np.array([rows for rows, _ in list_rows(queries, _stored(folder), DEPTH, nobody)]))
@@ -249,7 +249,7 @@ def _search(engine: str, folder: Path) -> dict[str, float]:
 def _opened(engine: str, folder: Path) -> tuple[Callable, Callable | None]:
     """Returns a search for the 10 best rows of queries, and the count of the ranks of some rows."""
     if engine in OURS:
-        from indexes.faiss_index import FaissIndex
+        from index.faiss_index import FaissIndex
 
         index = FaissIndex.open(folder / engine)
         targets = [index.ids[number] for number in range(0, len(index), max(1, len(index) // 1000))]

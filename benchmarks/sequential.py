@@ -1,6 +1,6 @@
 """The rounds as research code plays them: one query at a time, nothing kept, for the benchmark to beat.
 
-Written from the description of the published protocol, on the same models as `refinement.rounds`: encode the
+Written from the description of the published protocol, on the same models as `feedback.rounds`: encode the
 query, rank the whole collection, look the target's rank up in the sorted list, encode the target again to
 find the nearest of the 50 shown, caption that picture again although it was captioned before, rewrite one
 query with the whole prompt read anew.
@@ -19,14 +19,14 @@ import numpy as np
 import torch
 
 from captioning import Captioning
-from embedding.decode import open_image
+from feedback.protocols import Protocol
+from feedback.strategies.rewrite import fault_of
 from generation.parsing import one_line
 from generation.prompts import REWRITE_FEW_SHOT
 from generation.text_model import source_of
-from query_editing import MOST_TOKENS, MOST_WORDS
+from index.decode import open_image
+from query_editing import MAX_TOKENS, MAX_WORDS
 from records import Dataset, Query
-from refinement.protocols import Protocol
-from refinement.strategies.rewrite import fault_of
 from retriever import Retriever
 
 
@@ -112,14 +112,14 @@ class SequentialRounds:
         with torch.inference_mode():
             output = self._writer.generate(
                 **tokens,
-                max_new_tokens=MOST_TOKENS,
+                max_new_tokens=MAX_TOKENS,
                 do_sample=False,
                 eos_token_id=self._ends,
                 pad_token_id=self._tokenizer.eos_token_id,
             )
         start = tokens["input_ids"].shape[1]
         answer = self._tokenizer.decode(output[0, start:], skip_special_tokens=True)
-        return one_line(answer, MOST_WORDS)
+        return one_line(answer, MAX_WORDS)
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

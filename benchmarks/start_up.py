@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.runs import write_json
 from evaluation.tables import as_markdown
+from files import write_json
 from settings import PROJECT, run_script
 
 COMMANDS = {

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from evaluation.comparison import Difference
-from evaluation.runs import write_atomically
+from files import write_bytes
 
 # Okabe and Ito's palette, told apart by most colour-blind readers; markers and dashes survive grey printing.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -82,7 +82,7 @@ def plot_recall_f1(
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", facecolor="white")
-    write_atomically(path, picture.getvalue())
+    write_bytes(path, picture.getvalue())
 
 
 def plot_differences(differences: Mapping[str, Difference], path: Path, label: str) -> None:
@@ -120,4 +120,4 @@ def plot_differences(differences: Mapping[str, Difference], path: Path, label: s
     axes.tick_params(axis="y", length=0)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", facecolor="white")
-    write_atomically(path, picture.getvalue())
+    write_bytes(path, picture.getvalue())

@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evaluation.runs import read_json, read_rounds, write_atomically
+from evaluation.runs import read_rounds
 from evaluation.sessions import Session, build_sessions
 from evaluation.tables import COLUMNS, COLUMNS_WITHOUT_TARGET, format_value
+from files import read_json, write_bytes
 from records import Round
-from stores.places import stored_bytes
+from scale.places import stored_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def write_report(
     )
     path = run_folder / "report.html"
     # A dataset's text may hold halves of surrogate pairs, which UTF-8 cannot; they become question marks.
-    write_atomically(path, html.encode("utf-8", errors="replace"))
+    write_bytes(path, html.encode("utf-8", errors="replace"))
     if thumbnails.missing():
         logger.warning("%s: %d pictures could not be read", path, len(thumbnails.missing()))
     return path

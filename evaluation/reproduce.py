@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.runs import read_json
 from evaluation.tables import as_markdown
+from files import read_json
 from settings import PROJECT, run_script
 
 log = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from evaluation.runs import write_atomically
 from evaluation.sessions import build_sessions
+from files import write_bytes
 from records import Query, Round
 
 
@@ -70,7 +70,7 @@ def write_trec(
                 for rank, image in enumerate(images, start=1)
             )
     for name, lines in files.items():
-        write_atomically(folder / name, "".join(f"{line}\n" for line in lines).encode())
+        write_bytes(folder / name, "".join(f"{line}\n" for line in lines).encode())
     return [folder / name for name in files]
 
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from indexes.manifest import file_sha256
-from stores.places import file_of, is_remote, stored_sha256
+from files import file_sha256
+from scale.places import file_of, is_remote, stored_sha256
 
 APPLICATION_ID = 0x43505431  # "CPT1": tells this file from any other SQLite database
 FORMAT = 1
@@ -122,7 +122,7 @@ class CaptionCache:
         Of a picture in a tar or a Parquet file these are the tar's; one in an object store is read each time.
 
         Args:
-            paths: As `embedding.decode.open_image` takes them.
+            paths: As `index.decode.open_image` takes them.
 
         Returns:
             Hexadecimal, by path; files that cannot be read are not in it.

@@ -31,7 +31,7 @@ ATTENTION = "common_opening"
 # tests/test_generation_greedy.py. Others may add caps, sinks or biases that `attend` does not know.
 PLAIN_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
-MOST_AHEAD = 10  # tokens guessed at a time
+MAX_AHEAD = 10  # tokens guessed at a time
 
 _GROWTH = 16  # columns by which the rows' buffers grow
 
@@ -273,7 +273,7 @@ class _Pool:
     def step(self) -> None:
         """Writes at least a token in every row that goes on; the others are carried along."""
         going = self.going()
-        ahead = min(MOST_AHEAD, self._slots // len(going) - 1)
+        ahead = min(MAX_AHEAD, self._slots // len(going) - 1)
         guesses: list[list[int]] = [[] for _ in self.rows]
         for place in going:
             written = self._written[place]

@@ -13,10 +13,10 @@ from PIL import Image as PILImage
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from embedding.decode import BrokenImage, check_still_there, open_image
 from generation.caption_cache import CaptionCache
 from generation.model_identity import model_identity
 from generation.servers import ServersFailed
+from index.decode import BrokenImage, check_still_there, open_image
 from records import Image
 
 log = logging.getLogger(__name__)

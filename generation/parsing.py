@@ -15,66 +15,66 @@ _LETTERS_PER_WORD = 10  # more than languages have on average: bounds a "word" w
 _QUOTES = "\"'`“”‘’"
 
 
-def plain_text(text: str, special_tokens: Iterable[str] = (), most_words: int | None = None) -> str:
+def plain_text(text: str, special_tokens: Iterable[str] = (), max_words: int | None = None) -> str:
     """Makes foreign text safe for a prompt: one line, no control characters, no tokens of a chat template.
 
     Args:
         text: A person's query or a model's caption.
         special_tokens: The tokenizer's; they are taken out wherever they stand.
-        most_words: Where to cut; so many words are at most 10 letters each on average, so that one word of
+        max_words: Where to cut; so many words are at most 10 letters each on average, so that one word of
             100,000 letters is cut as well.
 
     Returns:
         The words, single spaces between them.
     """
-    if most_words is not None:  # first: the rest takes time for every letter
-        text = text[: 4 * _LETTERS_PER_WORD * most_words]
+    if max_words is not None:  # first: the rest takes time for every letter
+        text = text[: 4 * _LETTERS_PER_WORD * max_words]
     for token in (*special_tokens, *_TEMPLATE_WORDS):
         text = text.replace(token, " ")
     text = "".join(
         " " if unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp") else letter for letter in text
     )
     words = text.split()
-    if most_words is None:
+    if max_words is None:
         return " ".join(words)
-    return " ".join(words[:most_words])[: _LETTERS_PER_WORD * most_words].rstrip()
+    return " ".join(words[:max_words])[: _LETTERS_PER_WORD * max_words].rstrip()
 
 
-def one_line(text: str, most_words: int, special_tokens: Iterable[str] = (), prompt: str = "") -> str:
+def one_line(text: str, max_words: int, special_tokens: Iterable[str] = (), prompt: str = "") -> str:
     """Takes the answer out of what a model wrote.
 
     Args:
         text: The generated part, without the prompt.
-        most_words: Where to cut; `plain_text` says how many letters that is.
+        max_words: Where to cut; `plain_text` says how many letters that is.
         special_tokens: The tokenizer's.
         prompt: What the model was told. A model may say it again: that is no answer.
 
     Returns:
         The first line that says something, without lead-in ("Rewritten query:"), quotes or special tokens;
-        cut to ``most_words``; a phrase repeated without end is kept once. Empty when nothing was said, or
+        cut to ``max_words``; a phrase repeated without end is kept once. Empty when nothing was said, or
         nothing but the prompt.
     """
     special = tuple(special_tokens)
     told = plain_text(prompt, special)
     lines_told = {plain_text(line, special) for line in prompt.splitlines()}
-    said = plain_text(text[: 2 * len(prompt) + 4 * _LETTERS_PER_WORD * most_words], special) if told else ""
+    said = plain_text(text[: 2 * len(prompt) + 4 * _LETTERS_PER_WORD * max_words], special) if told else ""
     if told and said.startswith(told):
         text = said[len(told) :]
     for written in text.splitlines():
-        line, longer = plain_text(written, special, 4 * most_words), None
+        line, longer = plain_text(written, special, 4 * max_words), None
         if line in lines_told:
             continue
         while line != longer:  # taking one thing off may bare another
-            line, longer = _shortened(line, most_words), line
+            line, longer = _shortened(line, max_words), line
         if any(letter.isalnum() for letter in line):
             return line
     return ""
 
 
-def _shortened(line: str, most_words: int) -> str:
+def _shortened(line: str, max_words: int) -> str:
     words = _LEAD_INS.sub("", line).strip(_QUOTES + " ").split(" ")
-    kept = " ".join(_without_loop(words)[:most_words])
-    return kept[: _LETTERS_PER_WORD * most_words].rstrip(" ,;:-")
+    kept = " ".join(_without_loop(words)[:max_words])
+    return kept[: _LETTERS_PER_WORD * max_words].rstrip(" ,;:-")
 
 
 def _without_loop(words: list[str]) -> list[str]:

@@ -50,7 +50,7 @@ def loading_options(quantization: Quantization) -> dict[str, Any]:
     if precision in plain:
         return {"dtype": plain[precision]}
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModuleNotFoundError(f"{precision} needs bitsandbytes; run: pip install -r requirements-gpu.txt")
+        raise ModuleNotFoundError(f"{precision} needs bitsandbytes; run: pip install -r requirements/gpu.txt")
     from transformers import BitsAndBytesConfig
 
     if precision == "int8":  # computes in float16 whatever it is given

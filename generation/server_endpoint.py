@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 KEY_VARIABLE = "SERVER_API_KEY"  # the only place a key is read from; it is in no file and no message
 CONNECT_SECONDS = 10.0
-MOST_BYTES = 1 << 22  # of an answer; an honest one has some kilobytes
+MAX_BYTES = 1 << 22  # of an answer; an honest one has some kilobytes
 _LETTERS_QUOTED = 160  # of what a server says when it refuses
 
 _HINTS = {
@@ -82,12 +82,12 @@ class Endpoint:
         ready_at: No request should go out before, in seconds of `time.monotonic`.
     """
 
-    def __init__(self, address: str, *, most_seconds: float, connections: int) -> None:
+    def __init__(self, address: str, *, max_seconds: float, connections: int) -> None:
         """Connects to nothing yet.
 
         Args:
             address: See `check_address`.
-            most_seconds: For one answer, from the request to its last byte.
+            max_seconds: For one answer, from the request to its last byte.
             connections: At a time.
 
         Raises:
@@ -98,7 +98,7 @@ class Endpoint:
         self.failures = 0
         self.ready_at = 0.0
         self._paused_at = 0.0
-        self._most_seconds = most_seconds
+        self._most_seconds = max_seconds
         self._connections = connections
 
     def models(self) -> list[str]:
@@ -135,20 +135,20 @@ class Endpoint:
             ) from error
         return Answer(str(text), read, written)
 
-    def pause(self, sent_at: float, first_seconds: float, most_seconds: float, asked: float | None) -> None:
+    def pause(self, sent_at: float, first_seconds: float, max_seconds: float, asked: float | None) -> None:
         """Notes that a request failed: nothing is sent for a while, longer from pause to pause.
 
         Args:
             sent_at: When the request went out; requests that fail together make one pause.
             first_seconds: The first pause; each further one is twice as long.
-            most_seconds: The longest one, unless the server asks for more.
+            max_seconds: The longest one, unless the server asks for more.
             asked: What the server asked for.
         """
         now = time.monotonic()
         if sent_at >= self._paused_at:
             self.failures += 1
             self._paused_at = now
-        seconds = min(most_seconds, first_seconds * 2 ** (self.failures - 1)) if asked is None else asked
+        seconds = min(max_seconds, first_seconds * 2 ** (self.failures - 1)) if asked is None else asked
         self.ready_at = max(self.ready_at, now + seconds)
 
     @cached_property
@@ -174,8 +174,8 @@ class Endpoint:
                     said += piece
                     if time.monotonic() > deadline:  # a server that sends a byte now and then
                         raise RequestFailed(late, may_pass=True)
-                    if len(said) > MOST_BYTES:
-                        raise RequestFailed(f"an answer of more than {MOST_BYTES:,} bytes", may_pass=False)
+                    if len(said) > MAX_BYTES:
+                        raise RequestFailed(f"an answer of more than {MAX_BYTES:,} bytes", may_pass=False)
         except httpx2.TimeoutException as error:
             raise RequestFailed(late, may_pass=True) from error
         except httpx2.RequestError as error:

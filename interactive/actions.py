@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from interactive.desk import Desk
-from interactive.mistake import Mistake
+from interactive.errors import UserError
 from interactive.people import Person
 from interactive.pictures import read_upload
 from interactive.saved import open_session
+from interactive.search_context import SearchContext
 from interactive.session import Options, Say, Session
 from interactive.study import Study
 from interactive.verdict import measure, with_target
@@ -17,17 +17,17 @@ Action = Callable[[Person, Mapping[str, str], Say], None]
 
 
 class Actions:
-    """Changes people's sessions; everything raises `Mistake` for what cannot be done."""
+    """Changes people's sessions; everything raises `UserError` for what cannot be done."""
 
-    def __init__(self, desk: Desk, options: Options, study: Study) -> None:
+    def __init__(self, context: SearchContext, options: Options, study: Study) -> None:
         """Takes what actions need.
 
         Args:
-            desk: The shared parts.
+            context: The shared parts.
             options: Everybody's at first, and in the study.
             study: Gives pictures to find.
         """
-        self._desk = desk
+        self._desk = context
         self._options = options
         self._study = study
 
@@ -81,7 +81,7 @@ class Actions:
 
     def _search(self, person: Person, form: Mapping[str, str], say: Say) -> None:
         if person.task is not None and person.session.turns:
-            raise Mistake("this search has begun; edit the query instead")
+            raise UserError("this search has begun; edit the query instead")
         person.verdict = None
         person.session.search(form.get("text", ""), say)
 
@@ -94,7 +94,7 @@ class Actions:
         try:
             threshold = float(form["threshold"]) if form.get("threshold") else None
         except ValueError as error:
-            raise Mistake("the threshold is no number") from error
+            raise UserError("the threshold is no number") from error
         options = Options(
             strategy=form.get("strategy", ""),
             shown=whole(form, "shown"),
@@ -111,11 +111,11 @@ class Actions:
         image_id = self._desk.id_of(whole(form, "picture"))
         session, task = person.session, person.task
         if image_id not in session.now.shown_ids:
-            raise Mistake("that picture is not shown in this round")
+            raise UserError("that picture is not shown in this round")
         if task is not None:
             if image_id != task.target:
                 task.wrong += 1
-                raise Mistake("that is another picture; look again")
+                raise UserError("that is another picture; look again")
             self._end_task(person, found=True)
             return
         records = with_target(session.turns[: session.at + 1], image_id, self._desk.retriever, "found")
@@ -137,19 +137,19 @@ class Actions:
 
     def _give_up(self, person: Person, form: Mapping[str, str], say: Say) -> None:
         if person.task is None:
-            raise Mistake("there is nothing to give up")
+            raise UserError("there is nothing to give up")
         self._end_task(person, found=False)
 
     def _end_task(self, person: Person, found: bool) -> None:
         task = person.task
         if task is None:
-            raise Mistake("there is no picture to find")
+            raise UserError("there is no picture to find")
         line = self._study.end(task, person.session, found)
         person.verdict = {
             "records": [],
             "ranks": [],
             "measures": line,
-            "study": "found" if found else "given up",
+            "study": "found" if found else "abandoned",
             "picture": self._desk.number_of(task.target),
         }
         person.task = None
@@ -163,7 +163,7 @@ class Actions:
     def _outside_study(self, person: Person) -> None:
         """Forgets the verdict; refuses what would change the counts of a study."""
         if person.task is not None:
-            raise Mistake("not while you look for a picture; find it, or give up")
+            raise UserError("not while you look for a picture; find it, or give up")
         person.verdict = None
 
 
@@ -171,9 +171,9 @@ def whole(form: Mapping[str, str], field: str) -> int:
     """Reads a whole number out of a form.
 
     Raises:
-        Mistake: If the field is missing or holds anything else.
+        UserError: If the field is missing or holds anything else.
     """
     text = form.get(field, "")
     if not text.isascii() or not text.isdigit() or len(text) > 9:
-        raise Mistake(f"{field}: that is no number")
+        raise UserError(f"{field}: that is no number")
     return int(text)

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MOST_FORM_BYTES = 16 * 2**10
+MAX_FORM_BYTES = 16 * 2**10
 BODY_SECONDS = 60.0
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -40,12 +40,12 @@ class RateLimit:
         self,
         burst: float,
         per_second: float,
-        most_keys: int = 1024,
+        max_keys: int = 1024,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._burst = burst
         self._per_second = per_second
-        self._most_keys = most_keys
+        self._most_keys = max_keys
         self._clock = clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
@@ -132,22 +132,22 @@ def _is_same_origin(origin: str, host: str) -> bool:
     return origin in (f"http://{host}", f"https://{host}")
 
 
-async def read_body(request: Request, most_bytes: int) -> bytes:
+async def read_body(request: Request, max_bytes: int) -> bytes:
     """Reads a request's body, and stops reading when it is too long or too slow.
 
     Raises:
         HTTPException: 413 or 408.
     """
-    too_long = HTTPException(413, f"That is too large; at most {most_bytes / 2**20:.3g} MB are read.")
+    too_long = HTTPException(413, f"That is too large; at most {max_bytes / 2**20:.3g} MB are read.")
     length = request.headers.get("content-length", "0")
-    if not length.isdigit() or int(length) > most_bytes:
+    if not length.isdigit() or int(length) > max_bytes:
         raise too_long
 
     async def read() -> bytes:
         data = bytearray()
         async for chunk in request.stream():
             data += chunk
-            if len(data) > most_bytes:
+            if len(data) > max_bytes:
                 raise too_long
         return bytes(data)
 
@@ -163,7 +163,7 @@ async def read_form(request: Request) -> dict[str, str]:
     Raises:
         HTTPException: 413, 408 or 400.
     """
-    data = await read_body(request, MOST_FORM_BYTES)
+    data = await read_body(request, MAX_FORM_BYTES)
     try:
         return dict(parse_qsl(data.decode("utf-8"), keep_blank_values=True, max_num_fields=16))
     except ValueError as error:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from embedding.decode import open_image
+from index.decode import open_image
 
 SIDE_PIXELS = 320
 ROWS = 8

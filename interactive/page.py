@@ -26,14 +26,14 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from embedding.decode import BrokenImage
+from index.decode import BrokenImage
 from interactive.actions import Action, Actions, whole
-from interactive.desk import Desk
+from interactive.errors import UserError
 from interactive.guards import read_body, read_form
-from interactive.mistake import Mistake
-from interactive.people import Crowded, People, Person
-from interactive.pictures import LARGE_PIXELS, MOST_UPLOADED_BYTES, SMALL_PIXELS, PictureCache
-from interactive.saved import MOST_BYTES, export_rounds, save_session
+from interactive.people import People, Person, TooManySessions
+from interactive.pictures import LARGE_PIXELS, MAX_UPLOADED_BYTES, SMALL_PIXELS, PictureCache
+from interactive.saved import MAX_BYTES, export_rounds, save_session
+from interactive.search_context import SearchContext
 from interactive.session import Options, Say, Session
 from interactive.study import Study
 from interactive.view import captions_shown, view
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
 COOKIE = "session"
-MOST_WAITING = 16  # jobs in each queue
+MAX_WAITING = 16  # jobs in each queue
 QUICK_SECONDS = 1.0  # an answer waits so long for the work
 POLL_SECONDS = 20.0
 TICK_SECONDS = 0.05
@@ -54,7 +54,7 @@ class Page:
     """The page over one collection.
 
     Attributes:
-        desk: The shared parts.
+        context: The shared parts.
         people: Who is there.
         study: Gives pictures to find.
         searching: The thread that searches.
@@ -62,22 +62,28 @@ class Page:
     """
 
     def __init__(
-        self, desk: Desk, options: Options, study: Study, *, describe: bool = True, names_shown: bool = False
+        self,
+        context: SearchContext,
+        options: Options,
+        study: Study,
+        *,
+        describe: bool = True,
+        names_shown: bool = False,
     ) -> None:
         """Starts the threads.
 
         Args:
-            desk: The shared parts.
+            context: The shared parts.
             options: Everybody's at first.
             study: Gives pictures to find.
             describe: Whether shown pictures are captioned when nothing else is to be done.
             names_shown: Whether the pictures' names in the collection may be shown.
         """
-        self.desk = desk
-        self.people = People(lambda: Session(desk, options))
+        self.context = context
+        self.people = People(lambda: Session(context, options))
         self.study = study
         self._options = options
-        self._actions = Actions(desk, options, study)
+        self._actions = Actions(context, options, study)
         self._describe = describe
         self._names_shown = names_shown
         self._undescribed: deque[str] = deque(maxlen=256)
@@ -89,8 +95,8 @@ class Page:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self.searching = Worker("searching", MOST_WAITING)
-        self.writing = Worker("writing", MOST_WAITING, idle=self._describe_some)
+        self.searching = Worker("searching", MAX_WAITING)
+        self.writing = Worker("writing", MAX_WAITING, idle=self._describe_some)
 
     def app(self) -> Starlette:
         """Returns the ASGI application, still without its `interactive.guards.Guard`."""
@@ -128,12 +134,12 @@ class Page:
 
     def warm_up(self) -> None:
         """Searches once, then opens the other models while the person types; logs what cannot be opened."""
-        Session(self.desk, self._options).search("a picture")
+        Session(self.context, self._options).search("a picture")
 
         def open_models(say: Say) -> None:
             try:
-                self.desk.captions_of(self.desk.ids[:1])
-                session = Session(self.desk, self._options)
+                self.context.captions_of(self.context.ids[:1])
+                session = Session(self.context, self._options)
                 session.search("a picture")
                 session.mark(session.now.shown_ids[0], "like")
                 session.propose()
@@ -194,9 +200,9 @@ class Page:
 
     async def _jpeg(self, request: Request, side: int) -> Response:
         try:
-            path = self.desk.paths[self.desk.id_of(request.path_params["number"])]
+            path = self.context.paths[self.context.id_of(request.path_params["number"])]
             data = await run_in_threadpool(self._pictures.jpeg, path, side)
-        except (Mistake, KeyError) as error:
+        except (UserError, KeyError) as error:
             raise HTTPException(404, "There is no such picture.") from error
         except BrokenImage as error:
             log.warning("a picture cannot be shown: %s", error)
@@ -230,17 +236,17 @@ class Page:
         mark = form.get("mark", "")
         try:
             if person.is_waiting:
-                raise Mistake("wait for the next round")
+                raise UserError("wait for the next round")
             if mark not in ("like", "dislike", "none"):
-                raise Mistake("a mark is like, dislike or none")
-            image_id = self.desk.id_of(whole(form, "picture"))
+                raise UserError("a mark is like, dislike or none")
+            image_id = self.context.id_of(whole(form, "picture"))
             person.session.mark(image_id, mark)  # type: ignore[arg-type]  # checked above
-        except Mistake as error:
+        except UserError as error:
             if not _is_fetch(request):
                 person.notice = (_sentence(error), True)
                 return RedirectResponse("/", 303)
             raise HTTPException(409, _sentence(error)) from error
-        if mark == "like" and self.desk.known(image_id) is None:
+        if mark == "like" and self.context.known(image_id) is None:
             self._undescribed.appendleft(image_id)  # before those that are only shown
             self.writing.wake()
         if not _is_fetch(request):
@@ -250,13 +256,13 @@ class Page:
 
     async def by_picture(self, request: Request) -> Response:
         """Searches by an uploaded picture; the body is the file itself."""
-        data = await read_body(request, MOST_UPLOADED_BYTES)
+        data = await read_body(request, MAX_UPLOADED_BYTES)
         words = unquote(request.headers.get("x-words", ""))
         return await self._act(request, self.writing, self._actions.by_picture(data, words), {})
 
     async def open(self, request: Request) -> Response:
         """Takes up a saved session; the body is the file itself."""
-        data = await read_body(request, MOST_BYTES)
+        data = await read_body(request, MAX_BYTES)
         return await self._act(request, self.searching, self._actions.open(data), {})
 
     def _acting(self, worker: Worker, action: Action) -> Callable[[Request], Awaitable[Response]]:
@@ -276,7 +282,7 @@ class Page:
                 raise HTTPException(409, "Your last request is still being worked on.")
             person.before = person.session.copy()
             person.job = job = worker.submit(lambda say: self._timed(person, action, form, say))
-        except (Crowded, Busy) as error:
+        except (TooManySessions, Busy) as error:
             raise HTTPException(
                 429, "Too many people are searching; try again in a moment.", headers={"Retry-After": "5"}
             ) from error
@@ -304,7 +310,7 @@ class Page:
         if not self._describe or not person.session.turns:
             return
         shown = person.session.now.shown_ids
-        self._undescribed.extend(image_id for image_id in shown if self.desk.known(image_id) is None)
+        self._undescribed.extend(image_id for image_id in shown if self.context.known(image_id) is None)
         self.writing.wake()
 
     def _describe_some(self) -> bool:
@@ -312,16 +318,16 @@ class Page:
         some: dict[str, None] = {}
         while self._undescribed and len(some) < DESCRIBED_AT_ONCE:
             image_id = self._undescribed.popleft()
-            if self.desk.known(image_id) is None:
+            if self.context.known(image_id) is None:
                 some[image_id] = None
         if some:
-            self.desk.captions_of(list(some))
+            self.context.captions_of(list(some))
         return bool(some)
 
     def _person(self, request: Request) -> Person:
         """Returns who asks; somebody new is not remembered before they do something."""
         person = self.people.find(request.cookies.get(COOKIE))
-        return person or Person("", Session(self.desk, self._options))
+        return person or Person("", Session(self.context, self._options))
 
     def _known(self, request: Request) -> Person:
         person = self.people.find(request.cookies.get(COOKIE))
@@ -343,7 +349,7 @@ def _settle(person: Person) -> None:
         return
     person.job = None
     error = job.future.exception()
-    if isinstance(error, Mistake):
+    if isinstance(error, UserError):
         person.notice = (_sentence(error), True)
     elif error is not None:
         person.notice = (_log_failure(error), True)
@@ -372,7 +378,7 @@ def _records(person: Person) -> list:
 def _download(make: Callable[[], str], name: str) -> Response:
     try:
         return Response(make(), media_type="application/json", headers=_attachment(name))
-    except Mistake as error:
+    except UserError as error:
         raise HTTPException(409, _sentence(error)) from error
 
 

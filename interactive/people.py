@@ -12,7 +12,7 @@ from interactive.session import Session
 from interactive.study import Task
 from interactive.worker import Job
 
-MOST_PEOPLE = 64
+MAX_PEOPLE = 64
 IDLE_SECONDS = 2 * 60 * 60.0
 
 
@@ -57,7 +57,7 @@ class Person:
         return self.before if self.is_waiting and self.before is not None else self.session
 
 
-class Crowded(Exception):
+class TooManySessions(Exception):
     """All places are taken by people who are still active."""
 
 
@@ -67,7 +67,7 @@ class People:
     def __init__(
         self,
         new_session: Callable[[], Session],
-        most: int = MOST_PEOPLE,
+        most: int = MAX_PEOPLE,
         idle_seconds: float = IDLE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -101,13 +101,13 @@ class People:
         """Makes room for a new person.
 
         Raises:
-            Crowded: If everybody is in the middle of something.
+            TooManySessions: If everybody is in the middle of something.
         """
         self._forget()
         if len(self._people) >= self._most:
             free = next((person for person in self._people.values() if not person.is_waiting), None)
             if free is None:
-                raise Crowded(f"{self._most} people are searching")
+                raise TooManySessions(f"{self._most} people are searching")
             del self._people[free.token]
         person = Person(secrets.token_urlsafe(24), self._new_session(), seen=self._clock())
         self._people[person.token] = person

@@ -11,26 +11,26 @@ from pathlib import Path
 
 from PIL import Image
 
-from embedding.decode import FORMATS, BrokenImage, open_image
-from interactive.mistake import Mistake
+from index.decode import FORMATS, BrokenImage, open_image
+from interactive.errors import UserError
 
 SMALL_PIXELS = 384  # longest side in the grid, sharp on dense screens
 LARGE_PIXELS = 1024
-MOST_CACHED_BYTES = 64 * 2**20
-MOST_DECODED = 2  # at a time: a picture may take half a gigabyte
-MOST_UPLOADED_BYTES = 10 * 2**20
-MOST_UPLOADED_PIXELS = 40_000_000
+MAX_CACHED_BYTES = 64 * 2**20
+MAX_DECODED = 2  # at a time: a picture may take half a gigabyte
+MAX_UPLOADED_BYTES = 10 * 2**20
+MAX_UPLOADED_PIXELS = 40_000_000
 
 
 class PictureCache:
     """JPEGs by path and size, the least recently used dropped first. Drawn anew: no camera data goes out."""
 
-    def __init__(self, most_bytes: int = MOST_CACHED_BYTES) -> None:
-        self.most_bytes = most_bytes
+    def __init__(self, max_bytes: int = MAX_CACHED_BYTES) -> None:
+        self.max_bytes = max_bytes
         self.bytes = 0
         self._made: OrderedDict[tuple[Path, int], bytes] = OrderedDict()
         self._lock = threading.Lock()
-        self._drawing = threading.Semaphore(MOST_DECODED)
+        self._drawing = threading.Semaphore(MAX_DECODED)
 
     def jpeg(self, path: Path, side: int) -> bytes:
         """Returns a picture as JPEG, upright, its longest side at most ``side`` pixels.
@@ -53,7 +53,7 @@ class PictureCache:
             if key not in self._made:
                 self._made[key] = data
                 self.bytes += len(data)
-            while self.bytes > self.most_bytes and len(self._made) > 1:
+            while self.bytes > self.max_bytes and len(self._made) > 1:
                 self.bytes -= len(self._made.popitem(last=False)[1])
         return data
 
@@ -68,10 +68,10 @@ def read_upload(data: bytes) -> Image.Image:
         A picture in mode RGB.
 
     Raises:
-        Mistake: If it is too large, or no picture.
+        UserError: If it is too large, or no picture.
     """
-    if len(data) > MOST_UPLOADED_BYTES:
-        raise Mistake(f"the file is too large; at most {MOST_UPLOADED_BYTES // 2**20} MB are read")
+    if len(data) > MAX_UPLOADED_BYTES:
+        raise UserError(f"the file is too large; at most {MAX_UPLOADED_BYTES // 2**20} MB are read")
     kinds = ", ".join(FORMATS)
     try:
         with warnings.catch_warnings():
@@ -79,19 +79,19 @@ def read_upload(data: bytes) -> Image.Image:
             with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
                 width, height = opened.size
     except Image.DecompressionBombError as error:
-        raise Mistake(_too_many_pixels()) from error
+        raise UserError(_too_many_pixels()) from error
     except Exception as error:  # damaged bytes make Pillow's parsers raise nearly any type
-        raise Mistake(f"this is not a picture in one of the formats {kinds}") from error
-    if width * height > MOST_UPLOADED_PIXELS:
-        raise Mistake(_too_many_pixels())
+        raise UserError(f"this is not a picture in one of the formats {kinds}") from error
+    if width * height > MAX_UPLOADED_PIXELS:
+        raise UserError(_too_many_pixels())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "upload"
         path.write_bytes(data)
         try:
             return open_image(path)
         except BrokenImage as error:
-            raise Mistake("the picture is damaged and cannot be decoded") from error
+            raise UserError("the picture is damaged and cannot be decoded") from error
 
 
 def _too_many_pixels() -> str:
-    return f"the picture has too many pixels; at most {MOST_UPLOADED_PIXELS // 1_000_000} million are read"
+    return f"the picture has too many pixels; at most {MAX_UPLOADED_PIXELS // 1_000_000} million are read"

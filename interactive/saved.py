@@ -10,31 +10,31 @@ from typing import Any
 import numpy as np
 
 from evaluation.sessions import build_sessions
-from interactive.desk import Desk
-from interactive.mistake import Mistake
-from interactive.session import MOST_LETTERS, MOST_ROUNDS, MOST_SHOWN, Options, Session, Turn
+from feedback.rounds import DEPTH
+from interactive.errors import UserError
+from interactive.search_context import SearchContext
+from interactive.session import MAX_LETTERS, MAX_ROUNDS, MAX_SHOWN, Options, Session, Turn
 from records import Round
-from refinement.rounds import DEPTH
 from retriever import SearchQuery
 
 FORMAT = 1
-MOST_BYTES = 10 * 2**20
-MOST_CAPTION_LETTERS = 2000
+MAX_BYTES = 10 * 2**20
+MAX_CAPTION_LETTERS = 2000
 
 
 def save_session(session: Session) -> str:
     """Writes a session as JSON.
 
     Raises:
-        Mistake: If nothing has been searched yet, or the file would be too large to be opened.
+        UserError: If nothing has been searched yet, or the file would be too large to be opened.
     """
     turn = session.now  # says that there is nothing to save
     options = session.options
     text = json.dumps(
         {
             "format": FORMAT,
-            "model": session.desk.retriever.encoder.fingerprint,
-            "collection": session.desk.version,
+            "model": session.context.retriever.encoder.fingerprint,
+            "collection": session.context.version,
             "at": turn.record.number,
             "options": {
                 "strategy": options.strategy,
@@ -57,69 +57,69 @@ def save_session(session: Session) -> str:
         ensure_ascii=False,
         allow_nan=False,
     )
-    if len(text.encode()) > MOST_BYTES:
-        raise Mistake("this session has grown too large to be opened again; export its rounds instead")
+    if len(text.encode()) > MAX_BYTES:
+        raise UserError("this session has grown too large to be opened again; export its rounds instead")
     return text
 
 
-def open_session(text: str, desk: Desk) -> Session:
+def open_session(text: str, context: SearchContext) -> Session:
     """Takes up a saved session.
 
     Args:
         text: What `save_session` wrote.
-        desk: The parts; of the same collection and model.
+        context: The parts; of the same collection and model.
 
     Raises:
-        Mistake: If it is no saved session, or one of another collection; the message may be shown.
+        UserError: If it is no saved session, or one of another collection; the message may be shown.
     """
     try:
         values = json.loads(text)
         kind = values["format"], values["model"], values["collection"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Mistake("this is not a saved session; choose a file that this page saved") from error
+        raise UserError("this is not a saved session; choose a file that this page saved") from error
     if kind[0] != FORMAT:
-        raise Mistake("this session was saved by another version; open it with that version")
-    if kind[1:] != (desk.retriever.encoder.fingerprint, desk.version):
-        raise Mistake("this session belongs to another collection or model; open it there")
+        raise UserError("this session was saved by another version; open it with that version")
+    if kind[1:] != (context.retriever.encoder.fingerprint, context.version):
+        raise UserError("this session belongs to another collection or model; open it there")
     try:
-        return _opened(values, desk)
+        return _opened(values, context)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise Mistake("this saved session is damaged; choose another file") from error
+        raise UserError("this saved session is damaged; choose another file") from error
 
 
-def _opened(values: dict[str, Any], desk: Desk) -> Session:
+def _opened(values: dict[str, Any], context: SearchContext) -> Session:
     options = Options(
-        strategy=_one_of(values["options"]["strategy"], desk.strategies),
+        strategy=_one_of(values["options"]["strategy"], context.strategies),
         shown=_whole(values["options"]["shown"]),
         threshold=None if values["options"]["threshold"] is None else float(values["options"]["threshold"]),
         shows_again=values["options"]["shows_again"] is True,
     )
-    turns = [_turn(turn, number, desk) for number, turn in enumerate(values["turns"])]
+    turns = [_turn(turn, number, context) for number, turn in enumerate(values["turns"])]
     at = _whole(values["at"])
-    if not 1 <= len(turns) <= MOST_ROUNDS or not 0 <= at < len(turns):
+    if not 1 <= len(turns) <= MAX_ROUNDS or not 0 <= at < len(turns):
         raise ValueError("the rounds do not fit")
     records = [turn.record for turn in turns]
     if len({record.query_id for record in records}) > 1:
         raise ValueError("the rounds are of several sessions")
     build_sessions(records, len(records))
-    session = Session(desk, options)
-    session.resume(turns, at, _unpacked(values["picture"], desk.retriever.index.dimension))
+    session = Session(context, options)
+    session.resume(turns, at, _unpacked(values["picture"], context.retriever.index.dimension))
     return session
 
 
-def _turn(values: dict[str, Any], number: int, desk: Desk) -> Turn:
+def _turn(values: dict[str, Any], number: int, context: SearchContext) -> Turn:
     record = Round.from_json(values["record"])
     shown = record.image_ids[: record.shown]
-    _texts((record.query_id, record.text, record.fallback, record.stop), MOST_LETTERS * 10)
-    _texts(record.captions, MOST_CAPTION_LETTERS)
+    _texts((record.query_id, record.text, record.fallback, record.stop), MAX_LETTERS * 10)
+    _texts(record.captions, MAX_CAPTION_LETTERS)
     for ids in (record.image_ids, record.liked, record.disliked):
-        _texts(ids, MOST_CAPTION_LETTERS)
+        _texts(ids, MAX_CAPTION_LETTERS)
         for image_id in ids:
-            desk.number_of(image_id)  # a KeyError where the index lacks it
+            context.number_of(image_id)  # a KeyError where the index lacks it
     fits = (
         _whole(record.number) == number,
-        _whole(record.shown) <= MOST_SHOWN,
-        len(record.image_ids) <= max(DEPTH, MOST_SHOWN),
+        _whole(record.shown) <= MAX_SHOWN,
+        len(record.image_ids) <= max(DEPTH, MAX_SHOWN),
         len(record.scores) == len(record.image_ids) and np.isfinite(np.array(record.scores, float)).all(),
         {*record.liked, *record.disliked} <= {*shown} and not {*record.liked} & {*record.disliked},
         len(record.captions) in (0, len(record.liked)),
@@ -128,9 +128,9 @@ def _turn(values: dict[str, Any], number: int, desk: Desk) -> Turn:
     )
     if not all(fits):
         raise ValueError("a round does not fit")
-    strategy = _one_of(values["strategy"], desk.strategies)
-    vector = _unpacked(values["vector"], desk.retriever.index.dimension)
-    scores = _unpacked(values["scores"], len(desk.retriever.index))
+    strategy = _one_of(values["strategy"], context.strategies)
+    vector = _unpacked(values["vector"], context.retriever.index.dimension)
+    scores = _unpacked(values["scores"], len(context.retriever.index))
     if vector is None and scores is None:
         raise ValueError("a round does not say what it searched")
     return Turn(record, SearchQuery(record.text, vector, scores), strategy, values["shows_again"] is True)
@@ -161,8 +161,8 @@ def _one_of(value: str, choices: Sequence[str]) -> str:
     return value
 
 
-def _texts(values: Sequence[object], most_letters: int) -> None:
-    if not all(isinstance(value, str) and len(value) <= most_letters for value in values):
+def _texts(values: Sequence[object], max_letters: int) -> None:
+    if not all(isinstance(value, str) and len(value) <= max_letters for value in values):
         raise TypeError("not a text of a sensible length")
 
 

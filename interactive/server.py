@@ -7,17 +7,17 @@ import logging
 import socket
 from contextlib import ExitStack
 
-from interactive.desk import Desk
+from experiments.run_folder import run_folder
+from experiments.setup import Setup
+from interactive.search_context import SearchContext
 from interactive.session import Options
 from interactive.study import Study
-from refinement.claim import claimed_folder
-from refinement.parts import Parts
 from settings import InteractiveSettings
 
 log = logging.getLogger(__name__)
 
-INSTALL = "pip install -r requirements-ui.txt"
-MOST_CONNECTIONS = 256
+INSTALL = "pip install -r requirements/page.txt"
+MAX_CONNECTIONS = 256
 
 
 def run_interactive(settings: InteractiveSettings) -> None:
@@ -37,8 +37,8 @@ def run_interactive(settings: InteractiveSettings) -> None:
     if settings.terminal:
         from interactive.terminal import Terminal
 
-        desk, study = open_desk(settings)
-        Terminal(desk, options, study, describe=settings.describe).run()
+        context, study = open_desk(settings)
+        Terminal(context, options, study, describe=settings.describe).run()
         return
     try:
         import uvicorn
@@ -48,9 +48,9 @@ def run_interactive(settings: InteractiveSettings) -> None:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"the page needs {error.name}; run: {INSTALL}") from error
     with _listening(settings.host, settings.port) as listening:  # a taken port is said before models load
-        desk, study = open_desk(settings)
+        context, study = open_desk(settings)
         is_local = is_loopback(settings.host)
-        page = Page(desk, options, study, describe=settings.describe, names_shown=is_local)
+        page = Page(context, options, study, describe=settings.describe, names_shown=is_local)
         page.warm_up()
         if not is_local:
             log.warning(
@@ -65,28 +65,28 @@ def run_interactive(settings: InteractiveSettings) -> None:
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=MOST_CONNECTIONS,
+            limit_concurrency=MAX_CONNECTIONS,
             timeout_graceful_shutdown=2,
         )
         uvicorn.Server(config).run(sockets=[listening])
 
 
-def open_desk(settings: InteractiveSettings) -> tuple[Desk, Study]:
+def open_desk(settings: InteractiveSettings) -> tuple[SearchContext, Study]:
     """Opens a collection for people, and the study over it.
 
     Args:
         settings: Resolved.
     """
-    parts = Parts.open(settings, needs_queries=False)
-    desk = Desk.of(parts, settings.strategy)
+    parts = Setup.open(settings, needs_queries=False)
+    context = SearchContext.of(parts, settings.strategy)
     claims = ExitStack()  # the folder is kept until the process ends
     study = Study(
-        desk,
-        lambda: claims.enter_context(claimed_folder(settings, parts.model_names)),
+        context,
+        lambda: claims.enter_context(run_folder(settings, parts.model_names)),
         settings.strategy,
         seed=settings.seed,
     )
-    return desk, study
+    return context, study
 
 
 def is_loopback(host: str) -> bool:

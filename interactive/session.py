@@ -1,6 +1,6 @@
 """One person's session: search, point, refine, step back. The rounds are the experiments' own.
 
-The steps are those of `refinement.rounds`, with one query and a user who hands over what the person
+The steps are those of `feedback.rounds`, with one query and a user who hands over what the person
 clicked. A person's target is not known while they search, so the records have none; `interactive.verdict`
 fills it in when the person declares a picture found.
 """
@@ -17,18 +17,18 @@ import numpy as np
 from PIL import Image
 
 from evaluation.report import mark_changes
-from interactive.desk import Desk
-from interactive.mistake import Mistake
+from feedback.history import NextQuery, Strategy
+from feedback.protocols import Protocol
+from feedback.rounds import next_searches, search_round, take_feedback
+from feedback.users import View
+from interactive.errors import UserError
+from interactive.search_context import SearchContext
 from records import Feedback, Query, Round
-from refinement.history import NextQuery, Strategy
-from refinement.protocols import Protocol
-from refinement.rounds import next_searches, search_round, take_feedback
-from refinement.users import View
 from retriever import SearchQuery
 
-MOST_SHOWN = 40  # below refinement.rounds.DEPTH: a list as long as what is shown means that no more is left
-MOST_ROUNDS = 50
-MOST_LETTERS = 500  # of a query
+MAX_SHOWN = 40  # below feedback.rounds.DEPTH: a list as long as what is shown means that no more is left
+MAX_ROUNDS = 50
+MAX_LETTERS = 500  # of a query
 EDITED = "edited by the person"  # stands where a record says why a rewrite was replaced
 
 Mark = Literal["like", "dislike", "none"]
@@ -45,7 +45,7 @@ class Options:
 
     Attributes:
         strategy: How feedback moves the query.
-        shown: Pictures a round, at most `MOST_SHOWN`.
+        shown: Pictures a round, at most `MAX_SHOWN`.
         threshold: Least cosine similarity of a picture that is shown, or None. No effect where the strategy
             ranks by other scores.
         shows_again: Whether pictures of earlier rounds may come again.
@@ -57,10 +57,10 @@ class Options:
     shows_again: bool = False
 
     def __post_init__(self) -> None:
-        if not 1 <= self.shown <= MOST_SHOWN:
-            raise Mistake(f"pictures shown: got {self.shown}, expected 1 to {MOST_SHOWN}")
+        if not 1 <= self.shown <= MAX_SHOWN:
+            raise UserError(f"pictures shown: got {self.shown}, expected 1 to {MAX_SHOWN}")
         if self.threshold is not None and not -1 <= self.threshold <= 1:
-            raise Mistake(f"threshold: got {self.threshold}, expected -1 to 1")
+            raise UserError(f"threshold: got {self.threshold}, expected -1 to 1")
 
     @property
     def protocol(self) -> Protocol:
@@ -111,7 +111,7 @@ class Session:
     """The rounds of one person.
 
     Attributes:
-        desk: The shared parts.
+        context: The shared parts.
         options: As set last.
         turns: All rounds, round 0 first.
         at: The round that the person looks at; the next round follows it.
@@ -119,8 +119,8 @@ class Session:
         picture: (d,) unit vector of an uploaded picture that the search began with, or None.
     """
 
-    def __init__(self, desk: Desk, options: Options) -> None:
-        self.desk = desk
+    def __init__(self, context: SearchContext, options: Options) -> None:
+        self.context = context
         self.options = options
         self.turns: list[Turn] = []
         self.at = 0
@@ -133,10 +133,10 @@ class Session:
         """The round that the person looks at.
 
         Raises:
-            Mistake: If nothing has been searched yet.
+            UserError: If nothing has been searched yet.
         """
         if not self.turns:
-            raise Mistake("nothing has been searched yet; search first")
+            raise UserError("nothing has been searched yet; search first")
         return self.turns[self.at]
 
     @property
@@ -148,7 +148,7 @@ class Session:
         """Begins anew with words.
 
         Raises:
-            Mistake: If they are blank or too long.
+            UserError: If they are blank or too long.
         """
         self._begin(checked_text(words), None, say)
 
@@ -164,14 +164,14 @@ class Session:
             say: Told what is being done.
         """
         say("Looking at your picture")
-        vector = self.desk.retriever.encode_images([picture])[0]
+        vector = self.context.retriever.encode_images([picture])[0]
         if not words.strip():
             say("Describing your picture")
-        self._begin(checked_text(words) if words.strip() else self.desk.describe(picture), vector, say)
+        self._begin(checked_text(words) if words.strip() else self.context.describe(picture), vector, say)
 
     def _begin(self, text: str, picture: np.ndarray | None, say: Say) -> None:
         query = Query(f"person-{secrets.token_hex(6)}", text, None, frozenset())
-        first = next_searches([query], [[]], self.desk.strategy("original"))[0]
+        first = next_searches([query], [[]], self.context.strategy("original"))[0]
         turn = self._searched(query, [], first, "original", picture, say)
         self._query, self.turns, self.at, self.proposal, self.picture = query, [turn], 0, None, picture
 
@@ -179,7 +179,7 @@ class Session:
         """Likes or dislikes a shown picture, or takes that back.
 
         Raises:
-            Mistake: If it is not shown in this round.
+            UserError: If it is not shown in this round.
         """
         record = self.now.record
         self._require_shown(image_id)
@@ -198,7 +198,7 @@ class Session:
         """Has the liked pictures captioned and asks the strategy for the next query; searches nothing.
 
         Raises:
-            Mistake: If nothing has been searched, or the session is at its end.
+            UserError: If nothing has been searched, or the session is at its end.
         """
         query, strategy = self._feedback(say)
         say("Writing the next query" if self.now.record.liked else "Preparing the next round")
@@ -213,7 +213,7 @@ class Session:
             say: Told what is being done.
 
         Raises:
-            Mistake: If nothing has been searched, the session is at its end, or the text is unusable.
+            UserError: If nothing has been searched, the session is at its end, or the text is unusable.
         """
         edited = None if text is None else checked_text(text)
         if edited is not None and (self.proposal is None or edited != self.proposal.search.text):
@@ -235,11 +235,11 @@ class Session:
         The rounds after the one looked at are dropped if this round's pictures change.
 
         Raises:
-            Mistake: If there is no such strategy.
+            UserError: If there is no such strategy.
         """
-        if options.strategy not in self.desk.strategies:
-            raise Mistake(
-                f"strategy: got {options.strategy!r}, expected one of {', '.join(self.desk.strategies)}"
+        if options.strategy not in self.context.strategies:
+            raise UserError(
+                f"strategy: got {options.strategy!r}, expected one of {', '.join(self.context.strategies)}"
             )
         before, self.options = self.options, options
         if options.strategy != before.strategy:
@@ -248,7 +248,7 @@ class Session:
             return
         turn, query = self.now, self._query
         if query is None:
-            raise Mistake("nothing has been searched yet; search first")
+            raise UserError("nothing has been searched yet; search first")
         search = NextQuery(turn.search, turn.record.fallback)
         new = self._searched(query, self.past, search, turn.strategy, None, say)
         liked, disliked = (
@@ -265,10 +265,10 @@ class Session:
         """Steps to another round; later ones stay until a new round follows this one.
 
         Raises:
-            Mistake: If there is no such round.
+            UserError: If there is no such round.
         """
         if not 0 <= number < len(self.turns):
-            raise Mistake(f"round: got {number}, expected 0 to {len(self.turns) - 1}")
+            raise UserError(f"round: got {number}, expected 0 to {len(self.turns) - 1}")
         self.at, self.proposal = number, None
 
     def over(self) -> None:
@@ -302,11 +302,11 @@ class Session:
         say: Say,
     ) -> Turn:
         say("Searching")
-        search = self.desk.retriever.prepared([coming.search])[0]
+        search = self.context.retriever.prepared([coming.search])[0]
         if picture is not None and search.vector is not None:
             search = replace(search, vector=search.vector + picture if past else picture)
         asked, protocol = [NextQuery(search, coming.fallback)], self.options.protocol
-        record = search_round([query], [past], asked, len(past), self.desk.retriever, protocol)[0]
+        record = search_round([query], [past], asked, len(past), self.context.retriever, protocol)[0]
         if self.options.threshold is not None and search.scores is None:
             near = sum(score >= self.options.threshold for score in record.scores[: record.shown])
             if near < record.shown:  # what the threshold hides was not shown: it may come in later rounds
@@ -317,7 +317,7 @@ class Session:
         """Puts the person's clicks on record, with captions of what they liked."""
         query, turn = self._going()
         say("Opening the models")
-        strategy = self.desk.strategy(self.options.strategy)
+        strategy = self.context.strategy(self.options.strategy)
         liked = turn.record.liked
         if liked and strategy.needs_captions:
             say(
@@ -325,23 +325,23 @@ class Session:
             )
         user = Clicks(liked, turn.record.disliked)
         protocol = self.options.protocol
-        record = take_feedback([query], [self.past], [turn.record], user, strategy, self.desk, protocol)[0]
+        record = take_feedback([query], [self.past], [turn.record], user, strategy, self.context, protocol)[0]
         self.turns[self.at] = replace(turn, record=record)
         return query, strategy
 
     def _going(self) -> tuple[Query, Turn]:
         turn = self.now
         if self._query is None:
-            raise Mistake("nothing has been searched yet; search first")
+            raise UserError("nothing has been searched yet; search first")
         if turn.record.stop:
-            raise Mistake("all pictures have been shown; let them be shown again, or start over")
-        if self.at + 1 >= MOST_ROUNDS:
-            raise Mistake(f"this was round {MOST_ROUNDS}; start over")
+            raise UserError("all pictures have been shown; let them be shown again, or start over")
+        if self.at + 1 >= MAX_ROUNDS:
+            raise UserError(f"this was round {MAX_ROUNDS}; start over")
         return self._query, turn
 
     def _require_shown(self, image_id: str) -> None:
         if image_id not in self.now.shown_ids:
-            raise Mistake("that picture is not shown in this round")
+            raise UserError("that picture is not shown in this round")
 
 
 def changes_between(before: str, after: str) -> list[tuple[str, str]]:
@@ -353,11 +353,11 @@ def checked_text(text: str) -> str:
     """Returns a query on one line, without control characters.
 
     Raises:
-        Mistake: If it is blank, or longer than `MOST_LETTERS`.
+        UserError: If it is blank, or longer than `MAX_LETTERS`.
     """
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
     if not line:
-        raise Mistake("the query is empty; describe a picture in a few words")
-    if len(line) > MOST_LETTERS:
-        raise Mistake(f"the query has {len(line)} letters, expected at most {MOST_LETTERS}")
+        raise UserError("the query is empty; describe a picture in a few words")
+    if len(line) > MAX_LETTERS:
+        raise UserError(f"the query has {len(line)} letters, expected at most {MAX_LETTERS}")
     return line

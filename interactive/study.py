@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.measures import evaluate
-from evaluation.runs import append_lines, append_rounds, read_rounds, write_json
-from interactive.desk import Desk
-from interactive.mistake import Mistake
+from evaluation.runs import append_rounds, read_rounds
+from files import append_lines, write_json
+from interactive.errors import UserError
+from interactive.search_context import SearchContext
 from interactive.session import Session
 from interactive.verdict import with_target
 from records import Query
@@ -52,14 +53,14 @@ class Study:
     """Gives tasks and keeps what comes of them.
 
     Attributes:
-        desk: The shared parts.
+        context: The shared parts.
         claim: Makes the folder, or refuses one of a study with other settings.
         strategy: The same for all of a study.
         seed: The same participant number gets the same pictures.
         clock: Seconds that only grow.
     """
 
-    desk: Desk
+    context: SearchContext
     claim: Callable[[], Path]
     strategy: str
     seed: int = 0
@@ -85,11 +86,11 @@ class Study:
             number: Of the participant's task, from 0; no picture comes twice.
 
         Raises:
-            Mistake: If the participant has been given every picture.
+            UserError: If the participant has been given every picture.
         """
-        ids = self.desk.ids
+        ids = self.context.ids
         if number >= len(ids):
-            raise Mistake(f"you have been given all {len(ids)} pictures")
+            raise UserError(f"you have been given all {len(ids)} pictures")
         order = list(range(len(ids)))
         random.Random(f"{self.seed} {participant}").shuffle(order)
         task = Task(f"study-{participant}-{number}", ids[order[number]], self.clock())
@@ -110,11 +111,11 @@ class Study:
         seconds = self.clock() - task.begun
         turns = session.turns[: session.at + 1] if session.turns else []
         records = with_target(
-            turns, task.target, self.desk.retriever, "found" if found else "given up", task.id
+            turns, task.target, self.context.retriever, "found" if found else "abandoned", task.id
         )
         append_rounds(self.folder / "rounds.jsonl", records)
         line = {
-            "event": "found" if found else "given up",
+            "event": "found" if found else "abandoned",
             "query_id": task.id,
             "target": task.target,
             "words": records[0].text if records else "",
@@ -138,7 +139,7 @@ class Study:
             Query(event["query_id"], event["words"], event["target"], frozenset((event["target"],)))
             for event in ended
         ]
-        image_count = len(self.desk.ids)
+        image_count = len(self.context.ids)
         round_count = max((record.number for record in rounds), default=0) + 1
         values = evaluate(rounds, round_count, queries, image_count).to_json()
         found = [event for event in ended if event["event"] == "found"]

@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TextIO
 
-from embedding.decode import BrokenImage
-from evaluation.runs import write_atomically
-from interactive.desk import Desk
+from files import write_bytes
+from index.decode import BrokenImage
+from interactive.errors import UserError
 from interactive.inline import Protocol, inline_picture, protocol_of
-from interactive.mistake import Mistake
-from interactive.pictures import MOST_UPLOADED_BYTES, read_upload
-from interactive.saved import MOST_BYTES, export_rounds, open_session, save_session
+from interactive.pictures import MAX_UPLOADED_BYTES, read_upload
+from interactive.saved import MAX_BYTES, export_rounds, open_session, save_session
+from interactive.search_context import SearchContext
 from interactive.session import Options, Session
 from interactive.study import Study, Task
 from interactive.verdict import measure, with_target
@@ -50,7 +50,7 @@ class Terminal:
 
     def __init__(
         self,
-        desk: Desk,
+        context: SearchContext,
         options: Options,
         study: Study,
         *,
@@ -62,7 +62,7 @@ class Terminal:
         """Prepares a session.
 
         Args:
-            desk: The parts.
+            context: The parts.
             options: At first.
             study: Gives pictures to find.
             describe: Whether all shown pictures are captioned, not only liked ones.
@@ -70,9 +70,9 @@ class Terminal:
             out: Where answers go.
             environment: Says which terminal it is.
         """
-        self._desk = desk
+        self._desk = context
         self._options = options
-        self._session = Session(desk, options)
+        self._session = Session(context, options)
         self._study = study
         self._participant = secrets.token_hex(3)
         self._tasks_given = 0
@@ -91,7 +91,7 @@ class Terminal:
         while (line := self._read()) is not None and line != "/quit":
             try:
                 self._answer(line)
-            except Mistake as error:
+            except UserError as error:
                 self._write(f"! {error}")
             except (ValueError, OSError, ModuleNotFoundError) as error:
                 log.debug("where it came from", exc_info=True)
@@ -115,11 +115,11 @@ class Terminal:
             name, _, rest = line[1:].partition(" ")
             commands = self._commands()
             if name not in commands:
-                raise Mistake(f"got /{name}, expected words or a command; /help lists them")
+                raise UserError(f"got /{name}, expected words or a command; /help lists them")
             commands[name](rest.strip())
         elif line:
             if self._task is not None and self._session.turns:
-                raise Mistake("this search has begun; /edit WORDS changes the query")
+                raise UserError("this search has begun; /edit WORDS changes the query")
             self._session.search(line, self._say)
             self._show()
         else:
@@ -186,7 +186,7 @@ class Terminal:
         kind = "like" if line[0] == "+" else "dislike"
         image_ids = [self._shown(word) for word in line[1:].replace(",", " ").split()]
         if not image_ids:
-            raise Mistake(f"{kind} which? for example {line[0]}2 5")
+            raise UserError(f"{kind} which? for example {line[0]}2 5")
         record = self._session.now.record
         already = record.liked if kind == "like" else record.disliked
         for image_id in image_ids:
@@ -200,7 +200,7 @@ class Terminal:
     def _shown(self, word: str) -> str:
         place, shown = _whole(word), self._session.now.shown_ids
         if not 1 <= place <= len(shown):
-            raise Mistake(f"got picture {place}, expected 1 to {len(shown)}")
+            raise UserError(f"got picture {place}, expected 1 to {len(shown)}")
         return shown[place - 1]
 
     def _next(self) -> None:
@@ -226,7 +226,7 @@ class Terminal:
     def _picture(self, rest: str) -> None:
         self._free()
         name, *words = shlex.split(rest) or [""]
-        picture = read_upload(_read_file(_path(name), MOST_UPLOADED_BYTES))
+        picture = read_upload(_read_file(_path(name), MAX_UPLOADED_BYTES))
         self._session.search_picture(picture, " ".join(words), self._say)
         self._show()
 
@@ -235,7 +235,7 @@ class Terminal:
         if self._task is not None:
             if image_id != self._task.target:
                 self._task.wrong += 1
-                raise Mistake("that is another picture; look again")
+                raise UserError("that is another picture; look again")
             self._end_task(found=True)
             return
         records = with_target(session.turns[: session.at + 1], image_id, self._desk.retriever, "found")
@@ -249,7 +249,7 @@ class Terminal:
     def _begin_task(self) -> None:
         self._free()
         if self._protocol == "none":
-            raise Mistake(
+            raise UserError(
                 "the study needs a terminal that shows pictures (kitty, iTerm2, WezTerm), or the page"
             )
         self._task = self._study.give(self._participant, self._tasks_given)
@@ -260,23 +260,23 @@ class Terminal:
 
     def _end_task(self, found: bool) -> None:
         if self._task is None:
-            raise Mistake("there is no picture to find; /study shows one")
+            raise UserError("there is no picture to find; /study shows one")
         line = self._study.end(self._task, self._session, found)
         self._task, self._session = None, Session(self._desk, self._options)
         self._write(f"{line['event']}: {line['rounds']} rounds, {line['seconds']:.0f} seconds; written down")
 
     def _free(self) -> None:
         if self._task is not None:
-            raise Mistake("not while you look for a picture; find it, or /giveup")
+            raise UserError("not while you look for a picture; find it, or /giveup")
 
     def _save(self, rest: str) -> None:
         path = _path(rest)
-        write_atomically(path, save_session(self._session).encode())
+        write_bytes(path, save_session(self._session).encode())
         self._write(f"written: {path}")
 
     def _open(self, rest: str) -> None:
         self._free()
-        data = _read_file(_path(rest), MOST_BYTES)
+        data = _read_file(_path(rest), MAX_BYTES)
         self._session = open_session(data.decode("utf-8", errors="replace"), self._desk)
         self._show()
 
@@ -284,7 +284,7 @@ class Terminal:
         session, path = self._session, _path(rest)
         session.now  # noqa: B018  says that there is nothing to export
         records = self._declared or [turn.record for turn in session.turns[: session.at + 1]]
-        write_atomically(path, export_rounds(records).encode())
+        write_bytes(path, export_rounds(records).encode())
         self._write(f"written: {path}")
 
     def _say(self, stage: str) -> None:
@@ -305,7 +305,7 @@ def _changes(words: list[tuple[str, str]]) -> str:
 
 def _whole(word: str) -> int:
     if not (word.isascii() and word.isdigit() and len(word) < 10):
-        raise Mistake(f"got {word!r}, expected a number")
+        raise UserError(f"got {word!r}, expected a number")
     return int(word)
 
 
@@ -313,18 +313,18 @@ def _number(word: str) -> float:
     try:
         return float(word)
     except ValueError as error:
-        raise Mistake(f"got {word!r}, expected a number") from error
+        raise UserError(f"got {word!r}, expected a number") from error
 
 
 def _path(rest: str) -> Path:
     if not rest:
-        raise Mistake("name a file")
+        raise UserError("name a file")
     return Path(rest).expanduser()
 
 
-def _read_file(path: Path, most_bytes: int) -> bytes:
+def _read_file(path: Path, max_bytes: int) -> bytes:
     if not path.is_file():
-        raise Mistake(f"{path}: no such file")
-    if path.stat().st_size > most_bytes:
-        raise Mistake(f"{path}: too large; at most {most_bytes / 2**20:.3g} MB are read")
+        raise UserError(f"{path}: no such file")
+    if path.stat().st_size > max_bytes:
+        raise UserError(f"{path}: too large; at most {max_bytes / 2**20:.3g} MB are read")
     return path.read_bytes()

@@ -24,7 +24,7 @@ def with_target(
         turns: The session's rounds up to the last one that counts.
         target: Id of the picture that the person had in mind.
         retriever: Searched them.
-        stop: Why the session ended: "found" or "given up".
+        stop: Why the session ended: "found" or "abandoned".
         query_id: Of the records to come; the session's own when None.
 
     Returns:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from interactive.desk import Desk
 from interactive.people import Person
-from interactive.session import EDITED, MOST_SHOWN, Session, changes_between
+from interactive.search_context import SearchContext
+from interactive.session import EDITED, MAX_SHOWN, Session, changes_between
 from interactive.study import Study
 
 SAMPLES = 12  # pictures of the collection that the empty page shows
@@ -35,14 +35,14 @@ def view(person: Person, study: Study, names_shown: bool, describes: bool) -> di
     """
     busy = person.is_waiting
     session, task = person.steady, person.task
-    desk = session.desk
+    context = session.context
     values: dict[str, Any] = {
-        "desk": desk,
-        "count": len(desk.ids),
+        "context": context,
+        "count": len(context.ids),
         "options": session.options,
         "describes": describes,
-        "most_shown": MOST_SHOWN,
-        "strategies": [(name, STRATEGY_WORDS.get(name, name)) for name in desk.strategies],
+        "max_shown": MAX_SHOWN,
+        "strategies": [(name, STRATEGY_WORDS.get(name, name)) for name in context.strategies],
         "busy": busy,
         "stage": person.job.stage if busy and person.job else "",
         "notice": person.notice[0],
@@ -53,15 +53,15 @@ def view(person: Person, study: Study, names_shown: bool, describes: bool) -> di
     }
     if task is not None:
         values["task"] = {
-            "number": desk.number_of(task.target),
+            "number": context.number_of(task.target),
             "seconds": int(study.clock() - task.begun),
             "rounds": len(session.turns),
             "place": person.tasks_given,
         }
     if not session.turns:
-        ids = desk.ids
+        ids = context.ids
         step = max(1, len(ids) // SAMPLES)
-        values["samples"] = [_picture(desk, ids[row]) for row in range(0, len(ids), step)][:SAMPLES]
+        values["samples"] = [_picture(context, ids[row]) for row in range(0, len(ids), step)][:SAMPLES]
         return values
     turn = session.now
     record = turn.record
@@ -78,7 +78,7 @@ def view(person: Person, study: Study, names_shown: bool, describes: bool) -> di
         "fallback": "" if record.fallback == EDITED else record.fallback,
         "liked_before": _liked(session, session.at - 1) if session.at else [],
         "pictures": [
-            _picture(desk, image_id)
+            _picture(context, image_id)
             | {
                 "rank": rank,
                 "score": score,
@@ -110,11 +110,11 @@ def view(person: Person, study: Study, names_shown: bool, describes: bool) -> di
 
 
 def _liked(session: Session, number: int) -> list[dict[str, Any]]:
-    return [_picture(session.desk, image_id) for image_id in session.turns[number].record.liked]
+    return [_picture(session.context, image_id) for image_id in session.turns[number].record.liked]
 
 
-def _picture(desk: Desk, image_id: str) -> dict[str, Any]:
-    return {"number": desk.number_of(image_id), "caption": desk.known(image_id) or ""}
+def _picture(context: SearchContext, image_id: str) -> dict[str, Any]:
+    return {"number": context.number_of(image_id), "caption": context.known(image_id) or ""}
 
 
 def captions_shown(person: Person) -> dict[int, str]:
@@ -122,5 +122,5 @@ def captions_shown(person: Person) -> dict[int, str]:
     session = person.steady
     if not session.turns:
         return {}
-    known = {image_id: session.desk.known(image_id) for image_id in session.now.shown_ids}
-    return {session.desk.number_of(image_id): caption for image_id, caption in known.items() if caption}
+    known = {image_id: session.context.known(image_id) for image_id in session.now.shown_ids}
+    return {session.context.number_of(image_id): caption for image_id, caption in known.items() if caption}

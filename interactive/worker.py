@@ -45,15 +45,15 @@ class Job:
 class Worker:
     """Runs jobs one after another, in the order they came."""
 
-    def __init__(self, name: str, most_waiting: int, idle: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, name: str, max_waiting: int, idle: Callable[[], bool] = lambda: False) -> None:
         """Starts the thread.
 
         Args:
             name: Of the thread.
-            most_waiting: Jobs that may wait; more are refused.
+            max_waiting: Jobs that may wait; more are refused.
             idle: Called when no job waits: does a little work and says whether there is more.
         """
-        self._most_waiting = most_waiting
+        self._most_waiting = max_waiting
         self._idle = idle
         self._waiting: deque[Job] = deque()
         self._running: Job | None = None

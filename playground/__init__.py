@@ -6,9 +6,9 @@ import importlib
 from pathlib import Path
 
 from records import Dataset
+from settings import DATA_FOLDER
 
 DATASETS = ("demo", "flickr30k", "mscoco", "msrvtt", "image_folder", "image_tars", "image_parquet")
-DATA_FOLDER = Path(__file__).parent / "data"
 
 
 def open_dataset(name: str, root: Path | None, split: str) -> Dataset:

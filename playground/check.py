@@ -10,10 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from playground import DATA_FOLDER
 from records import Dataset
-from settings import DEFAULT_SPLITS
-from stores.places import address_of, is_remote
+from scale.places import address_of, is_remote
+from settings import DATA_FOLDER, DEFAULT_SPLITS
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from playground.captions_csv import read_captions
 from playground.check import Check, Piece
 from records import Dataset, Image, Skip
-from stores.places import address_of, is_remote, list_stored, naming_place, read_range
+from scale.places import address_of, is_remote, list_stored, naming_place, read_range
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 CAPTIONS_FILE = "images_captions.csv"

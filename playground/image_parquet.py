@@ -1,7 +1,7 @@
 """Pictures in Parquet files. Check them: ``python -m playground.image_parquet --root FOLDER``.
 
 A column holds the pictures, as bytes or, as Hugging Face writes them, as {bytes, path}; another may hold
-captions, one text or a list of texts a row. `stores.parquet_rows` says how the columns are found and named.
+captions, one text or a list of texts a row. `scale.parquet_rows` says how the columns are found and named.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from playground.captions import Line, caption_images
 from playground.check import Check, Piece
 from playground.image_tars import find_files
 from records import Dataset, Image
-from stores.parquet_rows import COLUMNS_FILE, open_rows
-from stores.places import address_of, naming_place
+from scale.parquet_rows import COLUMNS_FILE, open_rows
+from scale.places import address_of, naming_place
 
 HOW_TO_GET = """Put Parquet files there, at any depth, or name another folder, a file or a range of them with
 --root, in quotes: --root 'data/train-{00000..00004}-of-00005.parquet'. Object stores, too"""

@@ -17,8 +17,8 @@ from playground.captions import Line, caption_images
 from playground.check import Check
 from playground.image_folder import SUFFIXES, list_files, plain_names
 from records import Dataset, Image, Skip
-from stores.places import address_of, is_remote, list_stored, naming_place, read_ranges
-from stores.tar_members import read_members
+from scale.places import address_of, is_remote, list_stored, naming_place, read_ranges
+from scale.tar_members import read_members
 
 HOW_TO_GET = """Put WebDataset tars there, at any depth, or name another folder, a single tar or a range of
 them with --root, in quotes: --root 'shards/{00000..00009}.tar'. Object stores, too: --root s3://bucket/shards"""

@@ -34,7 +34,7 @@ HOW_TO_GET = f"""MSR-VTT, put into
   playground/data/msrvtt/{TEST_FILE}    the split 1k-A: 1,000 videos, one sentence each
   playground/data/msrvtt/MSRVTT_data.json            all sentences; or train_val_videodatainfo.json and
                                                      test_videodatainfo.json
-then take the frames: pip install -r requirements-video.txt
+then take the frames: pip install -r requirements/video.txt
                       python -m playground.msrvtt --extract
 More: docs/datasets.md"""
 _ADVICE = "see how to get it with: python -m playground.msrvtt"

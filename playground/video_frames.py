@@ -225,6 +225,6 @@ def _import_av() -> Any:
         import av
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "reading videos needs PyAV: pip install -r requirements-video.txt"
+            "reading videos needs PyAV: pip install -r requirements/video.txt"
         ) from error
     return av

@@ -1,7 +1,7 @@
 """Known holes and licences of all that is installed or fetched: ``make audit``.
 
 The licences are read from the metadata of the installed packages that requirements.lock and
-requirements-models.txt name. Known holes are asked of pip-audit, a command of its own (pipx install
+requirements/models.txt name. Known holes are asked of pip-audit, a command of its own (pipx install
 pip-audit).
 
 Exit status: 0 when both are in order; 1 when a package has a known hole, or a licence that is unknown or
@@ -55,7 +55,7 @@ MODELS_AND_DATA = (
 def locked() -> Iterator[tuple[str, bool]]:
     """Yields each package once, and whether every Python and system needs it."""
     needed: dict[str, bool] = {}
-    for path in (LOCK, PROJECT / "requirements-models.txt"):
+    for path in (LOCK, PROJECT / "requirements/models.txt"):
         for line in path.read_text("utf-8").splitlines():
             if named := re.match(r"([\w.-]+)==[^\s;]+\s*(;?)", line):
                 needed[named[1]] = needed.get(named[1], False) or not named[2]

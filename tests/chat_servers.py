@@ -72,7 +72,7 @@ class FaultProxy:
         self.faults = []
         self.gone_after = None
         self.arrivals, self.requests, self.headers = [], [], []
-        self.under_way = self.most_under_way = 0
+        self.under_way = self.max_under_way = 0
         self.hold = threading.Event()  # while it is clear, requests wait
         self.hold.set()
         self._lock = threading.Lock()
@@ -94,7 +94,7 @@ class FaultProxy:
                     proxy.requests.append(json.loads(body))
                     proxy.headers.append(dict(self.headers))
                     proxy.under_way += 1
-                    proxy.most_under_way = max(proxy.most_under_way, proxy.under_way)
+                    proxy.max_under_way = max(proxy.max_under_way, proxy.under_way)
                     fault = proxy.faults.pop(0) if proxy.faults else None
                     if proxy.gone_after is not None and len(proxy.requests) > proxy.gone_after:
                         fault = "gone"

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from indexes.faiss_index import FaissIndex
+from index.faiss_index import FaissIndex
 from records import Query
 from retriever import Retriever
 

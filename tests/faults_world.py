@@ -25,7 +25,7 @@ PROJECT = Path(__file__).parent.parent
 LOADED = (
     "torch", "transformers", "transformers.models.blip.modeling_blip",
     "transformers.models.llama.modeling_llama", "faiss", "matplotlib.figure", "jinja2", "tyro", "typeguard",
-    "PIL.Image", "refinement.experiment", "BLIP.model", "generation.text_model", "tests.faults_world",
+    "PIL.Image", "experiments.run", "BLIP.model", "generation.text_model", "tests.faults_world",
 )  # fmt: skip
 NOT_COMPARED = "costs.json"  # seconds, which differ
 SCRIPTS = {
@@ -182,14 +182,14 @@ def stop_when(process: ForkServerProcess, happened: Callable[[], bool]) -> None:
 
 
 def _run(command: list[str], log: Path, die_at: int, watched: Path | None) -> None:
-    import embedding.build
+    import index.build
 
     os.setsid()
     with log.open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which the server of forks has switched off
-    embedding.build.build_index.__kwdefaults__["shard_size"] = SHARD_SIZE
+    index.build.build_index.__kwdefaults__["shard_size"] = SHARD_SIZE
     if watched is not None:
         _count_changes(watched, die_at, log.with_name(log.name + ".changes"))
     os.chdir(PROJECT)

@@ -8,12 +8,12 @@ import pytest
 from conftest import COLOURS, IMAGE_IDS, KnownCaptions, Merger, WordEncoder
 from PIL import Image, ImageDraw
 
-from indexes.faiss_index import FaissIndex
-from interactive.desk import Desk
+from feedback.strategies import make_strategy
+from feedback.strategies.collection import Collection
+from index.faiss_index import FaissIndex
+from interactive.search_context import SearchContext
 from interactive.session import Options
 from interactive.study import Study
-from refinement.strategies import make_strategy
-from refinement.strategies.collection import Collection
 from retriever import Retriever
 
 PAINT = {
@@ -63,11 +63,11 @@ def picture_folder(tmp_path_factory):
 
 
 @pytest.fixture
-def desk(picture_folder):
+def context(picture_folder):
     encoder = ColourEncoder()
     retriever = Retriever(encoder, FaissIndex.build(IMAGE_IDS, encoder.encode_texts(IMAGE_IDS)))
     merger = Merger()
-    return Desk(
+    return SearchContext(
         name="the little world",
         retriever=retriever,
         captions=Gate(),
@@ -78,14 +78,14 @@ def desk(picture_folder):
 
 
 @pytest.fixture
-def study(desk, tmp_path):
+def study(context, tmp_path):
     folder = tmp_path / "study"
 
     def claim():
         folder.mkdir(exist_ok=True)
         return folder
 
-    return Study(desk, claim, "append")
+    return Study(context, claim, "append")
 
 
 @pytest.fixture
@@ -93,11 +93,11 @@ def options():
     return Options("append")
 
 
-def with_failing(desk, error):
-    """The same desk, whose captions fail."""
+def with_failing(context, error):
+    """The same context, whose captions fail."""
 
     class Failing:
         def captions_of(self, image_ids):
             raise error
 
-    return replace(desk, captions=Failing())
+    return replace(context, captions=Failing())

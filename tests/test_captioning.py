@@ -11,7 +11,7 @@ import torch
 from tiny_vlms import BUILDERS, pictures
 
 from BLIP.captioner import BlipCaptioner
-from captioning import MOST_TOKENS, MOST_WORDS, Captioning
+from captioning import MAX_TOKENS, MAX_WORDS, Captioning
 from generation.parsing import one_line
 from generation.prompts import CAPTION
 
@@ -37,10 +37,10 @@ def test_blip_describes_as_its_captioner_does(blip_folder):
     images = pictures()
     captioning = Captioning(blip_folder, "fp32", batch_size=2)
     captioner = BlipCaptioner.open(blip_folder)
-    longest = min(MOST_TOKENS, captioner.model.config.text_config.max_position_embeddings)
+    longest = min(MAX_TOKENS, captioner.model.config.text_config.max_position_embeddings)
     plain = [captioner.caption([image], num_beams=1, max_length=longest)[0] for image in images]
     captions = captioning.caption(images)
-    assert captions == [one_line(text, MOST_WORDS) or "an image" for text in plain]
+    assert captions == [one_line(text, MAX_WORDS) or "an image" for text in plain]
     assert len(set(captions)) > 1
     assert captioning.caption([]) == []
 
@@ -101,7 +101,7 @@ def test_a_vision_language_model_describes_in_batches_as_alone(vlm_folders, kind
     assert [alone.caption([image])[0] for image in images] == captions
     assert Captioning(vlm_folders[kind], "fp32", batch_size=2).caption(images[::-1]) == captions[::-1]
     for caption in captions:
-        assert "\n" not in caption and len(caption.split()) <= MOST_WORDS
+        assert "\n" not in caption and len(caption.split()) <= MAX_WORDS
         assert CAPTION not in caption and "[/INST]" not in caption
 
 
@@ -134,7 +134,7 @@ def test_the_prompt_is_the_templates_read_once(vlm_folders, kind):
         assert told.count(image) >= 1
         assert tokenizer.decode(told).endswith(f"{CAPTION} [/INST]")
     assert (output[:, : ids.shape[1]] == ids).all()
-    assert output.shape[1] - ids.shape[1] <= MOST_TOKENS
+    assert output.shape[1] - ids.shape[1] <= MAX_TOKENS
 
 
 def test_generation_settings_that_come_with_a_model_do_not_change_greedy_decoding(vlm_folders, tmp_path):
@@ -161,7 +161,7 @@ def test_a_model_that_says_the_prompt_again_has_said_nothing(blip_folder, monkey
     monkeypatch.setattr(captioning._blip, "caption", lambda *_, **__: said)
     captions = captioning.caption(pictures())
     assert captions[:4] == ["an image", "a dog", "a cat", "a very"]
-    assert len(captions[4]) == 10 * MOST_WORDS
+    assert len(captions[4]) == 10 * MAX_WORDS
 
 
 def test_out_of_memory_halves_the_batch_and_keeps_every_caption(vlm_folders, caplog):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from check_weights import PICTURE, Check, CheckSettings, check_weights, format_checks
-from embedding.decode import open_image
+from experiments.check_weights import PICTURE, Check, CheckSettings, check_weights, format_checks
+from index.decode import open_image
 from settings import PRESETS
 
 PROJECT = Path(__file__).parent.parent
@@ -61,7 +61,7 @@ def test_presets_are_known_and_make_passes_them_on():
         CheckSettings("nosuch")
     assert CheckSettings().preset in PRESETS
     recipe = (PROJECT / "Makefile").read_text(encoding="utf-8").split("check-weights:")[1].splitlines()[1]
-    assert recipe.strip() == "$(RUN) check_weights.py --preset $(PRESET)"
+    assert recipe.strip() == "$(RUN) -m experiments.check_weights --preset $(PRESET)"
 
 
 def test_the_picture_is_there():

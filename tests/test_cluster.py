@@ -13,22 +13,22 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from embedding.build import build_index
+from experiments.models import open_encoder
+from index.build import build_index
 from playground.image_folder import list_images
-from refinement.models import open_encoder
 from settings import CaptioningSettings, EmbeddingSettings
 
 PROJECT = Path(__file__).parent.parent
 with_ray = pytest.mark.skipif(
-    importlib.util.find_spec("ray") is None, reason="needs Ray: pip install -r requirements-ray.txt"
+    importlib.util.find_spec("ray") is None, reason="needs Ray: pip install -r requirements/ray.txt"
 )
 SHARD_SIZE = 24  # with batches of 7: the last batch of a part is a small one
 DRIVER = f"""
 import sys
 from pathlib import Path
-from cluster.embedding import embed_on_ray
-from embedding.build import build_index
-from embedding.shards import ShardStore
+from scale.ray_embedding import embed_on_ray
+from index.build import build_index
+from index.shards import ShardStore
 from settings import EmbeddingSettings, run_script
 
 save = ShardStore.save
@@ -175,7 +175,7 @@ def open_nothing():
 @with_ray
 @pytest.mark.slow
 def test_results_come_from_all_workers_and_a_deadly_part_ends_it(cluster):
-    from cluster.pool import map_parts
+    from scale.ray_pool import map_parts
 
     assert sorted(map_parts(range(12), open_half)) == [number / 2 for number in range(12)]
     with pytest.raises(ValueError, match="a part of the work has killed 3 workers") as caught:
@@ -189,7 +189,7 @@ def test_results_come_from_all_workers_and_a_deadly_part_ends_it(cluster):
 
 @with_ray
 def test_other_weights_on_a_workers_machine_are_refused(cluster):
-    from cluster.embedding import open_embedding
+    from scale.ray_embedding import open_embedding
 
     settings = EmbeddingSettings(dataset="image_folder", preset="demo").resolved()
     with pytest.raises(ValueError, match="got other weights or another image size on a worker's machine"):
@@ -201,8 +201,8 @@ def test_other_weights_on_a_workers_machine_are_refused(cluster):
 def test_captions_are_those_of_one_process_and_made_once(tmp_path, cluster, pictures):
     import shutil
 
-    from cluster.captions import caption_on_ray
-    from refinement.parts import caption_dataset
+    from experiments.setup import caption_dataset
+    from scale.ray_captions import caption_on_ray
 
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -235,12 +235,12 @@ def test_without_ray_the_command_that_installs_it_is_named(tmp_path, pictures):
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
-        "error: engine ray needs Ray; run: pip install -r requirements-ray.txt"
+        "error: engine ray needs Ray; run: pip install -r requirements/ray.txt"
     )
 
 
 def test_servers_are_not_asked_by_workers():
-    from cluster.captions import caption_on_ray
+    from scale.ray_captions import caption_on_ray
 
     settings = CaptioningSettings(dataset="demo", engine="ray", caption_servers=("http://127.0.0.1:1/v1",))
     with pytest.raises(ValueError, match="caption_servers: got servers with"):
@@ -251,11 +251,11 @@ def test_servers_are_not_asked_by_workers():
 @pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("pymilvus") is None,
-    reason="needs Milvus: pip install -r requirements-milvus.txt",
+    reason="needs Milvus: pip install -r requirements/milvus.txt",
 )
 def test_workers_fill_a_milvus_collection(tmp_path, cluster, pictures, expected):
-    from cluster.embedding import embed_on_ray
-    from indexes.faiss_index import FaissIndex
+    from index.faiss_index import FaissIndex
+    from scale.ray_embedding import embed_on_ray
 
     settings = EmbeddingSettings(
         dataset="image_folder", preset="demo", root=pictures, image_batch=7, workers=2, ray_address=cluster,

@@ -7,13 +7,13 @@ import pytest
 from BLIP.captioner import BlipCaptioner
 from BLIP.model import BlipEncoder
 from BLIP.scores import CUTOFFS, by_caption_number, embedding_ranks, matched_ranks, recall, see
+from feedback.sentence_encoder import open_sentence_encoder
 from playground.demo.drawing import render
 from playground.demo.generate import captions_of
 from playground.demo.scenes import make_scene
 from playground.demo.scoring import object_scores, read_caption
 from query_editing import QueryEditing
 from records import Dataset, Image, Query
-from refinement.sentence_encoder import open_sentence_encoder
 
 WEIGHTS = Path(__file__).parent.parent / "BLIP" / "weights" / "demo"
 SEEDS = range(3_000_000, 3_000_150)  # in none of the splits

@@ -23,7 +23,7 @@ DISTRIBUTIONS = {**packages_distributions(), "PIL": ["pillow"], "faiss": ["faiss
 # Needed though nothing imports them.
 INDIRECT = {"accelerate": "transformers places models on GPUs and opens GGUF files through it"}
 # Packages of this project that nobody imports without their extra.
-EXTRAS = {"interactive": "requirements-ui.txt"}
+EXTRAS = {"interactive": "requirements/page.txt"}
 
 OF_THE_METHOD = (
     "torch", "transformers", "timm", "fairscale", "faiss-gpu", "pandas", "bitsandbytes", "flash-attn",
@@ -95,8 +95,8 @@ def test_every_requirement_has_an_exact_version_in_the_lock():
     locked = {normalised(name) for name in re.findall(r"^([\w.-]+)==", lock, re.MULTILINE)}
     for name in (
         "requirements.txt",
-        "requirements-demo.txt",
-        "requirements-dev.txt",
+        "requirements/demo.txt",
+        "requirements/dev.txt",
     ):  # `make setup` installs
         assert not declared(PROJECT / name) - locked
 

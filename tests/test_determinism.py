@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.runs import read_json, read_rounds
-from indexes.faiss_index import FaissIndex
+from evaluation.runs import read_rounds
+from files import read_json
+from index.faiss_index import FaissIndex
 
 PROJECT = Path(__file__).parent.parent
 FIXTURES = Path(__file__).parent / "fixtures" / "blip"

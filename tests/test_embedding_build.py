@@ -9,10 +9,10 @@ import pytest
 from PIL import Image as PILImage
 from tqdm import tqdm
 
-from embedding.build import build_index
-from embedding.decode import open_image
-from embedding.pipeline import embed
-from indexes.faiss_index import FaissIndex
+from index.build import build_index
+from index.decode import open_image
+from index.faiss_index import FaissIndex
+from index.pipeline import embed
 from records import Image
 
 
@@ -99,7 +99,7 @@ def test_decoding_goes_on_while_the_model_encodes_but_not_without_bound(tmp_path
             ahead_of_model.append(len(opened) - self.encoded)
             return super().encode_images(images)
 
-    monkeypatch.setattr("embedding.pipeline.open_image", counted)
+    monkeypatch.setattr("index.pipeline.open_image", counted)
     embed(images, SlowEncoder(), 4, 2, tqdm(disable=True))
     assert len(opened) == 40
     assert max(ahead_of_model) <= 4 + 4 + 2
@@ -118,9 +118,9 @@ def test_what_cannot_be_embedded_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"2 of 10 images are broken, .* at most 10%; the first is '003\.png'"
     ):
-        build(images, encoder, tmp_path / "index", maximum_failed_share=0.1)
+        build(images, encoder, tmp_path / "index", max_failed_share=0.1)
     with pytest.raises(ValueError, match="all 2 images are broken"):
-        build(images[3:5], encoder, tmp_path / "index", maximum_failed_share=1)
+        build(images[3:5], encoder, tmp_path / "index", max_failed_share=1)
 
 
 class WrongEncoder(ColourEncoder):
@@ -148,7 +148,7 @@ def test_an_encoder_that_breaks_its_promise_is_caught(tmp_path, change, message)
 
 
 def build(images, encoder, folder, **options):
-    settings = {"batch_size": 4, "workers": 2, "shard_size": 10, "maximum_failed_share": 0.2} | options
+    settings = {"batch_size": 4, "workers": 2, "shard_size": 10, "max_failed_share": 0.2} | options
     return build_index(
         images,
         encoder,

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embedding import decode
-from embedding.decode import BrokenImage, open_image
+from index import decode
+from index.decode import BrokenImage, open_image
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
@@ -150,7 +150,7 @@ def test_no_damage_raises_anything_else(tmp_path, jpeg):
 
 
 def test_the_pixel_limit_is_ours_not_only_pillows(tmp_path, monkeypatch):
-    monkeypatch.setattr(decode, "MAXIMUM_PIXELS", 100)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 100)
     picture().save(tmp_path / "a.png")
     with pytest.raises(BrokenImage, match="got 20 x 10 pixels, expected at most 100"):
         open_image(tmp_path / "a.png")

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
-from embedding.build import build_index
-from embedding.decode import open_image
-from indexes.faiss_index import FaissIndex
+from index.build import build_index
+from index.decode import open_image
+from index.faiss_index import FaissIndex
 from playground.image_folder import list_images
 from records import Image
 
@@ -39,7 +39,7 @@ class MeanColour:
 
 
 def build(images, folder, encoder=None, **options):
-    values = {"batch_size": 4, "workers": 3, "shard_size": 7, "maximum_failed_share": 1.0} | options
+    values = {"batch_size": 4, "workers": 3, "shard_size": 7, "max_failed_share": 1.0} | options
     return build_index(
         images, encoder or MeanColour(), folder, model_name="m", dataset="d", image_folder=folder, **values
     )
@@ -131,7 +131,7 @@ def test_an_error_of_the_system_is_listed_with_its_name(tmp_path, monkeypatch):
             raise PermissionError(13, "Permission denied")
         return real(path, **options)
 
-    monkeypatch.setattr("embedding.decode.Image.open", refused)
+    monkeypatch.setattr("index.decode.Image.open", refused)
     assert build(list_images(tmp_path, "")[0], tmp_path / "index").ids == ("b.png",)
     assert "PermissionError" in failures(tmp_path / "index")["a.png"]
 
@@ -271,7 +271,7 @@ def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path):
     (tmp_path / "1.png").write_bytes(saved(RED))
     images, _ = list_images(tmp_path, "")
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom indexes.folder import locked_folder\n"
+        "import sys, time\nfrom pathlib import Path\nfrom files import locked_folder\n"
         "with locked_folder(Path(sys.argv[1])):\n    print('locked', flush=True)\n    time.sleep(60)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "index")]

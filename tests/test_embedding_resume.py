@@ -12,8 +12,8 @@ import pytest
 from PIL import Image as PILImage
 
 from BLIP.model import BlipEncoder
-from embedding.build import build_index
-from embedding.decode import open_image
+from index.build import build_index
+from index.decode import open_image
 from playground.image_folder import list_images
 
 PROJECT = Path(__file__).parent.parent
@@ -23,7 +23,7 @@ BUILD = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from embedding.build import build_index
+from index.build import build_index
 from playground.image_folder import list_images
 
 class Slow:

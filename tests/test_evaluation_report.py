@@ -9,9 +9,10 @@ from PIL import Image
 from evaluation.measures import evaluate
 from evaluation.plots import plot_recall_f1
 from evaluation.report import choose_cases, mark_changes, write_report
-from evaluation.runs import append_rounds, write_json
+from evaluation.runs import append_rounds
 from evaluation.sessions import build_sessions
 from evaluation.tables import format_table
+from files import write_json
 from tests.test_evaluation_measures import make_round
 
 HOSTILE = '<script>alert("x")</script>'

@@ -18,7 +18,7 @@ KINDS = {
     "multi_modal_query_expansion.py": settings.ExperimentSettings,
     "multi_modal_query_expansion_mscoco.py": settings.ExperimentSettings,
     "compare.py": settings.ComparisonSettings,
-    "refinement.dialogues": settings.DialogueSettings,
+    "experiments.dialogues": settings.DialogueSettings,
 }
 ENTRIES = read_expected()
 

@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from evaluation.runs import append_rounds, read_json, read_rounds, write_json
+from evaluation.runs import append_rounds, read_rounds
+from files import read_json, write_json
 from tests.test_evaluation_measures import make_round
 
 ROUNDS = [make_round("é 1", 0, ["a", "b"], "b", ["b"]), make_round("é 1", 1, ["b"], "b", ["b"], stop="found")]

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from ir_measures import RR, P, R, Success, nDCG
 
 from evaluation.measures import evaluate
-from evaluation.runs import read_json, write_json
 from evaluation.trec import decode_id, encode_id, read_qrels, read_run, write_trec
+from files import read_json, write_json
 from records import Query
 from tests.test_evaluation_measures import make_round, runs
 

@@ -13,13 +13,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from indexes.approximate import build_approximate
-from indexes.exact_scores import unit_rows
-from indexes.replace_file import WriteFailed, replace_file
+from files import WriteFailed, replace_file
+from index.approximate import build_approximate
+from index.exact_scores import unit_rows
 from tests.faults_world import World, make_pictures, run
 from tests.test_faults_stops import PLAY, said
 
-pytest.importorskip("resvg_py", reason="needs requirements-demo.txt")
+pytest.importorskip("resvg_py", reason="needs requirements/demo.txt")
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or os.geteuid() != 0, reason="root mounts a small disk"
 )

@@ -12,19 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import IMAGE_IDS, KnownCaptions, one_target
-from interactive_world import desk, options, picture_folder, study  # noqa: F401
+from interactive_world import context, options, picture_folder, study  # noqa: F401
 from PIL import Image as PILImage
 
-from embedding.build import build_index
-from evaluation.runs import append_rounds, read_json, write_json
-from indexes.folder import FolderBusy, locked_folder
+from evaluation.runs import append_rounds
+from experiments.run_folder import run_folder
+from feedback.protocols import PROTOCOLS
+from feedback.rounds import run_rounds
+from feedback.strategies import make_strategy
+from feedback.users import FirstUser
+from files import FolderBusy, locked_folder, read_json, write_json
+from index.build import build_index
 from interactive.session import Session
 from playground.image_folder import list_images
-from refinement.claim import claimed_folder
-from refinement.protocols import PROTOCOLS
-from refinement.rounds import play_rounds
-from refinement.strategies import make_strategy
-from refinement.users import FirstUser
 from settings import ExperimentSettings
 
 PROJECT = Path(__file__).parent.parent
@@ -88,7 +88,7 @@ def test_a_resumed_run_asks_the_models_in_the_batches_of_one_that_was_not_stoppe
 
     def play(played=()):
         encoder, kept = Noting(), []
-        rounds = play_rounds(
+        rounds = run_rounds(
             QUERIES,
             retriever=replace_encoder(retriever, encoder),
             user=FirstUser(),
@@ -115,22 +115,22 @@ def replace_encoder(retriever, encoder):
 
 def test_a_run_is_played_by_one_process_and_free_again_afterwards(tmp_path):
     settings = ExperimentSettings("demo", output=tmp_path / "run").resolved()
-    with claimed_folder(settings, {}) as folder:
+    with run_folder(settings, {}) as folder:
         before = (folder / "settings.json").read_bytes()
         other = replace(settings, restart=True)
         with (
             pytest.raises(FolderBusy, match="another process is playing this run"),
-            claimed_folder(other, {}),
+            run_folder(other, {}),
         ):
             pass
         assert (folder / "settings.json").read_bytes() == before
-    with claimed_folder(settings, {}):
+    with run_folder(settings, {}):
         pass
 
 
-def test_a_study_goes_on_after_a_kill_in_the_midst_of_a_line(desk, study, options):  # noqa: F811
+def test_a_study_goes_on_after_a_kill_in_the_midst_of_a_line(context, study, options):  # noqa: F811
     first = study.give("ann", 0)
-    session = Session(desk, options)
+    session = Session(context, options)
     session.search("a dog")
     study.end(first, session, found=False)
     lost = study.give("ann", 1)  # its records are there, the line of its end is torn
@@ -139,16 +139,16 @@ def test_a_study_goes_on_after_a_kill_in_the_midst_of_a_line(desk, study, option
     )
     with (study.folder / "tasks.jsonl").open("a") as file:
         file.write('{"event": "found", "query_id": "stu')
-    session = Session(desk, options)
+    session = Session(context, options)
     session.search("a cat")
     study.end(study.give("bob", 0), session, found=False)
     lines = (study.folder / "tasks.jsonl").read_text().splitlines()
     assert [json.loads(line)["event"] for line in lines] == [
         "shown",
-        "given up",
+        "abandoned",
         "shown",
         "shown",
-        "given up",
+        "abandoned",
     ]
     measured = read_json(study.folder / "measures.json")
     assert (measured["searches"], measured["abandoned"]) == (2, 1)

@@ -10,11 +10,11 @@ import pytest
 
 from tests.faults_world import PROJECT, World, make_pictures, run, start, stop_when
 
-pytest.importorskip("resvg_py", reason="needs requirements-demo.txt")
+pytest.importorskip("resvg_py", reason="needs requirements/demo.txt")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
 PLAY = ("--strategy", "append", "--protocol", "chatir", "--user", "reference", "--caption-numbers", "4",
     "--queries", "6", "--query-batch", "2", "--rounds", "3")  # fmt: skip
-MOST_SECONDS = 30  # of a stop; a second as a rule
+MAX_SECONDS = 30  # of a stop; a second as a rule
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def halted(world, name, tmp_path):
 
 def go_on(process):
     os.kill(process.pid, signal.SIGCONT)
-    process.join(MOST_SECONDS)
+    process.join(MAX_SECONDS)
     return process.exitcode
 
 
@@ -110,7 +110,7 @@ def test_a_stopped_command_says_how_to_go_on_and_does(world, reference, tmp_path
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
 )
 def test_a_stopped_page_does_not_offer_to_go_on(world, tmp_path, number, status):
-    pytest.importorskip("uvicorn", reason="needs requirements-ui.txt")
+    pytest.importorskip("uvicorn", reason="needs requirements/page.txt")
     log = tmp_path / "page.log"
     command = [*world.arguments("page"), "--strategy", "append", "--port", "0", "--no-describe"]
     process = start(command, log)

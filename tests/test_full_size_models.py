@@ -20,7 +20,8 @@ import torch
 from conftest import CHAT_TEMPLATE, tiny_tokenizer
 from PIL import Image
 
-from evaluation.runs import read_json, read_rounds
+from evaluation.runs import read_rounds
+from files import read_json
 from settings import run_script
 
 PROJECT = Path(__file__).parent.parent
@@ -29,7 +30,7 @@ SCRIPT = "multi_modal_query_expansion"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None,
-    reason="needs bitsandbytes: pip install -r requirements-gpu.txt",
+    reason="needs bitsandbytes: pip install -r requirements/gpu.txt",
 )
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import generation.caption_cache
+from files import file_sha256
 from generation.caption_cache import FORMAT, CaptionCache
-from indexes.manifest import file_sha256
 
 PROJECT = Path(__file__).parent.parent
 

@@ -120,7 +120,7 @@ def test_what_ended_leaves_its_place(monkeypatch):
     expected = [alone(model, prompt) for prompt in prompts]
     steps, step = [], greedy._Pool.step
     monkeypatch.setattr(greedy._Pool, "step", lambda pool: (steps.append(len(pool.rows)), step(pool)))
-    monkeypatch.setattr(greedy, "MOST_AHEAD", 0)
+    monkeypatch.setattr(greedy, "MAX_AHEAD", 0)
     assert together(model, [], prompts, 8) == expected
     batches = [expected[start : start + 8] for start in range(0, 64, 8)]
     assert len(set(map(len, expected))) > 3

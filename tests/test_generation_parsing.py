@@ -33,11 +33,11 @@ def test_plain_text_is_one_line_without_template_tokens(text):
 
 
 @given(TEXTS, st.integers(1, 12))
-def test_one_line_is_clean_and_bounded(text, most_words):
-    line = one_line(text, most_words, SPECIAL)
+def test_one_line_is_clean_and_bounded(text, max_words):
+    line = one_line(text, max_words, SPECIAL)
     assert not any(token in line for token in SPECIAL)
     assert has_no_control(line)
-    assert len(line.split()) <= most_words
+    assert len(line.split()) <= max_words
 
 
 @given(TEXTS, st.integers(1, 12))
@@ -45,10 +45,10 @@ def test_one_line_is_clean_and_bounded(text, most_words):
 @example('"Query: a dog"', 5)
 @example("a b b b a b b b a b b b", 9)
 @example(". dog", 1)
-def test_one_line_finds_nothing_more_to_take_off(text, most_words):
-    line = one_line(text, most_words, SPECIAL)
+def test_one_line_finds_nothing_more_to_take_off(text, max_words):
+    line = one_line(text, max_words, SPECIAL)
     assert line == "" or any(letter.isalnum() for letter in line)
-    assert one_line(line, most_words, SPECIAL) == line
+    assert one_line(line, max_words, SPECIAL) == line
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_text_cannot_close_the_persons_turn(family):
     "text", ["x" * 100_000, "dog " * 25_000, "犬" * 33_334, "\x00" * 100_000, "\u200b" * 33_334]
 )
 def test_a_hundred_kilobytes_are_bounded(text):
-    plain = plain_text(text, SPECIAL, most_words=200)
+    plain = plain_text(text, SPECIAL, max_words=200)
     assert len(plain) <= 10 * 200 and len(plain.split()) <= 200
     assert bool(plain) == text[0].isalnum()
     line = one_line(text, 60, SPECIAL)

@@ -19,26 +19,26 @@ from tiny_vlms import llava_next, pictures
 
 from captioning import Captioning
 from evaluation.runs import append_rounds, read_rounds
+from experiments.own_models import OwnModels
+from experiments.run_folder import run_folder
+from experiments.setup import Setup, caption_dataset
+from feedback.protocols import PROTOCOLS
+from feedback.rounds import run_rounds
+from feedback.strategies import make_strategy
+from feedback.users import FirstUser
 from generation.caption_cache import CaptionCache
 from generation.image_captions import ImageCaptions
 from generation.opening import open_model
 from generation.prompts import CAPTION
 from generation.server_endpoint import KEY_VARIABLE, RequestFailed
-from generation.servers import ATTEMPTS, MOST_SIDE, ChatServers, ServersFailed, data_url
+from generation.servers import ATTEMPTS, MAX_SIDE, ChatServers, ServersFailed, data_url
 from generation.text_model import source_of
 from query_editing import QueryEditing
 from records import Dataset, Image
-from refinement.claim import claimed_folder
-from refinement.own_models import OwnModels
-from refinement.parts import Parts, caption_dataset
-from refinement.protocols import PROTOCOLS
-from refinement.rounds import play_rounds
-from refinement.strategies import make_strategy
-from refinement.users import FirstUser
 from settings import CaptionSettings, ExperimentSettings, read_settings
 
-pytest.importorskip("fastapi", reason="pip install -r requirements-dev.txt")
-pytest.importorskip("openai", reason="pip install -r requirements-dev.txt")
+pytest.importorskip("fastapi", reason="pip install -r requirements/dev.txt")
+pytest.importorskip("openai", reason="pip install -r requirements/dev.txt")
 
 VLM, CHAT = "tests/llava", "tests/llama"
 
@@ -84,7 +84,7 @@ def proxy(proxies):
 
 
 def servers(*proxies, model_id=CHAT, **options):
-    options = {"requests": 2, "most_seconds": 60.0, "first_pause_seconds": 0.01} | options
+    options = {"requests": 2, "max_seconds": 60.0, "first_pause_seconds": 0.01} | options
     return ChatServers([proxy.address for proxy in proxies], model_id, **options)
 
 
@@ -138,7 +138,7 @@ def test_smollm2_rewrites_behind_a_server(upstream, hub, tmp_path):
 
 
 def test_a_request_is_greedy_bounded_and_free_of_template_tokens(proxy):
-    servers(proxy).complete(["a <|im_<|im_end|>start|>dog</s> and <image> 2 < 3 cats"], most_tokens=3)
+    servers(proxy).complete(["a <|im_<|im_end|>start|>dog</s> and <image> 2 < 3 cats"], max_tokens=3)
     (request,) = proxy.requests
     content = request["messages"][0]["content"]
     assert content == "a <|im_ start|>dog and 2 < 3 cats"
@@ -146,12 +146,12 @@ def test_a_request_is_greedy_bounded_and_free_of_template_tokens(proxy):
 
 
 def test_pictures_go_out_with_bounded_sides_and_the_prompt(proxy):
-    large = PILImage.new("RGB", (3 * MOST_SIDE, MOST_SIDE), "red")
-    servers(proxy, model_id=VLM).describe([large], CAPTION, most_tokens=2)
+    large = PILImage.new("RGB", (3 * MAX_SIDE, MAX_SIDE), "red")
+    servers(proxy, model_id=VLM).describe([large], CAPTION, max_tokens=2)
     picture, prompt = proxy.requests[0]["messages"][0]["content"]
     assert prompt == {"type": "text", "text": CAPTION}
     assert picture["image_url"]["url"] == data_url(large)
-    assert as_sent(large).size == (MOST_SIDE, MOST_SIDE // 3) and large.size[0] == 3 * MOST_SIDE
+    assert as_sent(large).size == (MAX_SIDE, MAX_SIDE // 3) and large.size[0] == 3 * MAX_SIDE
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_pictures_go_out_with_bounded_sides_and_the_prompt(proxy):
 def test_what_may_pass_is_tried_again(proxy, fault):
     proxy.faults = [fault, fault]
     behind = servers(proxy)
-    assert behind.complete(["a dog"], most_tokens=5) == servers(proxy).complete(["a dog"], most_tokens=5)
+    assert behind.complete(["a dog"], max_tokens=5) == servers(proxy).complete(["a dog"], max_tokens=5)
     assert len(proxy.requests) == 4  # three of the first, one of the second
     assert 0 < behind.tokens_written <= 5  # only the answer that came is counted
 
@@ -169,7 +169,7 @@ def test_what_may_pass_is_tried_again(proxy, fault):
 def test_a_server_without_an_answer_in_time_is_given_up(proxy, fault):
     proxy.faults = [fault] * ATTEMPTS
     with pytest.raises(ServersFailed, match=r"in 5 attempts: no whole answer within 0.3 s;") as caught:
-        servers(proxy, most_seconds=0.3).complete(["a dog"], most_tokens=5)
+        servers(proxy, max_seconds=0.3).complete(["a dog"], max_tokens=5)
     assert caught.value.answers == [None] and len(proxy.requests) == ATTEMPTS
 
 
@@ -188,7 +188,7 @@ def test_what_does_not_pass_ends_in_one_line_after_a_bounded_number_of_attempts(
     with pytest.raises(
         ServersFailed, match=rf"^the server http://127\S+ gave no answer in 5 .*{reason}"
     ) as caught:
-        servers(proxy).complete(["a dog"], most_tokens=5)
+        servers(proxy).complete(["a dog"], max_tokens=5)
     assert "\n" not in str(caught.value)
     assert len(proxy.requests) == ATTEMPTS
 
@@ -206,13 +206,13 @@ def test_what_does_not_pass_ends_in_one_line_after_a_bounded_number_of_attempts(
 def test_what_will_not_pass_is_not_tried_again(proxy, fault, reason):
     proxy.faults = [fault]
     with pytest.raises(ServersFailed, match=f"in 1 attempt: .*{reason}"):
-        servers(proxy).complete(["a dog"], most_tokens=5)
+        servers(proxy).complete(["a dog"], max_tokens=5)
     assert len(proxy.requests) == 1
 
 
 def test_a_server_is_left_alone_for_as_long_as_it_asks(proxy):
     proxy.faults = [(429, {"Retry-After": "1"}, b"")]
-    servers(proxy, requests=1).complete(["a dog", "a cat"], most_tokens=2)
+    servers(proxy, requests=1).complete(["a dog", "a cat"], max_tokens=2)
     first, second, _ = proxy.arrivals
     assert (
         second - first >= 1.0 and len({request["messages"][0]["content"] for request in proxy.requests}) == 2
@@ -223,13 +223,13 @@ def test_a_server_is_left_alone_for_as_long_as_it_asks(proxy):
 def test_a_server_that_asks_for_an_hour_is_as_good_as_gone(proxy, asked):
     proxy.faults = [(503, {"Retry-After": asked}, b"")]
     with pytest.raises(ServersFailed, match="asks to be left alone for"):
-        servers(proxy).complete(["a dog"], most_tokens=2)
+        servers(proxy).complete(["a dog"], max_tokens=2)
     assert len(proxy.requests) == 1
 
 
 def test_a_retry_after_that_nobody_can_read_is_not_heeded(proxy):
     proxy.faults = [(429, {"Retry-After": "soon"}, b"")]
-    servers(proxy).complete(["a dog"], most_tokens=2)
+    servers(proxy).complete(["a dog"], max_tokens=2)
     assert len(proxy.requests) == 2
 
 
@@ -243,7 +243,7 @@ def test_pauses_grow_and_an_answer_ends_them(proxy):
     assert lengths == [1, 1, 2, 4, 5]
     behind = servers(proxy)
     proxy.faults = [(500, {}, b"")]
-    behind.complete(["a dog"], most_tokens=2)
+    behind.complete(["a dog"], max_tokens=2)
     assert behind._endpoints[0].failures == 0
 
 
@@ -260,11 +260,11 @@ def test_work_is_shared_out_and_bounded(proxies):
             proxy.hold.set()
 
     threading.Thread(target=let_go_when_full, daemon=True).start()
-    answers = behind.complete(prompts, most_tokens=4)
-    assert [proxy.most_under_way for proxy in proxies] == [3, 3]
+    answers = behind.complete(prompts, max_tokens=4)
+    assert [proxy.max_under_way for proxy in proxies] == [3, 3]
     asked = [request["messages"][0]["content"] for proxy in proxies for request in proxy.requests]
     assert sorted(asked) == sorted(prompts)
-    assert answers == [servers(proxies[0]).complete([prompt], most_tokens=4)[0] for prompt in prompts]
+    assert answers == [servers(proxies[0]).complete([prompt], max_tokens=4)[0] for prompt in prompts]
 
 
 def test_who_stops_the_run_does_not_wait_for_answers_under_way(proxy):
@@ -277,19 +277,19 @@ def test_who_stops_the_run_does_not_wait_for_answers_under_way(proxy):
 
     threading.Thread(target=stop_when_waiting, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        servers(proxy, requests=1).complete(["a dog", "a cat"], most_tokens=2)
+        servers(proxy, requests=1).complete(["a dog", "a cat"], max_tokens=2)
     assert proxy.under_way == 1
     proxy.hold.set()
 
 
 def test_a_picture_that_cannot_be_sent_is_no_fault_of_the_server(proxy):
     with pytest.raises(AttributeError, match="convert"):
-        servers(proxy, model_id=VLM).describe([pictures()[0], "no picture"], CAPTION, most_tokens=2)
+        servers(proxy, model_id=VLM).describe([pictures()[0], "no picture"], CAPTION, max_tokens=2)
 
 
 def test_one_server_does_the_work_of_another_that_is_gone(proxies):
     proxies[0].gone_after = 2
-    answers = servers(*proxies).complete([f"{number} dogs" for number in range(12)], most_tokens=2)
+    answers = servers(*proxies).complete([f"{number} dogs" for number in range(12)], max_tokens=2)
     assert len(answers) == 12 and len(proxies[1].requests) >= 10
     assert len(proxies[0].requests) < 12  # it is not asked in vain for every single prompt
 
@@ -316,7 +316,7 @@ def test_the_key_goes_out_and_nowhere_else(proxy, monkeypatch, caplog):
     caplog.set_level("DEBUG")
     proxy.faults = [(500, {}, b"try later, sk-12345"), (401, {}, b"your key sk-12345 is wrong")]
     with pytest.raises(ServersFailed, match=r"your key \*\*\* is wrong") as caught:
-        servers(proxy).complete(["a dog"], most_tokens=2)
+        servers(proxy).complete(["a dog"], max_tokens=2)
     assert [headers["Authorization"] for headers in proxy.headers] == ["Bearer sk-12345"] * 2
     assert "12345" not in caplog.text + repr(caught.value) and "later, ***" in caplog.text
 
@@ -415,7 +415,7 @@ def test_rounds_go_on_after_the_rewriter_went_as_if_it_had_stayed(proxy, retriev
     protocol = dataclasses.replace(PROTOCOLS["chatir"], target_may_be_picked=True)
 
     def play(path, played):
-        return play_rounds(
+        return run_rounds(
             queries,
             retriever=retriever,
             user=FirstUser(),
@@ -465,7 +465,7 @@ def test_what_a_run_has_spent_before_its_server_went_is_kept(proxy, retriever, t
 
     def play():
         dataset = Dataset("small", tmp_path, images, queries, ())
-        parts = Parts(settings, dataset, retriever, queries, own=OwnModels(captioner=OneCaption()))
+        parts = Setup(settings, dataset, retriever, queries, own=OwnModels(captioner=OneCaption()))
         parts.costs.keep_in(tmp_path / "costs.json")
         parts.costs.run = "run"
         parts.play("rewrite", FirstUser(), tmp_path / "rounds.jsonl")
@@ -486,7 +486,7 @@ def test_what_a_run_has_spent_before_its_server_went_is_kept(proxy, retriever, t
 def test_a_run_may_change_servers_but_not_between_servers_and_here(tmp_path):
     def claim(model, **settings):
         given = ExperimentSettings(dataset="demo", output=tmp_path, rewrite_model="a", **settings)
-        with claimed_folder(given, {"rewriter": model}) as folder:
+        with run_folder(given, {"rewriter": model}) as folder:
             return folder
 
     folder = claim("server a", rewrite_servers=("http://one:8000/v1",))

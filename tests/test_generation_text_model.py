@@ -30,9 +30,9 @@ def plain(language_model):
     model = AutoModelForCausalLM.from_pretrained(language_model, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(language_model)
 
-    def complete(prompt, most_tokens):
+    def complete(prompt, max_tokens):
         ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
-        for _ in range(most_tokens):
+        for _ in range(max_tokens):
             with torch.inference_mode():
                 logits = model(ids).logits[0, -1]
             ids = torch.cat([ids, logits.argmax().view(1, 1)], dim=1)
@@ -62,13 +62,13 @@ def expected(plain):
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_batches_and_a_shared_prefix_change_nothing(language_model, expected, prefix, batch_size):
     model = TextModel(language_model, "fp32", batch_size)
-    answers = model.complete(PROMPTS, most_tokens=24, prefix=prefix)
+    answers = model.complete(PROMPTS, max_tokens=24, prefix=prefix)
     assert answers == [expected[prefix, prompt] for prompt in PROMPTS]
-    assert model.complete(PROMPTS[::-1], most_tokens=24, prefix=prefix) == answers[::-1]
+    assert model.complete(PROMPTS[::-1], max_tokens=24, prefix=prefix) == answers[::-1]
     assert len(set(answers)) > 10
     assert len({len(answer) for answer in answers}) > 5
     if prefix:
-        assert answers != model.complete(PROMPTS, most_tokens=24)
+        assert answers != model.complete(PROMPTS, max_tokens=24)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
@@ -78,24 +78,24 @@ def test_other_models_are_left_to_transformers_with_the_same_answers(
     monkeypatch.setattr(greedy, "PLAIN_FAMILIES", ())
     model = TextModel(language_model, "fp32", batch_size)
     assert model._loaded[0].config._attn_implementation == "sdpa"
-    assert model.complete(PROMPTS, most_tokens=24) == [expected["", prompt] for prompt in PROMPTS]
-    answers = model.complete(PROMPTS, most_tokens=24, prefix=PREFIX)
+    assert model.complete(PROMPTS, max_tokens=24) == [expected["", prompt] for prompt in PROMPTS]
+    answers = model.complete(PROMPTS, max_tokens=24, prefix=PREFIX)
     assert answers == [expected[PREFIX, prompt] for prompt in PROMPTS]
-    stopped = model.complete(PROMPTS, most_tokens=24, prefix=PREFIX, stops_at_line_end=True)
+    stopped = model.complete(PROMPTS, max_tokens=24, prefix=PREFIX, stops_at_line_end=True)
     assert [answer.rstrip("\n") for answer in stopped] == [answer.split("\n")[0] for answer in answers]
 
 
 def test_the_same_tokens_are_counted_either_way(language_model, monkeypatch):
     ours, theirs = (TextModel(language_model, "fp32", 4) for _ in range(2))
-    ours.complete(PROMPTS, most_tokens=24)
+    ours.complete(PROMPTS, max_tokens=24)
     monkeypatch.setattr(greedy, "PLAIN_FAMILIES", ())
-    theirs.complete(PROMPTS, most_tokens=24)
+    theirs.complete(PROMPTS, max_tokens=24)
     assert ours.tokens_written == theirs.tokens_written > 0
 
 
 def test_a_prompt_without_tokens_is_refused(language_model):
     with pytest.raises(ValueError, match="prompt 1: got no tokens, expected at least one"):
-        TextModel(language_model, "fp32", 4).complete(["a", ""], most_tokens=3)
+        TextModel(language_model, "fp32", 4).complete(["a", ""], max_tokens=3)
 
 
 def test_prefix_and_prompt_are_one_text(language_model, plain):
@@ -107,7 +107,7 @@ def test_prefix_and_prompt_are_one_text(language_model, plain):
         return tokenizer(part, add_special_tokens=False)["input_ids"]
 
     seam = next(at for at in range(4, len(text)) if tokens(text[:at]) + tokens(text[at:]) != tokens(text))
-    answers = TextModel(language_model, "fp32", 4).complete([text[seam:]], prefix=text[:seam], most_tokens=12)
+    answers = TextModel(language_model, "fp32", 4).complete([text[seam:]], prefix=text[:seam], max_tokens=12)
     assert answers == [tokenizer.decode(ids, skip_special_tokens=True)]
 
 
@@ -119,7 +119,7 @@ def test_one_prompt_alone_is_no_opening(language_model, monkeypatch):
     )
     model = TextModel(language_model, "fp32", 8)
     text = "two cups of coffee and a man left of a red dog"
-    model.complete([text], most_tokens=5)
+    model.complete([text], max_tokens=5)
     ids = model._loaded[1](text, add_special_tokens=False)["input_ids"]
     assert seen and all(tokens[: len(ids)] == ids for tokens in seen)
 
@@ -132,20 +132,20 @@ def test_the_prefix_is_read_once_for_all_calls(language_model):
         lambda module, given, output: read.append(given[0].shape[1])
     )
     longest = len(tokenizer(PREFIX, add_special_tokens=False)["input_ids"])
-    answers = [model.complete(["cat"], most_tokens=2, prefix=PREFIX) for _ in range(3)]
+    answers = [model.complete(["cat"], max_tokens=2, prefix=PREFIX) for _ in range(3)]
     assert answers[0] == answers[1] == answers[2]
     assert sum(count >= longest - 1 for count in read) == 1
 
 
 def test_an_answer_holds_nothing_of_the_prompt(language_model, expected):
-    answers = TextModel(language_model, "fp32", 8).complete(["a red dog"] * 2, most_tokens=5, prefix=PREFIX)
+    answers = TextModel(language_model, "fp32", 8).complete(["a red dog"] * 2, max_tokens=5, prefix=PREFIX)
     assert answers[0] == answers[1]
     assert not any(answer.startswith(("a red dog", PREFIX)) for answer in (*answers, *expected.values()))
 
 
 def test_a_line_end_ends_the_answer(language_model, expected):
     model = TextModel(language_model, "fp32", 8)
-    stopped = model.complete(PROMPTS, most_tokens=24, prefix=PREFIX, stops_at_line_end=True)
+    stopped = model.complete(PROMPTS, max_tokens=24, prefix=PREFIX, stops_at_line_end=True)
     whole = [expected[PREFIX, prompt] for prompt in PROMPTS]
     assert sum("\n" in answer for answer in whole) >= 2  # else nothing is tested
     assert [answer.rstrip("\n") for answer in stopped] == [answer.split("\n")[0] for answer in whole]
@@ -153,8 +153,8 @@ def test_a_line_end_ends_the_answer(language_model, expected):
 
 def test_the_number_of_new_tokens_is_bounded(language_model, plain):
     tokenizer, ids = plain("a dog", 3)
-    assert TextModel(language_model, "fp32", 8).complete(["a dog"], most_tokens=3) == [tokenizer.decode(ids)]
-    assert TextModel(language_model, "fp32", 8).complete([], most_tokens=3) == []
+    assert TextModel(language_model, "fp32", 8).complete(["a dog"], max_tokens=3) == [tokenizer.decode(ids)]
+    assert TextModel(language_model, "fp32", 8).complete([], max_tokens=3) == []
 
 
 def test_the_chat_template_is_applied_and_opened(language_model):
@@ -175,12 +175,12 @@ def test_nothing_is_loaded_before_it_is_needed():
 def test_a_missing_package_is_named_with_its_command(monkeypatch):
     monkeypatch.setitem(PACKAGED, "packaged", ("no_such_package", "model.gguf", "pip install no-such"))
     with pytest.raises(ModuleNotFoundError, match="packaged comes in a package; run: pip install no-such"):
-        TextModel("packaged", "fp32", 8).complete(["a"], most_tokens=1)
+        TextModel("packaged", "fp32", 8).complete(["a"], max_tokens=1)
 
 
 def test_a_missing_model_is_named_in_one_line():
     with pytest.raises(ValueError, match="the model /no/such cannot be opened, expected a folder") as caught:
-        TextModel("/no/such", "fp32", 8).complete(["a"], most_tokens=1)
+        TextModel("/no/such", "fp32", 8).complete(["a"], max_tokens=1)
     assert "\n" not in str(caught.value)
 
 
@@ -195,7 +195,7 @@ def test_every_end_that_the_model_lists_ends_an_answer(language_model, plain, ex
     whole = [expected["", prompt] for prompt in PROMPTS]
     token = plain(PROMPTS[0], 24)[1][2]
     ended = copy_with(language_model, tmp_path / "model", eos_token_id=[1, token])
-    answers = ended.complete(PROMPTS, most_tokens=24)
+    answers = ended.complete(PROMPTS, max_tokens=24)
     assert answers != whole
     ids = plain(PROMPTS[0], 24)[1]
     decode = AutoTokenizer.from_pretrained(language_model).decode
@@ -218,7 +218,7 @@ def test_sampling_and_penalties_that_come_with_a_model_are_left_out(language_mod
         max_length=4,
         eos_token_id=1,
     )
-    assert model.complete(PROMPTS, most_tokens=24) == [expected["", prompt] for prompt in PROMPTS]
+    assert model.complete(PROMPTS, max_tokens=24) == [expected["", prompt] for prompt in PROMPTS]
 
 
 def test_the_templates_first_token_stands_once(language_model):
@@ -231,7 +231,7 @@ def test_the_templates_first_token_stands_once(language_model):
     assert tokenizer("a")["input_ids"][0] == 0
     seen = []
     loaded.get_input_embeddings().register_forward_hook(lambda module, given, output: seen.append(given[0]))
-    model.complete([model.chat_prompt("a dog")], most_tokens=2)
+    model.complete([model.chat_prompt("a dog")], max_tokens=2)
     assert seen[0][0].tolist().count(0) == 1 and seen[0][0, 0] == 0
 
 
@@ -255,7 +255,7 @@ def test_out_of_memory_halves_the_batch_and_keeps_every_answer(language_model, e
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
     model._loaded[0].get_input_embeddings().register_forward_pre_hook(small_memory)
-    answers = model.complete(PROMPTS, most_tokens=24, prefix=PREFIX)
+    answers = model.complete(PROMPTS, max_tokens=24, prefix=PREFIX)
     assert answers == [expected[PREFIX, prompt] for prompt in PROMPTS]
     assert tried[:4] == [1, 16, 8, 4] and max(tried[4:]) == 4  # first the prefix alone
 
@@ -270,19 +270,19 @@ def test_out_of_memory_midway_loses_no_answer(language_model, expected):
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
     model._loaded[0].get_input_embeddings().register_forward_pre_hook(once)
-    answers = model.complete(PROMPTS, most_tokens=24, prefix=PREFIX)
+    answers = model.complete(PROMPTS, max_tokens=24, prefix=PREFIX)
     assert answers == [expected[PREFIX, prompt] for prompt in PROMPTS]
     assert max(calls[30:]) == 4 and len(calls) > 40
 
 
 def test_a_packed_model_is_not_quantized_again():
     with pytest.raises(ValueError, match="smollm2-135m-instruct, whose weights are stored as gguf already"):
-        TextModel("smollm2-135m-instruct", "int8", 8).complete(["a"], most_tokens=1)
+        TextModel("smollm2-135m-instruct", "int8", 8).complete(["a"], max_tokens=1)
 
 
 def test_a_released_model_comes_back(language_model):
     model = TextModel(language_model, "fp32", 8)
-    before = model.complete(PROMPTS[:3], most_tokens=8)
+    before = model.complete(PROMPTS[:3], max_tokens=8)
     model.release()
     assert "_loaded" not in model.__dict__
-    assert model.complete(PROMPTS[:3], most_tokens=8) == before
+    assert model.complete(PROMPTS[:3], max_tokens=8) == before

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from indexes import approximate
-from indexes.approximate import build_approximate, measure_recall
-from indexes.exact_scores import unit_rows
-from indexes.exact_search import list_rows
-from indexes.faiss_index import FaissIndex
-from indexes.kinds import choose_kind
-from indexes.manifest import file_sha256
+from files import file_sha256
+from index import approximate
+from index.approximate import build_approximate, measure_recall
+from index.exact_scores import unit_rows
+from index.exact_search import list_rows
+from index.faiss_index import FaissIndex
+from index.kinds import choose_kind
 
 COUNT, DIMENSION = 3000, 16
 KINDS = ("hnsw", "ivf", "ivfpq")

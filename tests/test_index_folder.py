@@ -8,8 +8,8 @@ import faiss
 import numpy as np
 import pytest
 
-from indexes.faiss_index import FaissIndex
-from indexes.manifest import file_sha256
+from files import file_sha256
+from index.faiss_index import FaissIndex
 
 NEXT = "python embed_image_as_faiss.py"
 

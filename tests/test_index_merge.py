@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from indexes.exact_scores import unit_rows
-from indexes.faiss_index import FaissIndex
-from indexes.merge import merge_indexes
+from index.exact_scores import unit_rows
+from index.faiss_index import FaissIndex
+from index.merge import merge_indexes
 
 PROJECT = Path(__file__).parent.parent
 
@@ -31,7 +31,7 @@ def save(folder, ids, vectors, image_folder="/photos", fingerprint="f00d"):
 
 
 def test_all_images_are_in_the_joined_index_with_their_vectors(tmp_path, monkeypatch):
-    monkeypatch.setattr("indexes.exact_search.ROWS_AT_ONCE", 3)
+    monkeypatch.setattr("index.exact_search.ROWS_AT_ONCE", 3)
     first, second, third = rows(1, 10), rows(2, 7), rows(3, 5)
     second[:4] = first[6:]  # four images are in both
     folders = [
@@ -87,7 +87,7 @@ def test_the_command_joins_and_a_mistake_is_one_line(tmp_path):
     b = save(tmp_path / "b", ["2.jpg"], rows(2, 1))
 
     def run(*arguments):
-        command = [sys.executable, "-m", "indexes.merge", *map(str, arguments)]
+        command = [sys.executable, "-m", "index.merge", *map(str, arguments)]
         return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60)
 
     done = run(a, b, "--output", tmp_path / "all")

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedding.build import build_index
-from indexes import milvus_index
-from indexes.faiss_index import FaissIndex
-from indexes.milvus_address import MilvusAddress
+from index.build import build_index
+from index.faiss_index import FaissIndex
 from records import Dataset, Image
+from scale import milvus_index
+from scale.milvus_address import MilvusAddress
 from settings import IndexSettings
 
 INSTALLED = all(importlib.util.find_spec(name) for name in ("pymilvus", "milvus_lite"))
 with_milvus = pytest.mark.skipif(
-    not INSTALLED, reason="needs Milvus Lite: pip install -r requirements-milvus.txt"
+    not INSTALLED, reason="needs Milvus Lite: pip install -r requirements/milvus.txt"
 )
 MODEL = {"model_name": "m", "model_fingerprint": "f", "dataset": "d", "image_folder": Path("i")}
 
@@ -96,7 +96,7 @@ def test_equal_scores_come_by_row_whatever_order_the_server_gives_them(address):
 
 @with_milvus
 def test_lists_are_the_same_when_more_is_asked_than_milvus_lists_at_once(address, monkeypatch):
-    monkeypatch.setattr(milvus_index, "MOST_RECORDS", 20)
+    monkeypatch.setattr(milvus_index, "MAX_RECORDS", 20)
     monkeypatch.setattr(milvus_index, "BYTES_AT_ONCE", 4 * 24 * 16)
     vectors, ids = unit(3, 60, distinct=25), names(60)
     milvus, flat = filled(address, ids, vectors), FaissIndex.build(ids, vectors)
@@ -215,8 +215,8 @@ def test_a_collection_follows_its_folder(address, tmp_path):
 def test_the_setting_opens_a_collection_and_embeds_what_it_lacks(address, tmp_path, caplog):
     from PIL import Image as Picture
 
-    from embedding.encoder import Encoder
-    from refinement.dataset_index import open_retriever
+    from experiments.dataset_index import open_retriever
+    from index.encoder import Encoder
 
     class Colours(Encoder):
         fingerprint, dimension = "colours", 3
@@ -254,11 +254,11 @@ def test_the_setting_opens_a_collection_and_embeds_what_it_lacks(address, tmp_pa
 @pytest.mark.demo
 @pytest.mark.slow
 def test_the_demo_is_searched_and_ranked_as_with_faiss(address, tmp_path):
-    from refinement.parts import Parts
+    from experiments.setup import Setup
     from settings import ExperimentSettings
 
     settings = ExperimentSettings(dataset="demo", index=tmp_path / "index").resolved()
-    parts = Parts.open(settings)
+    parts = Setup.open(settings)
     flat = parts.retriever.index
     milvus = milvus_index.MilvusIndex.filled_from(flat, address)
     queries = parts.retriever.encode_texts([query.text for query in parts.queries])
@@ -303,7 +303,7 @@ def test_a_server_answers_as_a_file_does_and_is_named_when_it_goes_away(server, 
     assert np.array_equal(opened.vectors_of(ids), flat.vectors_of(ids))
     process.kill()
     process.wait()
-    monkeypatch.setattr("indexes.milvus_collection.ANSWER_SECONDS", 2.0)
+    monkeypatch.setattr("scale.milvus_collection.ANSWER_SECONDS", 2.0)
     with pytest.raises(ConnectionError, match="see that the server runs"):
         opened.search(vectors[:1], 1)
     with pytest.raises(ConnectionError, match="see that the server runs"):
@@ -312,14 +312,14 @@ def test_a_server_answers_as_a_file_does_and_is_named_when_it_goes_away(server, 
 
 @with_milvus
 def test_a_server_that_is_not_there_is_named(monkeypatch):
-    monkeypatch.setattr("indexes.milvus_collection.CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr("scale.milvus_collection.CONNECT_SECONDS", 1.0)
     with pytest.raises(ConnectionError, match=r"milvus://127\.0\.0\.1:9/images: .*see that the server runs"):
         milvus_index.MilvusIndex.open("milvus://127.0.0.1:9/images")
 
 
 def test_a_missing_package_is_named_with_its_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "pymilvus", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pymilvus; run: pip install -r requirements-milvus\.txt"):
+    with pytest.raises(ModuleNotFoundError, match=r"pymilvus; run: pip install -r requirements/milvus\.txt"):
         milvus_index.MilvusIndex.open("milvus://127.0.0.1:9/images")
 
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexes import exact_search
-from indexes.exact_scores import unit_rows
-from indexes.faiss_index import FaissIndex, Ranking
+from index import exact_search
+from index.exact_scores import unit_rows
+from index.faiss_index import FaissIndex, Ranking
 
 
 def random_rows(seed, count, dimension, distinct=None):

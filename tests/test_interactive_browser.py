@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import IMAGE_IDS
-from interactive_world import PAINT, desk, options, picture_folder, study  # noqa: F401
+from interactive_world import PAINT, context, options, picture_folder, study  # noqa: F401
 from PIL import Image
 
 from evaluation.runs import read_rounds
@@ -23,7 +23,7 @@ try:
     from interactive.guards import Guard, RateLimit
     from interactive.page import Page
 except ModuleNotFoundError as error:
-    pytest.skip(f"needs {error.name}: requirements-ui.txt, requirements-dev.txt", allow_module_level=True)
+    pytest.skip(f"needs {error.name}: requirements/page.txt, requirements/dev.txt", allow_module_level=True)
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 if CHROMIUM is None:
@@ -43,8 +43,8 @@ def browser():
 
 
 @pytest.fixture
-def page(desk, options, study):  # noqa: F811
-    return Page(desk, options, study, names_shown=True)
+def page(context, options, study):  # noqa: F811
+    return Page(context, options, study, names_shown=True)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def address(page):
     while not server.started:
         time.sleep(0.01)
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    page.desk.captions.is_open = True
+    page.context.captions.is_open = True
     server.should_exit = True
     thread.join()
 
@@ -109,13 +109,13 @@ def visit(browser, address):
         assert visitor.complaints == []
 
 
-def test_query_like_refine_edit_back(visit, desk):  # noqa: F811
+def test_query_like_refine_edit_back(visit, context):  # noqa: F811
     ann = visit()
     expect(ann.tab.get_by_role("heading", name="Describe it")).to_be_visible()
     ann.shoot("empty-wide-light")
     ann.search("a dog")
     first = ann.cards()
-    assert first == list(desk.retriever.search(["a dog"], 10)[0].ids)
+    assert first == list(context.retriever.search(["a dog"], 10)[0].ids)
     expect(ann.tab.locator(".card img").first).to_have_attribute(  # captions come in while one looks
         "alt", f"a {first[0].replace('-', ' ', 1).replace('-', ' in the ')}"
     )
@@ -182,14 +182,14 @@ def test_save_open_export_and_options(visit, tmp_path):
     assert bob.tab.locator("#options[open]").count() == 1  # what was open stays open
 
 
-def test_two_people_at_once_and_a_visible_place_in_the_queue(visit, desk):  # noqa: F811
+def test_two_people_at_once_and_a_visible_place_in_the_queue(visit, context):  # noqa: F811
     ann, bob = visit(), visit()
     for person, words in ((ann, "a dog"), (bob, "a cat")):
         person.search(words)
         expect(person.tab.locator("[data-undescribed]")).to_have_count(0)
         person.card(1).locator(".like").click()
         expect(person.card(1)).to_have_class("card like")
-    desk.captions.is_open = False
+    context.captions.is_open = False
     ann.tab.click("#more")
     expect(ann.tab.locator("#stage")).to_contain_text("Describing the picture you liked")
     bob.tab.click("#more")
@@ -197,7 +197,7 @@ def test_two_people_at_once_and_a_visible_place_in_the_queue(visit, desk):  # no
     bob.shoot("queue-wide-light")
     bob.tab.click("#options summary")  # the page is not frozen
     expect(bob.tab.locator("#strategy")).to_be_visible()
-    desk.captions.is_open = True
+    context.captions.is_open = True
     ann.is_done(rounds=2)
     bob.is_done(rounds=2)
     assert "dog" in ann.tab.locator("#query").inner_text()

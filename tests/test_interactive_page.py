@@ -11,18 +11,18 @@ import zlib
 
 import pytest
 from conftest import IMAGE_IDS
-from interactive_world import PAINT, desk, options, picture_folder, study, with_failing  # noqa: F401
+from interactive_world import PAINT, context, options, picture_folder, study, with_failing  # noqa: F401
 from PIL import Image
 
-pytest.importorskip("starlette", reason="needs pip install -r requirements-ui.txt")
+pytest.importorskip("starlette", reason="needs pip install -r requirements/page.txt")
 
 from starlette.testclient import TestClient
 
 from evaluation.runs import read_rounds
-from interactive.guards import MOST_FORM_BYTES, Guard, RateLimit
-from interactive.page import COOKIE, MOST_WAITING, Page
-from interactive.people import Crowded, People
-from interactive.pictures import MOST_UPLOADED_BYTES, MOST_UPLOADED_PIXELS, PictureCache
+from interactive.guards import MAX_FORM_BYTES, Guard, RateLimit
+from interactive.page import COOKIE, MAX_WAITING, Page
+from interactive.people import People, TooManySessions
+from interactive.pictures import MAX_UPLOADED_BYTES, MAX_UPLOADED_PIXELS, PictureCache
 from interactive.session import Session
 
 ORIGIN = "http://localhost"
@@ -34,10 +34,10 @@ def rateless():
 
 
 @pytest.fixture
-def page(desk, options, study):  # noqa: F811
-    page = Page(desk, options, study, describe=False)
+def page(context, options, study):  # noqa: F811
+    page = Page(context, options, study, describe=False)
     yield page
-    desk.captions.is_open = True
+    context.captions.is_open = True
     page.searching.close()
     page.writing.close()
 
@@ -99,8 +99,8 @@ def test_a_query_shows_pictures_in_the_same_answer(person, page):
     answer = act(person(), "/search", text="a red dog")
     assert answer.status_code == 200
     shown = numbers(answer.text)
-    expected = page.desk.retriever.search(["a red dog"], 10)[0]
-    assert [page.desk.id_of(number) for number in shown] == list(expected.ids)
+    expected = page.context.retriever.search(["a red dog"], 10)[0]
+    assert [page.context.id_of(number) for number in shown] == list(expected.ids)
     assert answer.text.count("data-undescribed") == 10  # not described yet, so the alt text is neutral
     assert 'alt="Result 1, not described yet"' in answer.text
 
@@ -190,7 +190,7 @@ def test_a_picture_is_searched_for(person, page):
     answer = person().post(
         "/by-picture", content=png(Image.new("RGB", (40, 30), PAINT["green"])), headers=FETCH
     )
-    assert all(page.desk.id_of(number).startswith("green") for number in numbers(answer.text))
+    assert all(page.context.id_of(number).startswith("green") for number in numbers(answer.text))
     assert "a green picture" in answer.text
 
 
@@ -198,8 +198,8 @@ def test_the_study_shows_a_picture_and_writes_what_came_of_it(person, page, stud
     client = person()
     begun = act(client, "/study").text
     target = int(re.search(r'<section class="task".*?/thumbnail/(\d+)', begun, re.DOTALL)[1])
-    colour, animal, place = page.desk.id_of(target).split("-")
-    assert page.desk.id_of(target) not in begun and "By picture" not in begun
+    colour, animal, place = page.context.id_of(target).split("-")
+    assert page.context.id_of(target) not in begun and "By picture" not in begun
     shown = numbers(act(client, "/search", text=f"a {animal}").text)
     for path, fields in (
         ("/round", {"number": 0}),
@@ -249,7 +249,7 @@ def test_a_busy_model_queues_with_a_visible_place_and_searching_goes_on(person, 
     for client in people:
         shown = numbers(act(client, "/search", text="a dog").text)
         act(client, "/mark", picture=shown[0], mark="like")
-    page.desk.captions.is_open = False
+    page.context.captions.is_open = False
     for client in people:
         assert "data-busy" in act(client, "/more").text
     states = [client.get("/progress").json() for client in people]
@@ -258,7 +258,7 @@ def test_a_busy_model_queues_with_a_visible_place_and_searching_goes_on(person, 
     assert act(people[2], "/search", text="a cat").status_code == 409  # one thing at a time for each
     assert act(people[2], "/mark", picture=shown[0], mark="like").status_code == 409
     assert len(numbers(act(person(), "/search", text="a fish").text)) == 10  # others search meanwhile
-    page.desk.captions.is_open = True
+    page.context.captions.is_open = True
     for client in people:
         assert "a dog, a " in finished(client)
 
@@ -279,7 +279,7 @@ def test_progress_waits_for_news_and_brings_captions(person, page):
 
 
 def caption_of_number(page, number):
-    return page.desk.captions.known.captions_of([page.desk.id_of(number)])[0]
+    return page.context.captions.known.captions_of([page.context.id_of(number)])[0]
 
 
 def test_a_newer_wait_for_news_ends_the_older_one_of_the_same_person(person, page):
@@ -301,34 +301,34 @@ def test_what_is_being_changed_is_shown_as_it_was(person, page):
     client = person()
     shown = numbers(act(client, "/search", text="a dog").text)
     act(client, "/mark", picture=shown[0], mark="like")
-    page.desk.captions.is_open = False
+    page.context.captions.is_open = False
     act(client, "/more")
     (somebody,) = page.people._people.values()
     somebody.session.at, at = 7, somebody.session.at  # as in the middle of a change
     assert numbers(client.get("/view").text) == shown
     assert client.get("/progress").json()["busy"] and client.get("/session.json").status_code == 200
     somebody.session.at = at
-    page.desk.captions.is_open = True
+    page.context.captions.is_open = True
     assert "a dog, a " in finished(client)
 
 
 def test_a_full_queue_is_said_and_not_joined(person, page):
-    page.desk.captions.is_open = False
+    page.context.captions.is_open = False
     begun = threading.Event()
-    page.writing.submit(lambda say: begun.set() or page.desk.captions_of(IMAGE_IDS[:1]))
+    page.writing.submit(lambda say: begun.set() or page.context.captions_of(IMAGE_IDS[:1]))
     begun.wait(10)
-    for _ in range(MOST_WAITING):
+    for _ in range(MAX_WAITING):
         page.writing.submit(lambda say: None)
     client = person()
     act(client, "/search", text="a dog")
     answer = act(client, "/more")
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "5")
-    page.desk.captions.is_open = True
+    page.context.captions.is_open = True
 
 
-def test_people_are_bounded_and_forgotten(desk, options):  # noqa: F811
+def test_people_are_bounded_and_forgotten(context, options):  # noqa: F811
     now = [0.0]
-    people = People(lambda: Session(desk, options), most=2, idle_seconds=10, clock=lambda: now[0])
+    people = People(lambda: Session(context, options), most=2, idle_seconds=10, clock=lambda: now[0])
     ann, bob = people.welcome(), people.welcome()
     now[0] = 5.0
     assert people.find(ann.token) is ann
@@ -343,7 +343,7 @@ def test_people_are_bounded_and_forgotten(desk, options):  # noqa: F811
 
     for person in (people.welcome(), people.welcome()):
         person.job = type("Job", (), {"future": Working()})
-    with pytest.raises(Crowded):
+    with pytest.raises(TooManySessions):
         people.welcome()
 
 
@@ -407,7 +407,7 @@ def test_no_inline_script_or_style(person):
 
 def test_too_many_requests_are_refused_for_a_while():
     now = [0.0]
-    limit = RateLimit(burst=3, per_second=1, most_keys=2, clock=lambda: now[0])
+    limit = RateLimit(burst=3, per_second=1, max_keys=2, clock=lambda: now[0])
     assert [limit.allows("a") for _ in range(5)] == [True] * 3 + [False] * 2
     assert limit.allows("b")
     now[0] = 1.5
@@ -438,7 +438,7 @@ def test_hostile_words_are_text_wherever_they_come_back(person):
 
 
 def test_hostile_captions_are_text(person, page):
-    page.desk.captions.known.captions_of = lambda ids: [HOSTILE for _ in ids]
+    page.context.captions.known.captions_of = lambda ids: [HOSTILE for _ in ids]
     client = person()
     shown = numbers(act(client, "/search", text="a dog").text)
     act(client, "/mark", picture=shown[0], mark="like")
@@ -455,7 +455,7 @@ def test_hostile_captions_are_text(person, page):
         (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not a picture"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
         (declared_png(30_000, 30_000), "too many pixels"),
-        (declared_png(8_000, MOST_UPLOADED_PIXELS // 8_000 + 1), "too many pixels"),
+        (declared_png(8_000, MAX_UPLOADED_PIXELS // 8_000 + 1), "too many pixels"),
         (declared_png(200, 200), "damaged"),
     ],
 )
@@ -470,7 +470,7 @@ def test_hostile_uploads_are_refused_in_a_sentence(person, data, said, caplog):
 
 def test_uploads_and_forms_are_bounded_in_bytes(person):
     client = person()
-    for path, most in (("/by-picture", MOST_UPLOADED_BYTES), ("/search", MOST_FORM_BYTES)):
+    for path, most in (("/by-picture", MAX_UPLOADED_BYTES), ("/search", MAX_FORM_BYTES)):
         assert client.post(path, content=b"x" * (most + 1), headers=FETCH).status_code == 413
 
         def parts(most=most):  # chunks: no length is announced
@@ -501,8 +501,8 @@ def test_pictures_are_called_by_number_and_only_the_index_s_are_served(person, p
 
 
 def test_a_picture_that_is_gone_is_404_without_its_path(person, page, tmp_path):
-    page.desk.paths[IMAGE_IDS[3]] = tmp_path / "gone.png"
-    answer = person().get(f"/picture/{page.desk.number_of(IMAGE_IDS[3])}")
+    page.context.paths[IMAGE_IDS[3]] = tmp_path / "gone.png"
+    answer = person().get(f"/picture/{page.context.number_of(IMAGE_IDS[3])}")
     assert answer.status_code == 404 and "gone" not in answer.text
 
 
@@ -516,9 +516,9 @@ def test_names_are_not_shown_unless_told(person, page):
 
 
 def test_a_failure_is_an_id_outside_and_a_traceback_in_the_log(person, page, caplog):
-    page.desk = with_failing(page.desk, RuntimeError("token hf_secret in /secret/path"))
+    page.context = with_failing(page.context, RuntimeError("token hf_secret in /secret/path"))
     client = person()
-    page.people._new_session = lambda: Session(page.desk, page._options)
+    page.people._new_session = lambda: Session(page.context, page._options)
     shown = numbers(act(client, "/search", text="a dog").text)
     act(client, "/mark", picture=shown[0], mark="like")
     text = act(client, "/more").text
@@ -556,7 +556,7 @@ def test_thumbnails_are_made_once_and_the_cache_is_bounded(tmp_path):
     for number in range(12):
         paths.append(tmp_path / f"{number}.png")
         Image.effect_noise((100, 100), 80).save(paths[-1])
-    cache = PictureCache(most_bytes=30_000)
+    cache = PictureCache(max_bytes=30_000)
     first = cache.jpeg(paths[0], 100)
     paths[0].unlink()
     assert cache.jpeg(paths[0], 100) is first

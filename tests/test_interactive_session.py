@@ -6,23 +6,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import IMAGE_IDS, caption_of, one_target
-from interactive_world import PAINT, desk, options, picture_folder, study  # noqa: F401
+from interactive_world import PAINT, context, options, picture_folder, study  # noqa: F401
 from PIL import Image
 
 from evaluation.measures import evaluate
 from evaluation.runs import read_rounds
-from interactive.mistake import Mistake
+from feedback.protocols import PROTOCOLS
+from feedback.rounds import run_rounds
+from interactive.errors import UserError
 from interactive.saved import export_rounds, open_session, save_session
-from interactive.session import EDITED, MOST_LETTERS, MOST_SHOWN, Options, Session, checked_text
+from interactive.session import EDITED, MAX_LETTERS, MAX_SHOWN, Options, Session, checked_text
 from interactive.verdict import measure, with_target
 from records import Feedback
-from refinement.protocols import PROTOCOLS
-from refinement.rounds import play_rounds
 
 
 @pytest.fixture
-def session(desk, options):  # noqa: F811
-    return Session(desk, options)
+def session(context, options):  # noqa: F811
+    return Session(context, options)
 
 
 def like_first(session, count=1):
@@ -43,23 +43,23 @@ class Picks:
 @pytest.mark.parametrize(
     "strategy", ["append", "rewrite", "rewrite-anchored", "original", "rocchio", "rrf", "bayes"]
 )
-def test_the_rounds_are_those_of_the_experiments(desk, strategy):  # noqa: F811
+def test_the_rounds_are_those_of_the_experiments(context, strategy):  # noqa: F811
     target = IMAGE_IDS[70]
-    played = play_rounds(
+    played = run_rounds(
         [one_target("q", "a dog", target)],
-        retriever=desk.retriever,
+        retriever=context.retriever,
         user=Picks(1),
-        strategy=desk.strategy(strategy),
+        strategy=context.strategy(strategy),
         protocol=replace(PROTOCOLS["honest"], target_may_be_picked=True),
-        captions=desk,
+        captions=context,
         round_count=3,
     )
-    session = Session(desk, Options(strategy))
+    session = Session(context, Options(strategy))
     session.search("a dog")
     for _ in played[1:]:
         session.mark(session.now.shown_ids[1], "like")
         session.more()
-    records = with_target(session.turns, target, desk.retriever, "found", "q")
+    records = with_target(session.turns, target, context.retriever, "found", "q")
     for mine, theirs in zip(records, played, strict=True):
         same = {"stop": theirs.stop, "captions": theirs.captions, "liked": theirs.liked}
         assert replace(mine, **same) == theirs
@@ -89,7 +89,7 @@ def test_likes_dislikes_and_captions_are_on_record_in_the_order_shown(session):
     record = session.turns[0].record
     assert (record.liked, record.disliked) == ((shown[1], shown[3]), (shown[2], shown[6]))
     assert record.captions == tuple(map(caption_of, record.liked))
-    with pytest.raises(Mistake, match="not shown"):
+    with pytest.raises(UserError, match="not shown"):
         session.mark(shown[0], "like")
 
 
@@ -141,7 +141,7 @@ def test_stepping_back_keeps_later_rounds_until_another_is_played(session):
     session.go_to(0)
     session.more("a blue cat")
     assert [turn.record.text for turn in session.turns] == ["a dog", "a blue cat"]
-    with pytest.raises(Mistake, match="expected 0 to 1"):
+    with pytest.raises(UserError, match="expected 0 to 1"):
         session.go_to(2)
 
 
@@ -168,17 +168,17 @@ def test_shown_pictures_come_again_only_when_asked(session):
     session.set_options(replace(session.options, shows_again=True))
     session.more()
     assert session.now.shown_ids == first
-    records = with_target(session.turns, first[0], session.desk.retriever, "found")
+    records = with_target(session.turns, first[0], session.context.retriever, "found")
     assert [record.target_rank for record in records] == [1, 1]
 
 
 def test_a_collection_shown_whole_ends_the_session(session):
-    session.set_options(replace(session.options, shown=MOST_SHOWN))
+    session.set_options(replace(session.options, shown=MAX_SHOWN))
     session.search("a dog")
     for _ in range(3):
         session.more()
-    assert session.now.record.stop == "exhausted" and session.now.record.shown == 150 - 3 * MOST_SHOWN
-    with pytest.raises(Mistake, match="all pictures have been shown"):
+    assert session.now.record.stop == "exhausted" and session.now.record.shown == 150 - 3 * MAX_SHOWN
+    with pytest.raises(UserError, match="all pictures have been shown"):
         session.more()
 
 
@@ -188,8 +188,8 @@ def test_an_uploaded_picture_is_described_and_stays_in_the_query(session):
     assert all(image_id.startswith("blue") for image_id in session.now.shown_ids)
     session.more("a dog")
     assert session.now.shown_ids[0].startswith("blue-dog") or "dog" in session.now.shown_ids[0]
-    text, blue = session.desk.retriever.encode_texts(["a dog", "blue"])
-    expected = session.desk.retriever.search(
+    text, blue = session.context.retriever.encode_texts(["a dog", "blue"])
+    expected = session.context.retriever.search(
         (text + blue)[None], 10, [frozenset(session.turns[0].shown_ids)]
     )[0]
     assert session.now.shown_ids == expected.ids
@@ -204,23 +204,23 @@ def test_words_given_with_a_picture_are_kept_as_its_text(session):
 
 def test_queries_are_one_bounded_printable_line():
     assert checked_text("  a\tdog\n\x1b[31m on\u202e a  beach ") == "a dog [31m on a beach"
-    for text, fault in (("  \n", "empty"), ("x" * (MOST_LETTERS + 1), "at most")):
-        with pytest.raises(Mistake, match=fault):
+    for text, fault in (("  \n", "empty"), ("x" * (MAX_LETTERS + 1), "at most")):
+        with pytest.raises(UserError, match=fault):
             checked_text(text)
 
 
 def test_options_have_ranges():
-    for wrong in ({"shown": 0}, {"shown": MOST_SHOWN + 1}, {"threshold": float("nan")}, {"threshold": 1.5}):
-        with pytest.raises(Mistake, match="expected"):
+    for wrong in ({"shown": 0}, {"shown": MAX_SHOWN + 1}, {"threshold": float("nan")}, {"threshold": 1.5}):
+        with pytest.raises(UserError, match="expected"):
             Options("append", **wrong)
 
 
 def test_a_failure_leaves_the_session_as_it_was(session):
     session.search("a dog")
     before = list(session.turns)
-    with pytest.raises(Mistake):
+    with pytest.raises(UserError):
         session.search(" ")
-    with pytest.raises(Mistake):
+    with pytest.raises(UserError):
         session.more("  ")
     assert session.turns == before and session.at == 0
 
@@ -239,8 +239,8 @@ def played(session):
     return session
 
 
-def test_a_saved_session_goes_on_as_if_it_had_never_stopped(played, desk):  # noqa: F811
-    opened = open_session(save_session(played), desk)
+def test_a_saved_session_goes_on_as_if_it_had_never_stopped(played, context):  # noqa: F811
+    opened = open_session(save_session(played), context)
     assert [turn.record for turn in opened.turns] == [turn.record for turn in played.turns]
     assert (opened.at, opened.options) == (played.at, played.options)
     for each in (played, opened):
@@ -250,15 +250,15 @@ def test_a_saved_session_goes_on_as_if_it_had_never_stopped(played, desk):  # no
     np.testing.assert_array_equal(opened.now.search.vector, played.now.search.vector)
 
 
-def test_a_search_by_scores_is_saved_too_and_no_threshold_hides_it(desk):  # noqa: F811
-    desk = replace(desk, strategies=("append", "original", "bayes"))
-    session = Session(desk, Options("bayes", threshold=0.0))
+def test_a_search_by_scores_is_saved_too_and_no_threshold_hides_it(context):  # noqa: F811
+    context = replace(context, strategies=("append", "original", "bayes"))
+    session = Session(context, Options("bayes", threshold=0.0))
     session.search("a dog")
     like_first(session)
     session.more()
     assert session.now.search.scores is not None and session.now.record.shown == 10
-    opened = open_session(save_session(session), desk)
-    records = with_target(opened.turns, opened.now.shown_ids[3], desk.retriever, "found")
+    opened = open_session(save_session(session), context)
+    records = with_target(opened.turns, opened.now.shown_ids[3], context.retriever, "found")
     assert records[1].target_rank == 4
     for each in (session, opened):
         each.more()
@@ -271,16 +271,16 @@ def test_an_export_is_a_run_that_the_evaluation_reads(played, tmp_path):
     assert read_rounds(path) == [turn.record for turn in played.turns]
 
 
-def test_saved_text_that_names_another_collection_is_refused(played, desk):  # noqa: F811
+def test_saved_text_that_names_another_collection_is_refused(played, context):  # noqa: F811
     values = json.loads(save_session(played))
     for field in ("model", "collection"):
-        with pytest.raises(Mistake, match="another collection"):
-            open_session(json.dumps(values | {field: "x"}), desk)
-    with pytest.raises(Mistake, match="another version"):
-        open_session(json.dumps(values | {"format": 99}), desk)
+        with pytest.raises(UserError, match="another collection"):
+            open_session(json.dumps(values | {field: "x"}), context)
+    with pytest.raises(UserError, match="another version"):
+        open_session(json.dumps(values | {"format": 99}), context)
     for text in ("", "[]", "{", "null", "[" * 100_000):
-        with pytest.raises(Mistake, match="not a saved session"):
-            open_session(text, desk)
+        with pytest.raises(UserError, match="not a saved session"):
+            open_session(text, context)
 
 
 def spoil(values, path, value):
@@ -316,24 +316,24 @@ def spoil(values, path, value):
         (["picture"], [1, 2]),
     ],
 )
-def test_a_tampered_session_is_refused_whole(played, desk, path, value):  # noqa: F811
+def test_a_tampered_session_is_refused_whole(played, context, path, value):  # noqa: F811
     values = json.loads(save_session(played))
     spoil(values, path, value)
-    with pytest.raises(Mistake, match="damaged"):
-        open_session(json.dumps(values), desk)
+    with pytest.raises(UserError, match="damaged"):
+        open_session(json.dumps(values), context)
 
 
 # Measured
 
 
-def test_declaring_a_target_ranks_it_in_every_round_as_brute_force_does(played, desk):  # noqa: F811
+def test_declaring_a_target_ranks_it_in_every_round_as_brute_force_does(played, context):  # noqa: F811
     played.go_to(2)
     target = played.now.shown_ids[2]
-    records = with_target(played.turns, target, desk.retriever, "found")
+    records = with_target(played.turns, target, context.retriever, "found")
     seen = set()
     for turn, record in zip(played.turns, records, strict=True):
         vector = turn.search.vector / np.linalg.norm(turn.search.vector)
-        scores = desk.retriever.vectors_of(IMAGE_IDS).astype(np.float64) @ vector.astype(np.float64)
+        scores = context.retriever.vectors_of(IMAGE_IDS).astype(np.float64) @ vector.astype(np.float64)
         goal = scores[IMAGE_IDS.index(target)]
         better = [
             row
@@ -349,22 +349,22 @@ def test_declaring_a_target_ranks_it_in_every_round_as_brute_force_does(played, 
     assert means == evaluate(records, 3, image_count=150).summary()
 
 
-def test_a_target_overlooked_keeps_its_earlier_rank(session, desk):  # noqa: F811
+def test_a_target_overlooked_keeps_its_earlier_rank(session, context):  # noqa: F811
     session.search("a dog")
     target = session.now.shown_ids[4]
     session.more()
-    records = with_target(session.turns, target, desk.retriever, "given up")
+    records = with_target(session.turns, target, context.retriever, "abandoned")
     assert [record.target_rank for record in records] == [5, None]
     means = measure(records, 150)["means_per_round"]
     assert means["Mean rank"] == [5, 5]
 
 
-def test_a_study_counts_rounds_and_seconds_and_writes_the_experiments_measures(study, desk, options):  # noqa: F811
+def test_a_study_counts_rounds_and_seconds_and_writes_the_experiments_measures(study, context, options):  # noqa: F811
     times = iter((100.0, 130.5, 200.0, 260.0, 300.0))
     study.clock = lambda: next(times)
     first = study.give("ann", 0)
     study.give("ann", 1)
-    session = Session(desk, options)
+    session = Session(context, options)
     colour, animal, place = first.target.split("-")
     session.search(f"a {colour} {animal} in the {place}")
     first.wrong = 2
@@ -372,7 +372,7 @@ def test_a_study_counts_rounds_and_seconds_and_writes_the_experiments_measures(s
     line = study.end(first, session, found=True)
     assert (line["event"], line["rounds"], line["seconds"], line["wrong_pictures"]) == ("found", 1, 42.5, 2)
     third = study.give("bob", 0)
-    study.end(third, Session(desk, options), found=False)
+    study.end(third, Session(context, options), found=False)
     measures = json.loads((study.folder / "measures.json").read_text())
     assert (measures["searches"], measures["found"], measures["abandoned"]) == (2, 1, 1)
     assert measures["median_seconds_when_found"] == 42.5
@@ -384,5 +384,5 @@ def test_a_study_counts_rounds_and_seconds_and_writes_the_experiments_measures(s
 def test_a_participant_gets_every_picture_once(study):  # noqa: F811
     targets = [study.give("ann", number).target for number in range(150)]
     assert len(set(targets)) == 150
-    with pytest.raises(Mistake, match="all 150"):
+    with pytest.raises(UserError, match="all 150"):
         study.give("ann", 150)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pexpect
 import pytest
 from conftest import caption_of
-from interactive_world import PAINT, desk, options, picture_folder, study  # noqa: F401
+from interactive_world import PAINT, context, options, picture_folder, study  # noqa: F401
 from PIL import Image
 
 from evaluation.runs import read_rounds
@@ -32,13 +32,13 @@ class Screen(io.StringIO):
 
 
 @pytest.fixture
-def talk(desk, options, study):  # noqa: F811
+def talk(context, options, study):  # noqa: F811
     """Types lines; returns what was answered."""
 
     def talk(*lines, environment=None, describe=True):
         out = Screen(environment is not None)
         terminal = Terminal(
-            desk,
+            context,
             options,
             study,
             describe=describe,
@@ -57,19 +57,19 @@ def listed(text):
     return re.findall(r"^([ +-])\s*(\d+)  (-?\d\.\d{3})  (\S+\.png)(?:  (.+))?$", text, re.MULTILINE)
 
 
-def test_words_are_searched_and_paths_scores_and_captions_printed(talk, desk):  # noqa: F811
+def test_words_are_searched_and_paths_scores_and_captions_printed(talk, context):  # noqa: F811
     rows = listed(talk("a red dog"))
-    (expected,) = desk.retriever.search(["a red dog"], 10)
+    (expected,) = context.retriever.search(["a red dog"], 10)
     assert [Path(row[3]).stem for row in rows] == list(expected.ids)
     assert [float(row[2]) for row in rows] == pytest.approx(expected.scores, abs=5e-4)
     assert [row[4] for row in rows] == [caption_of(image_id) for image_id in expected.ids]
     assert Path(rows[0][3]).is_file()
 
 
-def test_without_describing_only_liked_pictures_are_captioned(talk, desk):  # noqa: F811
+def test_without_describing_only_liked_pictures_are_captioned(talk, context):  # noqa: F811
     text = talk("a red dog", "+2", describe=False)
     assert [row[4] for row in listed(text)] == [""] * 10
-    assert desk.captions.known.asked == [[Path(listed(text)[1][3]).stem]]
+    assert context.captions.known.asked == [[Path(listed(text)[1][3]).stem]]
 
 
 def test_like_more_edit_back(talk):
@@ -91,12 +91,12 @@ def test_options_act_on_the_round(talk):
     assert counts == [10, 3, 0, 3, 3, 3] and "3 less similar than 1.0 are not shown" in text
 
 
-def test_a_session_is_saved_opened_exported_and_measured(talk, desk, tmp_path):  # noqa: F811
+def test_a_session_is_saved_opened_exported_and_measured(talk, context, tmp_path):  # noqa: F811
     saved, exported = tmp_path / "mine.json", tmp_path / "mine.jsonl"
     text = talk("a dog", "+1", "", f"/save {saved}", "/found 2", f"/export {exported}")
     assert "found in round 2; its place in each round: " in text and "Recall@10: " in text
     assert [record.stop for record in read_rounds(exported)] == ["", "found"]
-    assert len(open_session(saved.read_text(), desk).turns) == 2
+    assert len(open_session(saved.read_text(), context).turns) == 2
     again = talk(f"/open {saved}", f"/export {exported}")
     assert listed(again) == listed(text)[10:20]
     assert read_rounds(exported)[0].target is None
@@ -133,13 +133,13 @@ def test_a_mistake_is_one_line_and_the_session_goes_on(talk, lines, said):
     assert Path(listed(text)[-10][3]).stem.startswith("red-dog")
 
 
-def test_every_command_is_in_the_help(desk, options, study):  # noqa: F811
-    commands = Terminal(desk, options, study, out=Screen(False))._commands()
+def test_every_command_is_in_the_help(context, options, study):  # noqa: F811
+    commands = Terminal(context, options, study, out=Screen(False))._commands()
     assert {f"/{name}" for name in commands} - {"/help"} == set(re.findall(r"/[a-z]+", HELP)) - {"/quit"}
 
 
-def test_what_a_caption_tells_the_terminal_is_taken_out(talk, desk):  # noqa: F811
-    desk.captions.known.captions_of = lambda ids: ["a dog\x1b]0;owned\x07\x9b31m" for _ in ids]
+def test_what_a_caption_tells_the_terminal_is_taken_out(talk, context):  # noqa: F811
+    context.captions.known.captions_of = lambda ids: ["a dog\x1b]0;owned\x07\x9b31m" for _ in ids]
     text = talk("a dog")
     assert "\x1b" not in text and "\x07" not in text and "\x9b" not in text and "a dog?]0;owned??31m" in text
 
@@ -189,11 +189,11 @@ def test_iterm2_gets_one_file(tmp_path):
     assert inline_picture(tmp_path / "red.png", "none") == ""
 
 
-def test_the_study_shows_the_picture_and_no_paths(talk, study, desk):  # noqa: F811
+def test_the_study_shows_the_picture_and_no_paths(talk, study, context):  # noqa: F811
     text = talk("/study", "a dog", "/found 1", "/over", "/giveup", environment={"TERM": "xterm-kitty"})
     assert text.count("\x1b_Ga=T") == 11  # the target, and ten results
     assert "secret-folder-name" not in text
-    assert "given up" in text or "found" in text
+    assert "abandoned" in text or "found" in text
     assert (study.folder / "measures.json").is_file()
 
 
@@ -245,7 +245,7 @@ def test_a_missing_package_is_one_line_with_the_command(package):
     done = in_a_process("--dataset", "demo", before=f"import sys; sys.modules['{package}'] = None")
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(
-        rf"error: the page needs {package}\S*; run: pip install -r requirements-ui.txt\n", done.stderr
+        rf"error: the page needs {package}\S*; run: pip install -r requirements/page.txt\n", done.stderr
     )
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from playground import msrvtt, open_dataset, video_frames
 from playground.video_frames import difference_hash, extract_frames, read_broken, sample_frames
 
-av = pytest.importorskip("av", reason="pip install -r requirements-video.txt")
+av = pytest.importorskip("av", reason="pip install -r requirements/video.txt")
 
 PROJECT = Path(__file__).parent.parent
 
@@ -353,5 +353,5 @@ def test_without_pyav_the_command_that_installs_it_is_named(root):
     )
     done = command("-c", hide, str(root))
     assert done.returncode == 2
-    assert "error: reading videos needs PyAV: pip install -r requirements-video.txt\n" in done.stdout
+    assert "error: reading videos needs PyAV: pip install -r requirements/video.txt\n" in done.stdout
     assert "Traceback" not in done.stderr

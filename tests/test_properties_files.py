@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from embedding.decode import BrokenImage, open_image
-from evaluation.runs import append_rounds, read_json, read_rounds, write_json
+from evaluation.runs import append_rounds, read_rounds
+from experiments.run_folder import FREE_SETTINGS, run_folder
+from files import read_json, write_json
 from generation.caption_cache import CaptionCache
+from index.decode import BrokenImage, open_image
 from records import Round
-from refinement.claim import FREE_SETTINGS, claimed_folder
 from settings import ExperimentSettings, PresetName, ProtocolName, StrategyName, UserName, read_settings
 
 QUICK = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "30")), deadline=None)
@@ -148,12 +149,12 @@ def test_a_run_is_taken_up_with_the_settings_saved_with_it_and_no_others(ours, t
         folder = Path(name)
         first = ExperimentSettings("demo", output=folder, **ours).resolved()
         second = ExperimentSettings("demo", output=folder, **theirs).resolved()
-        with claimed_folder(first, {"captioner": "one"}):
+        with run_folder(first, {"captioner": "one"}):
             pass
         saved = read_json(folder / "settings.json")
         assert saved["seed"] == first.seed and type(saved["seed"]) is int
         (folder / "rounds.jsonl").touch()
-        with claimed_folder(first, {"captioner": "one"}):
+        with run_folder(first, {"captioner": "one"}):
             pass
         differing = {
             field.name
@@ -161,11 +162,11 @@ def test_a_run_is_taken_up_with_the_settings_saved_with_it_and_no_others(ours, t
             if getattr(first, field.name) != getattr(second, field.name)
         }
         if differing <= FREE_SETTINGS:
-            with claimed_folder(second, {"captioner": "one"}):
+            with run_folder(second, {"captioner": "one"}):
                 return
         with (
             pytest.raises(ValueError, match="other settings") as caught,
-            claimed_folder(second, {"captioner": "one"}),
+            run_folder(second, {"captioner": "one"}),
         ):
             pass
         assert all(f"{one}: " in str(caught.value) for one in differing - FREE_SETTINGS)

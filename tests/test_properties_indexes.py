@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexes.faiss_index import FaissIndex
-from indexes.merge import merge_indexes
+from index.faiss_index import FaissIndex
+from index.merge import merge_indexes
 
 QUICK = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "30")), deadline=None)
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)

@@ -6,9 +6,9 @@ import os
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from interactive_world import desk, options, picture_folder  # noqa: F401  fixtures
+from interactive_world import context, options, picture_folder  # noqa: F401  fixtures
 
-from interactive.mistake import Mistake
+from interactive.errors import UserError
 from interactive.saved import open_session, save_session
 from interactive.session import Session
 
@@ -33,25 +33,25 @@ def places(value, path=()):
             yield from places(inner, (*path, key))
 
 
-def open_or_refuse(text, desk):  # noqa: F811
+def open_or_refuse(text, context):  # noqa: F811
     try:
-        opened = open_session(text, desk)
-    except Mistake as error:
+        opened = open_session(text, context)
+    except UserError as error:
         assert "\n" not in str(error)
         return
-    assert open_session(save_session(opened), desk).turns  # what is taken up can be saved again
+    assert open_session(save_session(opened), context).turns  # what is taken up can be saved again
 
 
 @QUICK
 @given(content=st.text(max_size=200) | VALUES.map(json.dumps))
-def test_any_upload_is_refused(desk, content):  # noqa: F811
-    open_or_refuse(content, desk)
+def test_any_upload_is_refused(context, content):  # noqa: F811
+    open_or_refuse(content, context)
 
 
 @QUICK
 @given(data=st.data())
-def test_any_change_to_a_session_is_taken_up_or_refused(desk, options, data):  # noqa: F811
-    session = Session(desk, options)
+def test_any_change_to_a_session_is_taken_up_or_refused(context, options, data):  # noqa: F811
+    session = Session(context, options)
     session.search("red dog")
     values = json.loads(save_session(session))
     for _ in range(data.draw(st.integers(1, 3))):
@@ -64,4 +64,4 @@ def test_any_change_to_a_session_is_taken_up_or_refused(desk, options, data):  #
             inside[path[-1]] = data.draw(VALUES)
         else:
             del inside[path[-1]]
-    open_or_refuse(json.dumps(values), desk)
+    open_or_refuse(json.dumps(values), context)

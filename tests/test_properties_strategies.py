@@ -9,10 +9,10 @@ from conftest import Merger
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from indexes.faiss_index import FaissIndex
-from refinement.history import History, Turn
-from refinement.strategies import STRATEGIES, make_strategy
-from refinement.strategies.collection import Collection
+from feedback.history import History, Turn
+from feedback.strategies import STRATEGIES, make_strategy
+from feedback.strategies.collection import Collection
+from index.faiss_index import FaissIndex
 from retriever import Retriever
 
 QUICK = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "30")), deadline=None)

@@ -24,36 +24,36 @@ TEXTS = st.one_of(
 WORDS = st.integers(1, 60)
 
 
-def assert_clean(line, most_words):
+def assert_clean(line, max_words):
     assert not any(token in line for token in (*SPECIAL, *TEMPLATE))
     assert not any(unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp") for letter in line)
     assert line == " ".join(line.split())
-    assert len(line) <= 10 * most_words and len(line.split()) <= most_words
+    assert len(line) <= 10 * max_words and len(line.split()) <= max_words
     line.encode("utf-8")
 
 
 @LONG
 @given(TEXTS, WORDS)
-def test_what_people_write_is_bounded_and_clean(text, most_words):
-    plain = plain_text(text, SPECIAL, most_words)
-    assert_clean(plain, most_words)
-    assert plain_text(plain, SPECIAL, most_words) == plain
+def test_what_people_write_is_bounded_and_clean(text, max_words):
+    plain = plain_text(text, SPECIAL, max_words)
+    assert_clean(plain, max_words)
+    assert plain_text(plain, SPECIAL, max_words) == plain
 
 
 @LONG
 @given(TEXTS, TEXTS, WORDS)
-def test_what_models_write_is_bounded_and_clean_whatever_the_prompt(text, prompt, most_words):
+def test_what_models_write_is_bounded_and_clean_whatever_the_prompt(text, prompt, max_words):
     for written in (text, prompt + text, f"{prompt}\n{text}"):
-        line = one_line(written, most_words, SPECIAL, prompt)
-        assert_clean(line, most_words)
+        line = one_line(written, max_words, SPECIAL, prompt)
+        assert_clean(line, max_words)
         assert line == "" or any(letter.isalnum() for letter in line)
-        assert one_line(line, most_words, SPECIAL) == line
+        assert one_line(line, max_words, SPECIAL) == line
 
 
 @LONG
 @given(TEXTS, WORDS)
-def test_a_prompt_alone_is_no_answer(prompt, most_words):
+def test_a_prompt_alone_is_no_answer(prompt, max_words):
     prompt = prompt[
-        : 160 * most_words
+        : 160 * max_words
     ]  # of a longer line only the beginning is read, which may end in a token
-    assert one_line(prompt, most_words, SPECIAL, prompt) == ""
+    assert one_line(prompt, max_words, SPECIAL, prompt) == ""

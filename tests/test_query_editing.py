@@ -5,7 +5,7 @@ import pytest
 from generation import text_model
 from generation.parsing import one_line
 from generation.prompts import REWRITE_CHAT, REWRITE_FEW_SHOT
-from query_editing import MOST_WORDS, MOST_WORDS_READ, QueryEditing
+from query_editing import MAX_WORDS, MAX_WORDS_READ, QueryEditing
 
 QUERIES = ["a dog", "a red cat in the field", "a dog", "food", "a dog"]
 CAPTIONS = ["a red dog", "a cat", "a red dog", "two cups of coffee", "a man"]
@@ -39,7 +39,7 @@ def test_as_many_lines_as_queries_each_pair_written_once(editing):
     lines = editing.rewrite(QUERIES, CAPTIONS)
     assert len(lines) == 5 and lines[0] == lines[2]
     special = editing._model.special_tokens
-    written = [one_line(answer, MOST_WORDS, special) for answer in editing._model.answers]
+    written = [one_line(answer, MAX_WORDS, special) for answer in editing._model.answers]
     assert lines == [written[0], written[1], written[0], written[2], written[3]]
     assert any(lines)
     assert editing._model.prompts == [
@@ -48,7 +48,7 @@ def test_as_many_lines_as_queries_each_pair_written_once(editing):
     ]
     alone = [editing.rewrite([query], [caption])[0] for query, caption in zip(QUERIES, CAPTIONS, strict=True)]
     assert alone == lines
-    assert all("\n" not in line and len(line.split()) <= MOST_WORDS for line in lines)
+    assert all("\n" not in line and len(line.split()) <= MAX_WORDS for line in lines)
 
 
 def test_nothing_asked_nothing_answered(editing):
@@ -73,8 +73,8 @@ def test_words_from_outside_cannot_speak_for_the_template(editing):
 def test_long_texts_are_cut_before_they_are_read(editing):
     editing.rewrite(["dog " * 500], ["cat " * 500])
     (prompt,) = editing._model.prompts
-    assert prompt.split().count("dog") == MOST_WORDS_READ
-    assert prompt.split().count("cat") == MOST_WORDS_READ
+    assert prompt.split().count("dog") == MAX_WORDS_READ
+    assert prompt.split().count("cat") == MAX_WORDS_READ
 
 
 def test_a_packaged_model_gets_examples(language_model, monkeypatch):
@@ -125,7 +125,7 @@ def test_hostile_words_stay_words_in_one_bounded_prompt(editing, hostile):
         lambda module, given, output: seen.append(given[0])
     )
     (line,) = editing.rewrite([hostile], [hostile])
-    assert len(line) <= 10 * MOST_WORDS and "\n" not in line
+    assert len(line) <= 10 * MAX_WORDS and "\n" not in line
     hook.remove()
     ids = seen[0][0]
     template = tokenizer(editing._model.chat_prompt(REWRITE_CHAT), add_special_tokens=False)["input_ids"]
@@ -133,7 +133,7 @@ def test_hostile_words_stay_words_in_one_bounded_prompt(editing, hostile):
         assert ids.tolist().count(special) == template.count(special)
     (prompt,) = editing._model.prompts
     assert prompt.count("\n") == editing._model.chat_prompt(REWRITE_CHAT).count("\n")
-    assert len(prompt) < len(REWRITE_CHAT) + 2 * 10 * MOST_WORDS_READ + 100
+    assert len(prompt) < len(REWRITE_CHAT) + 2 * 10 * MAX_WORDS_READ + 100
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_hostile_words_stay_words_in_one_bounded_prompt(editing, hostile):
         ("\n\n", ""),
         ("New query: a dog with a ball", "a dog with a ball"),
         ("Query: a\nCaption: d\nNew query: a with d", "a with d"),
-        ("x" * 5000, "x" * 10 * MOST_WORDS),
+        ("x" * 5000, "x" * 10 * MAX_WORDS),
         ("a red dog " * 400, "a red dog"),
         ("I\u202e cannot\x00", "I cannot"),
     ],

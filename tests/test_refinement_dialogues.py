@@ -15,7 +15,7 @@ from PIL import Image as PILImage
 
 from BLIP.model import BlipEncoder
 from evaluation.measures import evaluate
-from refinement.dialogues import (
+from experiments.dialogues import (
     Dialogue,
     play_dialogues,
     queries_of,

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 from conftest import IMAGE_IDS, KnownCaptions, caption_of, one_target
 
+from experiments.fit_user_model import TEMPERATURES, fit
+from feedback.protocols import PROTOCOLS
+from feedback.rounds import run_rounds
+from feedback.strategies import make_strategy
+from feedback.strategies.bayes import log_sum
+from feedback.strategies.collection import Collection
+from feedback.strategies.word_overlap import WordOverlap
+from feedback.users import RandomUser
 from records import Feedback
-from refinement.fitting import TEMPERATURES, fit
-from refinement.protocols import PROTOCOLS
-from refinement.rounds import play_rounds
-from refinement.strategies import make_strategy
-from refinement.strategies.bayes import log_sum
-from refinement.strategies.collection import Collection
-from refinement.strategies.word_overlap import WordOverlap
-from refinement.users import RandomUser
 
 
 class ModelledUser:
@@ -43,7 +43,7 @@ def scrolled(collection, user):
     queries = [
         one_target(f"q{number}", texts[number % len(texts)], IMAGE_IDS[number % 150]) for number in range(450)
     ]
-    return play_rounds(
+    return run_rounds(
         queries,
         retriever=collection.retriever,
         user=user,

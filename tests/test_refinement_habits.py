@@ -9,13 +9,13 @@ from conftest import IMAGE_IDS, KnownCaptions, WordEncoder, caption_of, one_targ
 from hypothesis import given
 from hypothesis import strategies as st
 
+from feedback.habits import ImpatientUser, NoisyUser
+from feedback.protocols import PROTOCOLS
+from feedback.rounds import run_rounds
+from feedback.strategies.append import Append
+from feedback.strategies.original import Original
+from feedback.users import CaptionUser, GroundTruthUser, NearestUser, View
 from records import Feedback, Image, Query
-from refinement.habits import NoisyUser, PatientUser
-from refinement.protocols import PROTOCOLS
-from refinement.rounds import play_rounds
-from refinement.strategies.append import Append
-from refinement.strategies.original import Original
-from refinement.users import CaptionUser, GroundTruthUser, NearestUser, View
 
 ENCODE = WordEncoder().encode_texts
 CAPTIONS = {
@@ -125,7 +125,7 @@ def test_the_ground_truth_user_likes_what_is_relevant_and_nothing_else():
 def test_under_the_paper_protocol_recall_adds_up_over_unseen_images(retriever):
     relevant = frozenset(image_id for image_id in IMAGE_IDS if "fish" in image_id)
     query = Query("q", "blue", IMAGE_IDS[0], relevant | {IMAGE_IDS[0]})
-    rounds = play_rounds(
+    rounds = run_rounds(
         [query], retriever=retriever, user=GroundTruthUser(), strategy=Append(), protocol=PROTOCOLS["paper"],
         captions=KnownCaptions(), round_count=30,
     )  # fmt: skip
@@ -199,25 +199,25 @@ def test_the_share_of_mistakes_is_the_chance_and_the_seed_decides_which():
 )
 def test_patience_ends_after_so_many_rounds_without_a_nearer_pick(distances, patience, gives_up_in):
     names = [f"i{number}" for number in range(len(distances))]
-    user = PatientUser(NearestUser(line(**dict(zip(names, distances, strict=True)))), patience)
+    user = ImpatientUser(NearestUser(line(**dict(zip(names, distances, strict=True)))), patience)
     liked = []
     for number, name in enumerate(names):
         (feedback,) = user.judge([view([name], round_number=number, liked_before=liked)])
         if number == gives_up_in:
-            assert feedback == Feedback(gives_up=True)
+            assert feedback == Feedback(abandons=True)
             return
         assert feedback == Feedback(liked=(name,))
         liked.append(feedback.liked)
     assert gives_up_in is None
     with pytest.raises(ValueError, match="user patience: got 0"):
-        PatientUser(GroundTruthUser(), 0)
+        ImpatientUser(GroundTruthUser(), 0)
 
 
 def test_the_ground_truth_user_gives_up_when_nothing_is_found_any_more():
-    user = PatientUser(GroundTruthUser(), 2)
+    user = ImpatientUser(GroundTruthUser(), 2)
     assert user.judge([view("ab", "a")]) == [Feedback(liked=("a",))]
     assert user.judge([view("cd", "ax", liked_before=[("a",)])]) == [Feedback()]
-    assert user.judge([view("ef", "ax", liked_before=[("a",), ()])]) == [Feedback(gives_up=True)]
+    assert user.judge([view("ef", "ax", liked_before=[("a",), ()])]) == [Feedback(abandons=True)]
     assert user.judge([view("xf", "ax", liked_before=[("a",), ()])]) == [Feedback(liked=("x",))]
 
 
@@ -227,14 +227,14 @@ def test_a_session_ends_when_the_user_gives_up_and_resumes_as_if_not_stopped(ret
     inner = NoisyUser(NearestUser(retriever.vectors_of, dislikes=1), 0.4, seed=3)
 
     def play(played=()):
-        return play_rounds(
-            queries, retriever=retriever, user=PatientUser(inner, 1), strategy=Original(),
+        return run_rounds(
+            queries, retriever=retriever, user=ImpatientUser(inner, 1), strategy=Original(),
             protocol=PROTOCOLS["honest"], captions=KnownCaptions(), round_count=5, played=played,
             batch_size=batch_size,
         )  # fmt: skip
 
     whole = play()
-    given_up = [record for record in whole if record.stop == "given up"]
+    given_up = [record for record in whole if record.stop == "abandoned"]
     assert given_up and len(given_up) < len(queries)
     assert all(record.liked == record.disliked == () and record.number > 0 for record in given_up)
     ended = {(record.query_id, record.number) for record in given_up}

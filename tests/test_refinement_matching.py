@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import refinement.matching
+import feedback.itm_scorer
 from BLIP.model import BlipEncoder
-from refinement.matching import Matcher
+from feedback.itm_scorer import ItmScorer
 
 FIXTURES = Path(__file__).parent / "fixtures" / "blip"
 IDS = [f"{number}.png" for number in range(5)]
@@ -33,24 +33,24 @@ def expected(encoder, paths, texts, ids):
 
 
 def test_pairs_are_judged_as_the_encoder_does(encoder, paths, monkeypatch):
-    monkeypatch.setattr(refinement.matching, "BATCH_SIZE", 3)
+    monkeypatch.setattr(feedback.itm_scorer, "BATCH_SIZE", 3)
     texts, ids = [*TEXTS, *TEXTS], [*IDS, *reversed(IDS)]
-    chances = Matcher(encoder, paths)(texts, ids)
+    chances = ItmScorer(encoder, paths)(texts, ids)
     assert chances == pytest.approx(expected(encoder, paths, texts, ids), abs=1e-5)
     assert len(set(chances.tolist())) > 5
-    assert Matcher(encoder, paths)([], []).shape == (0,)
+    assert ItmScorer(encoder, paths)([], []).shape == (0,)
 
 
 def test_nothing_is_judged_or_read_twice(encoder, paths, monkeypatch):
     read, judged = [], []
-    opened, fused = refinement.matching.open_image, encoder.fused_hidden
+    opened, fused = feedback.itm_scorer.open_image, encoder.fused_hidden
     monkeypatch.setattr(
-        refinement.matching, "open_image", lambda path: read.append(path.name) or opened(path)
+        feedback.itm_scorer, "open_image", lambda path: read.append(path.name) or opened(path)
     )
     monkeypatch.setattr(
         encoder, "fused_hidden", lambda ids, *rest: judged.append(len(ids)) or fused(ids, *rest)
     )
-    matcher = Matcher(encoder, paths)
+    matcher = ItmScorer(encoder, paths)
     first = matcher(TEXTS[:2] + TEXTS[:2], IDS[:2] + IDS[:2])
     assert (sorted(read), judged) == (IDS[:2], [2])
     assert first[:2].tolist() == first[2:].tolist()
@@ -61,10 +61,10 @@ def test_nothing_is_judged_or_read_twice(encoder, paths, monkeypatch):
 
 def test_pictures_that_do_not_fit_are_read_again(encoder, paths, monkeypatch):
     texts = TEXTS[:1] * 5
-    whole = Matcher(encoder, paths)(texts, IDS)
-    monkeypatch.setattr(refinement.matching, "STATES_BYTES", 1)
-    monkeypatch.setattr(refinement.matching, "BATCH_SIZE", 2)
-    matcher = Matcher(encoder, paths)
+    whole = ItmScorer(encoder, paths)(texts, IDS)
+    monkeypatch.setattr(feedback.itm_scorer, "STATES_BYTES", 1)
+    monkeypatch.setattr(feedback.itm_scorer, "BATCH_SIZE", 2)
+    matcher = ItmScorer(encoder, paths)
     assert matcher(texts, IDS) == pytest.approx(whole, abs=1e-5)
     assert not matcher._states
     assert matcher(TEXTS[1:2], IDS[:1]) == pytest.approx(
@@ -74,7 +74,7 @@ def test_pictures_that_do_not_fit_are_read_again(encoder, paths, monkeypatch):
 
 def test_unequal_lengths_and_broken_pictures_are_errors(encoder, paths):
     with pytest.raises(ValueError, match="shorter"):
-        Matcher(encoder, paths)(TEXTS[:2], IDS[:1])
+        ItmScorer(encoder, paths)(TEXTS[:2], IDS[:1])
     paths[IDS[0]].write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"0\.png"):
-        Matcher(encoder, paths)(TEXTS[:1], IDS[:1])
+        ItmScorer(encoder, paths)(TEXTS[:1], IDS[:1])

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image as PILImage
 
 from evaluation.runs import read_rounds
+from experiments.compare import run_comparison
+from experiments.own_models import GivenCaptions, GivenEncoder, OwnModels
+from experiments.run import run_experiment
+from feedback.costs import Costs
 from records import Image
-from refinement.comparing import run_comparison
-from refinement.costs import Costs
-from refinement.experiment import run_experiment
-from refinement.own_models import GivenCaptions, GivenEncoder, OwnModels
 from settings import ComparisonSettings, ExperimentSettings
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "own_models.md"
@@ -143,7 +143,7 @@ def test_users_who_may_give_up_have_a_control_in_which_they_may_too(mine):
         "scrolling, reference user", "append, reference user", "scrolling, first user", "append, first user",
     ]  # fmt: skip
     for name in ("original-reference", "append-reference"):
-        assert any(record.stop == "given up" for record in read_rounds(folder / f"{name}.rounds.jsonl"))
+        assert any(record.stop == "abandoned" for record in read_rounds(folder / f"{name}.rounds.jsonl"))
     own = runs["scrolling, reference user"]["means_per_round"]["Recall@10"][-1]
     gained = runs["append, reference user"]["means_per_round"]["Recall@10"][-1] - own
     assert runs["append, reference user"]["minus_scrolling"]["mean"] == pytest.approx(gained)

@@ -9,17 +9,17 @@ from conftest import IMAGE_IDS, KnownCaptions, Merger, WordEncoder, caption_of, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexes.faiss_index import FaissIndex
+from feedback.history import History, NextQuery, Turn
+from feedback.protocols import PROTOCOLS
+from feedback.rounds import run_rounds
+from feedback.strategies import STRATEGIES, make_strategy
+from feedback.strategies.append import Append
+from feedback.strategies.collection import Collection
+from feedback.strategies.original import Original
+from feedback.strategies.rewrite import Rewrite
+from feedback.users import FirstUser, NearestUser, RandomUser, View, caption_vectors
+from index.faiss_index import FaissIndex
 from records import Feedback, Image, Query
-from refinement.history import History, NextQuery, Turn
-from refinement.protocols import PROTOCOLS
-from refinement.rounds import play_rounds
-from refinement.strategies import STRATEGIES, make_strategy
-from refinement.strategies.append import Append
-from refinement.strategies.collection import Collection
-from refinement.strategies.original import Original
-from refinement.strategies.rewrite import Rewrite
-from refinement.users import FirstUser, NearestUser, RandomUser, View, caption_vectors
 from retriever import Retriever, SearchQuery
 
 
@@ -56,7 +56,7 @@ def play(retriever):
             "captions": KnownCaptions(),
             "round_count": 4,
         }
-        return play_rounds(queries, **chosen | changes)
+        return run_rounds(queries, **chosen | changes)
 
     return play
 

@@ -8,13 +8,13 @@ from conftest import IMAGE_IDS, KnownCaptions, Merger, WordEncoder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refinement.history import History, Turn
-from refinement.strategies import STRATEGIES, make_strategy
-from refinement.strategies.anchored import WEIGHT, Anchored
-from refinement.strategies.append import Append
-from refinement.strategies.collection import Collection
-from refinement.strategies.original import Original
-from refinement.strategies.rewrite import Rewrite, content_words, fault_of
+from feedback.history import History, Turn
+from feedback.strategies import STRATEGIES, make_strategy
+from feedback.strategies.anchored import WEIGHT, Anchored
+from feedback.strategies.append import Append
+from feedback.strategies.collection import Collection
+from feedback.strategies.original import Original
+from feedback.strategies.rewrite import Rewrite, content_words, fault_of
 from settings import MovingStrategyName
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from conftest import IMAGE_IDS, caption_of, one_target
 
+from experiments.compare import plays_of
+from feedback.costs import Costs, Spent, counts_of
+from feedback.habits import ImpatientUser, NoisyUser
+from feedback.protocols import PROTOCOLS
+from feedback.user_names import SimulatedUsers
+from feedback.users import FirstUser, GroundTruthUser, NearestUser, RandomUser, View
 from records import Image, Round
-from refinement.comparing import plays_of
-from refinement.costs import Costs, Spent, counts_of
-from refinement.habits import NoisyUser, PatientUser
-from refinement.protocols import PROTOCOLS
-from refinement.user_names import SimulatedUsers
-from refinement.users import FirstUser, GroundTruthUser, NearestUser, RandomUser, View
 from settings import ComparisonSettings, ExperimentSettings
 
 VIEW = View("q", 0, frozenset(IMAGE_IDS[:1]), tuple(IMAGE_IDS[1:9]))
@@ -27,7 +27,7 @@ def test_names_make_users_and_habits_wrap_those_who_judge(retriever):
     named = users(retriever).named
     assert isinstance(named("reference"), NearestUser)
     assert isinstance(named("reference", noise=0.3), NoisyUser)
-    assert isinstance(named("reference", noise=0.3, patience=2), PatientUser)
+    assert isinstance(named("reference", noise=0.3, patience=2), ImpatientUser)
     assert isinstance(named("random", noise=0.3, patience=2), RandomUser)
     assert isinstance(named("first", noise=1.0, patience=1), FirstUser)
     assert isinstance(users(retriever, "paper").named("ground-truth"), GroundTruthUser)
@@ -78,7 +78,7 @@ def test_only_what_is_random_is_played_with_several_seeds():
 
 def test_time_inside_belongs_to_the_stage_inside(monkeypatch):
     clock = iter([0.0, 1.0, 5.0, 7.0])  # move begins, rewrite begins, rewrite ends, move ends
-    monkeypatch.setattr("refinement.costs.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("feedback.costs.time.perf_counter", lambda: next(clock))
     costs = Costs()
     costs.run = "run"
     with costs.measure("move", 4), costs.measure("rewrite", 2):

@@ -10,8 +10,8 @@ from conftest import IMAGE_IDS, WordEncoder, caption_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from feedback.users import FirstUser, NearestUser, RandomUser, View, caption_vectors
 from records import Feedback, Image
-from refinement.users import FirstUser, NearestUser, RandomUser, View, caption_vectors
 
 
 def view(candidates, goals=("g",), query_id="q", round_number=0):

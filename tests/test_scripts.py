@@ -39,7 +39,7 @@ def test_constants_are_settings(name, monkeypatch):
 
 # --help and mistakes, in processes of their own
 
-MOST_IMPORTS = 400  # modules, tyro's and typeguard's for the most part; 280 when this was written
+MAX_IMPORTS = 400  # modules, tyro's and typeguard's for the most part; 280 when this was written
 
 
 def in_a_process(*command):
@@ -53,7 +53,7 @@ def test_help_imports_no_model_library(name):
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if "|" in line}
     assert "settings" in imported
     assert not [module for module in imported if module.split(".")[0] in HEAVY]
-    assert len(imported) < MOST_IMPORTS
+    assert len(imported) < MAX_IMPORTS
 
 
 def test_a_mistake_is_one_line_on_stderr(tmp_path):
@@ -62,7 +62,7 @@ def test_a_mistake_is_one_line_on_stderr(tmp_path):
     assert re.fullmatch(r"error: dataset: got 'nosuch', expected one of demo, .*\n", done.stderr)
 
 
-MOST_IMPORTS_OF_A_SEARCH = 1450  # modules, torch's for more than half; 1,279 when this was written
+MAX_IMPORTS_OF_A_SEARCH = 1450  # modules, torch's for more than half; 1,279 when this was written
 
 
 def test_a_search_prints_the_best_and_imports_little(arguments, tmp_path):
@@ -80,7 +80,7 @@ def test_a_search_prints_the_best_and_imports_little(arguments, tmp_path):
     imported = {line.rsplit("|", 1)[-1].strip() for line in again.stderr.splitlines() if "|" in line}
     unwanted = {"transformers", "torch._dynamo", "sympy", "scipy", "matplotlib", "jinja2", "httpx2"}
     assert "torch" in imported and not unwanted & imported
-    assert len(imported) < MOST_IMPORTS_OF_A_SEARCH
+    assert len(imported) < MAX_IMPORTS_OF_A_SEARCH
 
 
 def test_a_search_without_words_is_one_line():

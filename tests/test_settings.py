@@ -6,8 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from playground import DATA_FOLDER
-from settings import PRESETS, ComparisonSettings, ExperimentSettings, IndexSettings, read_settings, run_script
+from settings import (
+    DATA_FOLDER,
+    PRESETS,
+    ComparisonSettings,
+    ExperimentSettings,
+    IndexSettings,
+    read_settings,
+    run_script,
+)
 
 KINDS = (IndexSettings, ExperimentSettings, ComparisonSettings)
 

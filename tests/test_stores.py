@@ -17,19 +17,19 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from embedding.build import build_index
-from embedding.decode import BrokenImage, open_image
 from evaluation.report import Thumbnails
 from generation.caption_cache import CaptionCache
 from generation.image_captions import ImageCaptions
+from index.build import build_index
+from index.decode import BrokenImage, open_image
 from playground import open_dataset
+from scale import places
+from scale.places import Unreadable, address_of, is_remote
+from scale.tar_members import learn_places, member_bytes, read_members, stored_places
 from settings import IndexSettings
-from stores import places
-from stores.places import Unreadable, address_of, is_remote
-from stores.tar_members import learn_places, member_bytes, read_members, stored_places
 
 PROJECT = Path(__file__).parent.parent
-INSTALL = "pip install -r requirements-stores.txt"
+INSTALL = "pip install -r requirements/stores.txt"
 with_pyarrow = pytest.mark.skipif(
     importlib.util.find_spec("pyarrow") is None, reason=f"needs pyarrow: {INSTALL}"
 )
@@ -84,7 +84,7 @@ def write_tars(folder):
 def vectors_of(dataset, folder):
     index = build_index(
         dataset.images, Colours(), folder, model_name="m", dataset="d", image_folder=dataset.folder,
-        batch_size=5, workers=3, maximum_failed_share=0.5,
+        batch_size=5, workers=3, max_failed_share=0.5,
     )  # fmt: skip
     return dict(zip(index.ids, index.vectors_of(index.ids).tolist(), strict=True))
 

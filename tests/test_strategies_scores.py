@@ -8,14 +8,14 @@ from conftest import IMAGE_IDS, KnownCaptions, Merger, WordEncoder, caption_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexes.faiss_index import FaissIndex
-from refinement.history import History, Turn
-from refinement.strategies import make_strategy
-from refinement.strategies.bayes import NOISE, PRIOR, VECTORS, WORDS, log_picks
-from refinement.strategies.collection import Collection
-from refinement.strategies.rank_fusion import FEEDBACK, rank_credit, score_credit
-from refinement.strategies.rerank import COSINE_ODDS, DEPTH, POSTERIOR_ODDS
-from refinement.strategies.word_overlap import WordOverlap
+from feedback.history import History, Turn
+from feedback.strategies import make_strategy
+from feedback.strategies.bayes import NOISE, PRIOR, VECTORS, WORDS, log_picks
+from feedback.strategies.collection import Collection
+from feedback.strategies.rank_fusion import FEEDBACK, rank_credit, score_credit
+from feedback.strategies.rerank import COSINE_ODDS, DEPTH, POSTERIOR_ODDS
+from feedback.strategies.word_overlap import WordOverlap
+from index.faiss_index import FaissIndex
 from retriever import Retriever
 
 A, B, C, D, E, F = IMAGE_IDS[:6]

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from conftest import IMAGE_IDS, KnownCaptions, WordEncoder, caption_of
 
-from refinement.history import History, NextQuery, Turn
-from refinement.strategies import make_strategy
-from refinement.strategies.chosen import OWN, Chosen
-from refinement.strategies.collection import Collection
-from refinement.strategies.fusion import CAPTION, IMAGE
-from refinement.strategies.rocchio import LIKED, PASSED, passed_over
-from refinement.strategies.slerp import STEP, slerp
+from feedback.history import History, NextQuery, Turn
+from feedback.strategies import make_strategy
+from feedback.strategies.chosen import OWN, Chosen
+from feedback.strategies.collection import Collection
+from feedback.strategies.fusion import CAPTION, IMAGE
+from feedback.strategies.rocchio import LIKED, PASSED, passed_over
+from feedback.strategies.slerp import STEP, slerp
 from retriever import SearchQuery
 
 A, B, C, D, E, F = IMAGE_IDS[:6]

@@ -8,10 +8,10 @@ import pytest
 from tiny_vlms import BUILDERS, pictures
 
 from BLIP.captioner import BlipCaptioner
-from captioning import MOST_TOKENS, Captioning
+from captioning import MAX_TOKENS, Captioning
+from feedback.costs import Costs, CountedCaptioner, CountedRewriter
 from generation.text_model import TextModel
 from query_editing import QueryEditing
-from refinement.costs import Costs, CountedCaptioner, CountedRewriter
 
 FIXTURES = Path(__file__).parent / "fixtures" / "blip"
 PROMPTS = ["a dog", "a red cat in the field of", "food", "two of them"]
@@ -21,13 +21,13 @@ def test_a_language_model_counts_in_batches_as_alone(language_model):
     alone = []
     for prompt in PROMPTS:
         model = TextModel(language_model, "fp32", 1)
-        model.complete([prompt], most_tokens=12)
+        model.complete([prompt], max_tokens=12)
         alone.append(model.tokens_written)
     assert all(0 < count <= 12 for count in alone) and len(set(alone)) > 1  # so that batches are padded
     together = TextModel(language_model, "fp32", 4)
-    together.complete(PROMPTS, most_tokens=12)
+    together.complete(PROMPTS, max_tokens=12)
     assert together.tokens_written == sum(alone)
-    together.complete(PROMPTS, most_tokens=1)
+    together.complete(PROMPTS, max_tokens=1)
     assert together.tokens_written == sum(alone) + len(PROMPTS)
 
 
@@ -60,7 +60,7 @@ def test_blip_counts_the_words_and_the_end_of_each_caption(blip_folder):
     images = pictures()
     CountedCaptioner(captioning, costs).caption(images)
     captioner = BlipCaptioner.open(blip_folder)
-    longest = min(MOST_TOKENS, captioner.model.config.text_config.max_position_embeddings)
+    longest = min(MAX_TOKENS, captioner.model.config.text_config.max_position_embeddings)
     said = [captioner.caption([image], num_beams=1, max_length=longest)[0] for image in images]
     words = [int(captioner.tokenizer.encode([text], longest).mask.sum()) - 2 for text in said]
     assert captioning.tokens_written == sum(count + 1 for count in words) > len(images)

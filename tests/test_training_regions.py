@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from BLIP.training_regions import COLUMNS, LEAST_SHARE, PatchTargets
+from BLIP.training_regions import COLUMNS, MIN_SHARE, PatchTargets
 
 HEADER = ",".join(COLUMNS)
 
@@ -31,7 +31,7 @@ def test_a_patch_takes_the_label_that_covers_most_of_it(tmp_path):
 
 
 def test_a_box_that_barely_touches_a_patch_does_not_name_it(tmp_path):
-    right = 0.5 + LEAST_SHARE / 2
+    right = 0.5 + MIN_SHARE / 2
     path = written(tmp_path, f"a.png,dog,0,0,{right - 0.01},1", f"b.png,dog,0,0,{right + 0.01},1")
     assert PatchTargets(path, ["a.png", "b.png"]).rows([0, 1], side=2).tolist() == [
         [1, 0, 1, 0],
@@ -51,7 +51,7 @@ def test_patches_agree_with_counting_points(tmp_path):
         [np.outer((points > t) & (points < b), (points > left) & (points < r)) for _, left, t, r, b in boxes]
     )
     shares = inside.reshape(4, side, 200, side, 200).mean(axis=(2, 4)).reshape(4, -1)
-    expected = np.where(shares.max(axis=0) >= LEAST_SHARE, 1 + shares.argmax(axis=0), 0)
+    expected = np.where(shares.max(axis=0) >= MIN_SHARE, 1 + shares.argmax(axis=0), 0)
     assert PatchTargets(path, ["a.png"]).rows([0], side)[0].tolist() == expected.tolist()
 
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter
 from playground.demo.catalogue import things
 from playground.demo.scenes import CELLS, GRID, Scene
 
-INSTALL = "pip install -r requirements-demo.txt"
+INSTALL = "pip install -r requirements/demo.txt"
 ATTRIBUTION = (
     "The objects in these pictures are OpenMoji's (https://openmoji.org), "
     "licence CC BY-SA 4.0; the scenes are derived from them and carry the same licence."

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from indexes.folder import locked_folder
+from files import locked_folder
 from playground.demo.drawing import ATTRIBUTION, render
 from playground.demo.scenes import CELLS, GRID, Scene, make_scene
 from playground.demo.wording import LEVELS, Description, describe, matches, mentionable, word

@@ -1,1 +1,0 @@
-"""Embedding and captioning by many workers, on Ray: an extra, which nothing else imports."""

@@ -1,1 +1,0 @@
-"""From image files to an index: decode, encode, write."""

@@ -1,0 +1,1 @@
+"""Experiments on the feedback loop: opened, run, compared."""

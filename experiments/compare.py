@@ -1,0 +1,315 @@
+"""Many strategies, users and seeds in one run, on the same queries, captions and embeddings; one table."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from evaluation.comparison import Difference, adjusted_by_holm, compare, mean_over_seeds
+from evaluation.measures import Measures, evaluate
+from evaluation.plots import plot_differences, plot_recall_f1
+from evaluation.tables import as_csv, as_latex, as_markdown, format_value
+from experiments.models import hardware
+from experiments.own_models import OwnModels
+from experiments.run import scrolling_name
+from experiments.run_folder import run_folder
+from experiments.setup import Setup
+from feedback.costs import counts_of
+from feedback.protocols import PROTOCOLS
+from feedback.strategies import reads_every_caption, rewrites
+from feedback.user_names import CONTROLS
+from files import write_bytes, write_json
+from records import Round
+from settings import ComparisonSettings
+
+log = logging.getLogger(__name__)
+
+EXTRA_MEASURES = ("Session F1", "BRI")  # of the last round, where the run has them
+COSTS = {
+    "search": "searches", "caption": "captions", "rewrite": "rewrites", "tokens": "tokens",
+    "search seconds": "s searching", "move seconds": "s moving", "caption seconds": "s captioning",
+    "rewrite seconds": "s rewriting", "seconds": "s in all",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Play:
+    """One strategy with one user.
+
+    Attributes:
+        name: In tables.
+        strategy: Its name.
+        user: Its name.
+        noise: Share of wrong picks.
+        seeds: What is random is played once with each; one seed where nothing is random.
+        control: Name of the run without feedback that it is compared with; its own for that run itself.
+    """
+
+    name: str
+    strategy: str
+    user: str
+    noise: float
+    seeds: tuple[int, ...]
+    control: str
+
+    def file(self, folder: Path, seed: int) -> Path:
+        """Returns the file of the records of one seed."""
+        noise = f"-noise{self.noise:g}" if self.noise else ""
+        number = f"-seed{seed}" if len(self.seeds) > 1 else ""
+        return folder / f"{self.strategy}-{self.user}{noise}{number}.rounds.jsonl"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a comparison found for one play.
+
+    Attributes:
+        play: The play.
+        measures: Means over its seeds, query by query.
+        minus_scrolling: Its headline measure in the last round minus that of its control.
+        p_value: Of that difference, adjusted for all rows of the table.
+        minus_controls: Minus the same strategy with the controls that pick at random or the first image.
+        costs: A query, see `Costs.per_query`.
+    """
+
+    play: Play
+    measures: Measures
+    minus_scrolling: Difference
+    p_value: float
+    minus_controls: Mapping[str, Difference]
+    costs: Mapping[str, float | None]
+
+
+def run_comparison(settings: ComparisonSettings, own: OwnModels | None = None) -> Path:
+    """Plays every strategy with every user, and compares each with scrolling.
+
+    Args:
+        settings: See `ComparisonSettings`.
+        own: Models given as objects, instead of those that the settings name.
+
+    Returns:
+        The folder with one ``NAME.rounds.jsonl`` each, ``comparison.md``, ``comparison.csv``,
+        ``comparison.tex``, ``costs.csv``, ``costs.tex``, ``comparison.json``, ``comparison.png`` and
+        ``differences.png``.
+
+    Raises:
+        FileNotFoundError: If dataset, checkpoint or index are missing.
+        ValueError: If they cannot be used, or the folder holds a comparison with other settings.
+    """
+    settings = settings.resolved()
+    parts = Setup.open(settings, own=own)
+    parts.check_rewriter(settings.strategies)
+    plays = plays_of(settings)
+    for play in plays:  # a user that cannot judge is found out before anything is played
+        parts.user(play.user, play.noise)
+    with run_folder(settings, parts.model_names) as folder:
+        _compare_in(folder, parts, plays)
+    return folder
+
+
+def _compare_in(folder: Path, parts: Setup, plays: Sequence[Play]) -> None:
+    """Plays what the folder does not hold yet, and writes the comparison into it."""
+    settings = parts.settings
+    parts.costs.keep_in(folder / "costs.json")
+    runs, counts = {}, {}
+    for play in plays:
+        log.info("playing %s", play.name)
+        played = [_play(parts, play, seed, folder) for seed in play.seeds]
+        runs[play.name] = mean_over_seeds(
+            [
+                evaluate(rounds, settings.rounds, parts.queries, len(parts.retriever.index))
+                for rounds in played
+            ]
+        )
+        needs_captions = parts.strategy(play.strategy).needs_captions
+        collection = len(parts.retriever.index) if reads_every_caption(play.strategy) else 0
+        by_seed = [
+            counts_of(rounds, needs_captions, rewrites(play.strategy), collection) for rounds in played
+        ]
+        counts[play.name] = {
+            stage: sum(count[stage] for count in by_seed) / len(by_seed) for stage in by_seed[0]
+        }
+    parts.costs.save()
+    found = _compare(plays, runs, PROTOCOLS[settings.protocol].measure_of(parts.queries), settings.seed)
+    costs = {
+        play.name: parts.costs.per_query(play.name, counts[play.name], len(parts.queries)) for play in plays
+    }
+    compared = [Compared(play, runs[play.name], *found[play.name], costs=costs[play.name]) for play in plays]
+    _write(folder, compared, parts)
+
+
+def plays_of(settings: ComparisonSettings) -> list[Play]:
+    """Lists what is played: the control without feedback first, then every strategy with every user.
+
+    Judging users play once with each of the noises; only what is random plays with several seeds. Where users
+    may give up, each has a control of its own, in which the same user looks and gives up as it would.
+    """
+    seeds = tuple(range(settings.seed, settings.seed + settings.seeds))
+    people = [
+        (user, noise)
+        for user in settings.users
+        for noise in ((0.0,) if user in CONTROLS else settings.noises)
+    ]
+    scrolling = scrolling_name(settings.protocol)
+    plays = []
+    if settings.user_patience is None:
+        plays.append(Play(scrolling, "original", "first", 0.0, seeds[:1], scrolling))
+    for user, noise in people:
+        who = f"{user} user" + (f", {noise:.0%} wrong" if noise else "")
+        drawn = seeds if noise or user == "random" else seeds[:1]
+        control = scrolling if settings.user_patience is None else f"{scrolling}, {who}"
+        if settings.user_patience is not None:
+            plays.append(Play(control, "original", user, noise, drawn, control))
+        plays += [
+            Play(f"{strategy}, {who}", strategy, user, noise, drawn, control)
+            for strategy in settings.strategies
+            if strategy != "original"  # that is the control
+        ]
+    return plays
+
+
+def _play(parts: Setup, play: Play, seed: int, folder: Path) -> list[Round]:
+    parts.costs.run = play.name
+    rounds = parts.play(play.strategy, parts.user(play.user, play.noise, seed), play.file(folder, seed))
+    parts.costs.save()
+    return rounds
+
+
+def _compare(
+    plays: Sequence[Play], runs: Mapping[str, Measures], measure: str, seed: int
+) -> dict[str, tuple[Difference, float, dict[str, Difference]]]:
+    """Compares every play with its control, and with the same strategy's random and first picks."""
+    minus_scrolling = {
+        play.name: compare(runs[play.control], runs[play.name], measure, seed=seed) for play in plays
+    }
+    family = [play.name for play in plays if play.name != play.control]
+    adjusted = adjusted_by_holm([minus_scrolling[name].p_value for name in family])
+    p_values = dict(zip(family, adjusted, strict=True))
+    found = {}
+    for play in plays:
+        picks = {
+            user: f"{play.strategy}, {user} user"
+            for user in CONTROLS
+            if play.user != user and play.name != play.control
+        }
+        minus_controls = {
+            user: compare(runs[name], runs[play.name], measure, seed=seed)
+            for user, name in picks.items()
+            if name in runs
+        }
+        found[play.name] = (minus_scrolling[play.name], p_values.get(play.name, 1.0), minus_controls)
+    return found
+
+
+def _write(folder: Path, compared: Sequence[Compared], parts: Setup) -> None:
+    measure = PROTOCOLS[parts.settings.protocol].measure_of(parts.queries)
+    scores, costs = _score_rows(compared, measure), _cost_rows(compared)
+    table = as_markdown(scores)
+    text = f"{table}\n\n{_explanation(compared, parts)}\n\nCost of one query:\n\n{as_markdown(costs)}\n"
+    for name, content in {
+        "comparison.md": text,
+        "comparison.csv": as_csv(scores),
+        "comparison.tex": as_latex(scores),
+        "costs.csv": as_csv(costs),
+        "costs.tex": as_latex(costs),
+    }.items():
+        write_bytes(folder / name, content.encode())
+    write_json(folder / "comparison.json", _json(compared, parts))
+    summaries = {row.play.name: row.measures.summary() for row in compared}
+    plot_recall_f1(summaries, folder / "comparison.png", measure=measure)
+    differences = {
+        row.play.name: row.minus_scrolling for row in compared if row.play.name != row.play.control
+    }
+    plot_differences(
+        differences, folder / "differences.png", f"{measure} of the last round minus the control's"
+    )
+    print(table)  # noqa: T201  the final table is the script's answer
+    log.info("written: %s", folder / "comparison.md")
+
+
+def _score_rows(compared: Sequence[Compared], measure: str) -> list[list[str]]:
+    summaries = [row.measures.summary() for row in compared]
+    round_count = len(summaries[0][measure])
+    extra = [name for name in EXTRA_MEASURES if name in summaries[0]]
+    controls = [user for user in CONTROLS if any(user in row.minus_controls for row in compared)]
+    header = [
+        "Run",
+        "seeds",
+        *(f"{measure}, round {number}" for number in range(round_count)),
+        f"minus {compared[0].play.control.split(',')[0]} (95%)",
+        "p (Holm)",
+        *(f"minus {user} pick (95%)" for user in controls),
+        *extra,
+    ]
+    rows = [header]
+    for row, summary in zip(compared, summaries, strict=True):
+        is_control = row.play.name == row.play.control
+        rows.append(
+            [
+                row.play.name,
+                str(len(row.play.seeds)),
+                *(format_value(measure, value) for value in summary[measure]),
+                "" if is_control else _interval(row.minus_scrolling),
+                "" if is_control else f"{row.p_value:.3f}" if row.p_value >= 0.001 else "< 0.001",
+                *(
+                    _interval(row.minus_controls[user]) if user in row.minus_controls else ""
+                    for user in controls
+                ),
+                *(format_value(name, summary[name][-1]) for name in extra),
+            ]
+        )
+    return rows
+
+
+def _interval(difference: Difference) -> str:
+    return f"{100 * difference.mean:+.1f} ({100 * difference.low:+.1f} to {100 * difference.high:+.1f})"
+
+
+def _cost_rows(compared: Sequence[Compared]) -> list[list[str]]:
+    rows = [["Run", *COSTS.values()]]
+    for row in compared:
+        cells = []
+        for name in COSTS:
+            value = row.costs[name]
+            digits = 3 if "seconds" in name else 1
+            cells.append("not measured" if value is None else f"{value:.{digits}f}")
+        rows.append([row.play.name, *cells])
+    return rows
+
+
+def _explanation(compared: Sequence[Compared], parts: Setup) -> str:
+    several = max(len(row.play.seeds) for row in compared)
+    family = sum(row.play.name != row.play.control for row in compared)
+    return (
+        f"{compared[0].minus_scrolling.query_count} queries, protocol {parts.settings.protocol}, seed "
+        f"{parts.settings.seed}; {hardware()}. Shares in percent. Intervals: paired bootstrap over queries, "
+        f"10,000 resamples, each for itself. p: of no difference from the control, adjusted for the "
+        f"{family} comparisons of the table (Holm). What is random is the mean over {several} seeds; all "
+        "else is deterministic and played once. Costs: as if each run had been played alone; seconds per "
+        "caption and rewrite are means over all runs. "
+        f"{len(parts.left_out)} queries were left out because no picture that answers them could be read."
+    )
+
+
+def _json(compared: Sequence[Compared], parts: Setup) -> dict[str, object]:
+    runs = {
+        row.play.name: row.measures.to_json()
+        | {
+            "strategy": row.play.strategy,
+            "user": row.play.user,
+            "noise": row.play.noise,
+            "seeds": list(row.play.seeds),
+            "minus_scrolling": asdict(row.minus_scrolling),
+            "p_value_holm": row.p_value,
+            "minus_controls": {user: asdict(found) for user, found in row.minus_controls.items()},
+            "costs_per_query": dict(row.costs),
+        }
+        for row in compared
+    }
+    return {
+        "runs": runs,
+        "queries_left_out": [asdict(skip) for skip in parts.left_out],
+        "hardware": hardware(),
+    }

@@ -1,0 +1,257 @@
+"""Other people's dialogues as they are: files of ChatIR and PlugIR, scored as they score them.
+
+    python -m experiments.dialogues --dialogues FILE.json --search-space FILE.json --root FOLDER
+
+A dialogue file is a JSON list of ``{"img": path, "dialog": [caption, "question? answer", ...]}``, the search
+space a JSON list of image paths; both name images by their path below ROOT. In round r the first r + 1 turns
+are searched, joined by ", ". Nobody points at anything here: who answered saw the target, and the dialogue
+was held before. Results: runs/chatir-FILE/measures.json with cumulative Hits@10 and BRI per round; a report.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from evaluation.measures import Measures, evaluate
+from evaluation.plots import plot_recall_f1
+from evaluation.report import write_report
+from evaluation.runs import append_rounds, read_rounds
+from evaluation.tables import format_table
+from evaluation.trec import write_trec
+from experiments.dataset_index import open_retriever
+from experiments.run_folder import run_folder
+from feedback.history import NextQuery
+from feedback.protocols import PROTOCOLS
+from feedback.rounds import search_round
+from files import write_json
+from playground import open_dataset
+from records import Dataset, Image, Query, Round
+from retriever import Retriever, SearchQuery
+from settings import DialogueSettings, read_settings, run_script
+
+log = logging.getLogger(__name__)
+
+PROTOCOL = PROTOCOLS["chatir"]
+SEPARATOR = ", "  # between turns, as ChatIR joins them
+COLUMNS = ("Hits@1", "Hits@5", "Hits@10", "Recall@10", "Mean rank", "BRI")
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """What was said about one image.
+
+    Attributes:
+        id: Unique in the file: the image and the dialogue's place.
+        image_id: The target.
+        turns: The first caption, then a question with its answer each.
+    """
+
+    id: str
+    image_id: str
+    turns: tuple[str, ...]
+
+    def text(self, number: int, alone: bool) -> str:
+        """Returns what is searched in a round.
+
+        Args:
+            number: The round, from 0. After the last turn the text stays what it was.
+            alone: Whether a turn says everything by itself, as PlugIR's reformulated dialogues do; else all
+                turns so far are joined.
+        """
+        said = self.turns[: number + 1]
+        return said[-1] if alone else SEPARATOR.join(said)
+
+
+def read_dialogues(path: Path) -> list[Dialogue]:
+    """Reads a dialogue file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no list of dialogues; names the entry.
+    """
+    dialogues = []
+    for number, entry in enumerate(_read_list(path, "dialogues")):
+        image_id, turns = (entry.get("img"), entry.get("dialog")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(image_id, str) or not isinstance(turns, list) or not turns:
+            raise ValueError(f'{path}, entry {number}: expected {{"img": path, "dialog": [text, ...]}}')
+        if not all(isinstance(turn, str) and turn.strip() for turn in turns):
+            raise ValueError(f"{path}, entry {number}: a turn of {image_id!r} is blank or no text")
+        dialogues.append(Dialogue(f"{image_id}#{number}", image_id, tuple(turns)))
+    return dialogues
+
+
+def read_search_space(path: Path, root: Path) -> Dataset:
+    """Reads the images among which dialogues search; their ids are the paths as they stand in the file.
+
+    Args:
+        path: A JSON list of image paths.
+        root: The folder that they are relative to.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no list of paths, or holds one twice.
+    """
+    ids = _read_list(path, "image paths")
+    wrong = [entry for entry in ids if not isinstance(entry, str) or not entry]
+    if wrong:
+        raise ValueError(f"{path}: got {wrong[0]!r}, expected image paths")
+    image_id, times = Counter(ids).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"{path}: {image_id!r} is listed {times} times, expected every image once")
+    return Dataset(path.stem, root, tuple(Image(image_id, root / image_id) for image_id in ids), ())
+
+
+def play_dialogues(
+    dialogues: Sequence[Dialogue],
+    retriever: Retriever,
+    round_count: int,
+    *,
+    alone: bool = False,
+    batch_size: int = 256,
+    played: Sequence[Round] = (),
+    keep: Callable[[list[Round]], None] = lambda rounds: None,
+) -> list[Round]:
+    """Searches every round of every dialogue; none stops early, found or not.
+
+    Args:
+        dialogues: Their images are in the index.
+        retriever: Searches.
+        round_count: Rounds, the first caption's included.
+        alone: As `Dialogue.text`.
+        batch_size: Dialogues searched together.
+        played: Records of an earlier run; what they hold is not searched again.
+        keep: Called with each batch's records as soon as they are there.
+
+    Returns:
+        All records, those of the earlier run first.
+
+    Raises:
+        ValueError: If an image is not in the index.
+    """
+    done = {(record.query_id, record.number) for record in played}
+    records = list(played)
+    queries = queries_of(dialogues)
+    with tqdm(total=round_count * len(queries), desc="searching", unit="turn") as bar:
+        for number in range(round_count):
+            for start in range(0, len(queries), batch_size):
+                part = range(start, min(start + batch_size, len(queries)))
+                due = [place for place in part if (queries[place].id, number) not in done]
+                texts = [dialogues[place].text(number, alone) for place in due]
+                if due:
+                    searches = [NextQuery(SearchQuery(text=text)) for text in texts]
+                    batch = [queries[place] for place in due]
+                    fresh = search_round(batch, [[] for _ in due], searches, number, retriever, PROTOCOL)
+                    keep(fresh)
+                    records += fresh
+                bar.update(len(part))
+    return records
+
+
+def queries_of(dialogues: Sequence[Dialogue]) -> tuple[Query, ...]:
+    """Returns the queries that dialogues begin with."""
+    return tuple(
+        Query(dialogue.id, dialogue.turns[0], dialogue.image_id, frozenset({dialogue.image_id}))
+        for dialogue in dialogues
+    )
+
+
+def run_dialogues(settings: DialogueSettings) -> Path:
+    """Evaluates a dialogue file.
+
+    Args:
+        settings: See `DialogueSettings`.
+
+    Returns:
+        The run's folder with ``settings.json``, ``rounds.jsonl``, ``measures.json``, ``recall_f1.png``,
+        ``report.html`` and ``trec/``.
+
+    Raises:
+        FileNotFoundError: If a file or the checkpoint is missing.
+        ValueError: If one cannot be used, a dialogue's image is not in the search space, or the folder holds
+            a run with other settings.
+    """
+    settings = settings.resolved()
+    if settings.dialogues is None:
+        raise ValueError("dialogues: got none, expected a JSON file; name it with --dialogues")
+    dialogues = read_dialogues(settings.dialogues)
+    dataset = (
+        read_search_space(settings.search_space, settings.root or Path())
+        if settings.search_space
+        else open_dataset(settings.dataset, settings.root, settings.split or "all")
+    )
+    known = {image.id for image in dataset.images}
+    strange = [dialogue.image_id for dialogue in dialogues if dialogue.image_id not in known]
+    if strange:
+        raise ValueError(
+            f"{settings.dialogues}: {len(strange)} images are not in the search space of {len(known)}, first "
+            f"{strange[0]!r}; name the search space that belongs to it"
+        )
+    retriever = open_retriever(settings, dataset)
+    indexed = frozenset(retriever.index.ids)
+    asked = [dialogue for dialogue in dialogues if dialogue.image_id in indexed]
+    left_out = [dialogue.id for dialogue in dialogues if dialogue.image_id not in indexed]
+    if left_out:
+        log.warning("left out %d dialogues: their pictures cannot be read", len(left_out))
+    round_count = settings.rounds or max(len(dialogue.turns) for dialogue in dialogues)
+    models = {
+        "blip_fingerprint": retriever.encoder.fingerprint,
+        "dialogues_sha256": hashlib.sha256(settings.dialogues.read_bytes()).hexdigest(),
+    }
+    with run_folder(settings, models) as folder:
+        path = folder / "rounds.jsonl"
+        rounds = play_dialogues(
+            asked,
+            retriever,
+            round_count,
+            alone=settings.turns == "alone",
+            batch_size=settings.query_batch,
+            played=read_rounds(path) if path.is_file() else (),
+            keep=lambda fresh: append_rounds(path, fresh),
+        )
+        measures = evaluate(rounds, round_count, queries_of(asked), len(retriever.index))
+        _write_results(folder, measures, dataset, rounds, left_out)
+    return folder
+
+
+def _write_results(
+    folder: Path, measures: Measures, dataset: Dataset, rounds: Sequence[Round], left_out: Sequence[str]
+) -> None:
+    summary = measures.summary()
+    round_count = len(summary["BRI"])
+    write_json(
+        folder / "measures.json",
+        measures.to_json() | {"images": len(dataset.images), "queries_left_out": list(left_out)},
+    )
+    write_trec(folder / "trec", rounds, round_count)
+    plot_recall_f1({"dialogues": summary}, folder / "recall_f1.png")
+    write_report(folder, dataset.folder, title="Dialogues")
+    print(format_table(summary, COLUMNS))  # noqa: T201  the final table is the command's answer
+    log.info("written: %s", folder / "report.html")
+
+
+def _read_list(path: Path, what: str) -> list[Any]:
+    try:
+        entries = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}); expected a list of {what}") from error
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{path}: expected a JSON list of {what}, with at least one")
+    return entries
+
+
+def main() -> None:
+    """Reads the command line, and evaluates."""
+    run_dialogues(read_settings(DialogueSettings, {}))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_script(main))

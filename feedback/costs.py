@@ -1,0 +1,214 @@
+"""What a run costs: how often each stage did its work, how long that took, and how many tokens it wrote.
+
+Runs of a comparison share captions and rewrites, so the first that needs one pays for it and the others do
+not. `Costs.per_query` therefore takes from each run how much it asked for, and from all runs together how
+long one caption or rewrite took: what the run would have cost alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from feedback.strategies import Rewriter
+from files import read_json, write_json
+from records import Round
+
+SHARED = ("caption", "rewrite")  # made once for all runs
+STAGES = ("search", "move", *SHARED)
+
+
+@dataclass
+class Spent:
+    """What one stage of one run has spent.
+
+    Attributes:
+        items: Searches, moved queries, captions or rewrites.
+        seconds: Without the time of other stages inside.
+        tokens: Written by a model; 0 where nobody counts them.
+        money: Paid for a model behind servers, at the prices that the settings give.
+    """
+
+    items: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    money: float = 0.0
+
+
+class Costs:
+    """The account of one or several runs; kept in a file if one is named, so that a stop loses none.
+
+    Attributes:
+        run: Name of the run that pays now.
+        spent: What each run has spent in each stage.
+    """
+
+    def __init__(self) -> None:
+        self.run = ""
+        self.spent: dict[str, dict[str, Spent]] = {}
+        self._path: Path | None = None
+        self._open: list[float] = []  # seconds of the stages inside, for each stage that is running
+
+    def keep_in(self, path: Path) -> None:
+        """Goes on with the account in a file, and keeps it there.
+
+        Args:
+            path: Read if it is there; `save` writes it.
+        """
+        self._path = path
+        if path.is_file():
+            self.spent = {
+                run: {stage: Spent(**values) for stage, values in stages.items()}
+                for run, stages in read_json(path).items()
+            }
+
+    @contextmanager
+    def measure(self, stage: str, items: int, model: object = None) -> Iterator[None]:
+        """Charges the block's time to a stage of the current run, without that of stages inside.
+
+        Args:
+            stage: Its name.
+            items: How much work it is.
+            model: Does the work; its ``tokens_written`` and ``money`` are read, if it has them.
+        """
+        account = self.spent.setdefault(self.run, {}).setdefault(stage, Spent())
+        started, written, paid = time.perf_counter(), _tokens_written(model), _money(model)
+        self._open.append(0.0)
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - started
+            account.seconds += seconds - self._open.pop()
+            account.items += items
+            account.tokens += _tokens_written(model) - written
+            account.money += _money(model) - paid
+            if self._open:
+                self._open[-1] += seconds
+
+    def save(self) -> None:
+        """Writes the file."""
+        if self._path is not None:
+            write_json(self._path, self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns run, stage, and what was spent."""
+        return {
+            run: {stage: asdict(account) for stage, account in stages.items()}
+            for run, stages in self.spent.items()
+        }
+
+    def per_query(self, run: str, counts: Mapping[str, float], query_count: int) -> dict[str, float | None]:
+        """Says what a run costs a query, as if it had been played alone.
+
+        Args:
+            run: Its name.
+            counts: How many searches, moves, captions and rewrites it asked for, by stage.
+            query_count: Its queries.
+
+        Returns:
+            For each stage, as ``search`` and so on, its count a query, and as ``search seconds`` its seconds
+            a query; then ``seconds`` and ``tokens`` in all. None where the stage was needed and never
+            measured, such as captions found in a file.
+        """
+        row: dict[str, float | None] = {}
+        seconds: list[float | None] = []
+        tokens: list[float | None] = []
+        for stage in STAGES:
+            count = counts.get(stage, 0) / query_count
+            account = self._pooled(stage) if stage in SHARED else self.spent.get(run, {}).get(stage, Spent())
+            known = account.items > 0 or not count
+            row[stage] = count
+            row[f"{stage} seconds"] = count * account.seconds / max(1, account.items) if known else None
+            seconds.append(row[f"{stage} seconds"])
+            tokens.append(count * account.tokens / max(1, account.items) if known else None)
+        return row | {"seconds": _total(seconds), "tokens": _total(tokens)}
+
+    def _pooled(self, stage: str) -> Spent:
+        accounts = [stages[stage] for stages in self.spent.values() if stage in stages]
+        return Spent(
+            sum(account.items for account in accounts),
+            sum(account.seconds for account in accounts),
+            sum(account.tokens for account in accounts),
+        )
+
+
+class CountedRewriter:
+    """A rewriter whose work is counted; no pair is asked of it twice.
+
+    The rewrites are kept here, so that the runs that share it share them.
+    """
+
+    def __init__(self, rewriter: Rewriter, costs: Costs) -> None:
+        self._rewriter = rewriter
+        self._costs = costs
+        self._written: dict[tuple[str, str], str] = {}
+
+    def rewrite(self, queries: Sequence[str], captions: Sequence[str]) -> list[str]:
+        """Returns one line a pair, in order; empty where the rewriter failed."""
+        pairs = list(zip(queries, captions, strict=True))
+        new = [pair for pair in dict.fromkeys(pairs) if pair not in self._written]
+        if new:
+            with self._costs.measure("rewrite", len(new), self._rewriter):
+                made = self._rewriter.rewrite([query for query, _ in new], [caption for _, caption in new])
+            self._written.update(zip(new, made, strict=True))
+        return [self._written[pair] for pair in pairs]
+
+
+class CountedCaptioner:
+    """A captioner whose work is counted.
+
+    Attributes:
+        model_id: The captioner's.
+        name: The captioner's.
+    """
+
+    def __init__(self, captioner: Any, costs: Costs) -> None:
+        self.model_id = captioner.model_id
+        self.name = captioner.name
+        self._captioner = captioner
+        self._costs = costs
+
+    def caption(self, images: list[Any]) -> list[str]:
+        """Describes each picture in one line."""
+        with self._costs.measure("caption", len(images), self._captioner):
+            return self._captioner.caption(images)
+
+
+def counts_of(
+    rounds: Sequence[Round], needs_captions: bool, rewrites: bool, collection: int = 0
+) -> dict[str, int]:
+    """Counts from its records what a run asked for: captions of distinct images, rewrites of distinct pairs.
+
+    Args:
+        rounds: The run's.
+        needs_captions: Whether its strategy has picked images captioned.
+        rewrites: Whether its strategy has a language model write.
+        collection: Images that its strategy has captioned whether they are picked or not.
+    """
+    moved = sum(record.number > 0 for record in rounds)
+    liked = {image_id for record in rounds for image_id in record.liked}
+    captioned = {(record.query_id, record.number) for record in rounds if any(record.captions)}
+    asked = sum((record.query_id, record.number - 1) in captioned for record in rounds if record.number)
+    return {
+        "search": len(rounds),
+        "move": moved,
+        "caption": max(collection, len(liked) if needs_captions else 0),
+        "rewrite": asked if rewrites else 0,
+    }
+
+
+def _tokens_written(model: object) -> int:
+    return getattr(model, "tokens_written", 0)  # a model from outside need not count
+
+
+def _money(model: object) -> float:
+    return getattr(model, "money", 0.0)
+
+
+def _total(parts: Sequence[float | None]) -> float | None:
+    known = [part for part in parts if part is not None]
+    return sum(known) if len(known) == len(parts) else None

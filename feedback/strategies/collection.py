@@ -1,0 +1,70 @@
+"""What a strategy may use of the collection: its vectors, its captions and the models that made them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from index.exact_scores import score_blocks, unit_rows
+from index.exclusions import rows_of
+from retriever import Retriever
+
+
+@dataclass(frozen=True, eq=False)
+class Collection:
+    """The images that are searched, as the system sees them. What people wrote about them is not among it.
+
+    Attributes:
+        retriever: Holds the image vectors, and encodes texts into the same space.
+        captions_of: Ids to the system's own captions, one each; None where there is no captioner.
+        match: n texts and n image ids to (n,) float probabilities that each text is true of its image; None
+            where the model has no matching head.
+    """
+
+    retriever: Retriever
+    captions_of: Callable[[Sequence[str]], list[str]] | None = None
+    match: Callable[[Sequence[str], Sequence[str]], np.ndarray] | None = None
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """The image ids, by row."""
+        return self.retriever.index.ids
+
+    @cached_property
+    def vectors(self) -> np.ndarray:
+        """(n, d) float32 unit rows."""
+        return self.retriever.vectors_of(self.ids)
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {image_id: row for row, image_id in enumerate(self.ids)}
+
+    def rows(self, ids: Sequence[str]) -> np.ndarray:
+        """Looks up rows, (n,) int64.
+
+        Raises:
+            ValueError: If an id is not in the index.
+        """
+        return rows_of(ids, self._row_of)
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Encodes texts, (n, d) float32 unit rows."""
+        return self.retriever.encode_texts(texts)
+
+    def similarities(self, vectors: np.ndarray) -> np.ndarray:
+        """Scores all images, exactly as a search does: equal images have equal scores.
+
+        Args:
+            vectors: (q, d) float32 unit rows.
+
+        Returns:
+            (q, n) float64.
+        """
+        queries = unit_rows(vectors, self.vectors.shape[1], "query vectors")
+        scores = np.empty((len(queries), len(self.vectors)))
+        for some, rows, block in score_blocks(queries, self.vectors):
+            scores[some, rows] = block
+        return scores

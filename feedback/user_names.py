@@ -1,0 +1,119 @@
+"""The names by which the settings know simulated users; what one needs is opened when first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import get_args
+
+import numpy as np
+
+from feedback.habits import ImpatientUser, NoisyUser
+from feedback.protocols import Protocol
+from feedback.users import (
+    CaptionUser,
+    FirstUser,
+    GroundTruthUser,
+    JudgingUser,
+    NearestUser,
+    RandomUser,
+    User,
+    caption_vectors,
+)
+from records import Image, Query
+from retriever import Retriever
+from settings import UserName
+
+CONTROLS = ("random", "first")  # they judge nothing, so they have no habits either
+
+
+class SimulatedUsers:
+    """Makes users for one collection and its queries."""
+
+    def __init__(
+        self,
+        retriever: Retriever,
+        images: Sequence[Image],
+        queries: Sequence[Query],
+        protocol: Protocol,
+        sentence_encoder: str,
+    ) -> None:
+        """Opens nothing yet.
+
+        Args:
+            retriever: Its embedding is the reference user's eye.
+            images: The collection, with people's captions; those that are not in the index do not count.
+            queries: Those to be played.
+            protocol: The rules.
+            sentence_encoder: Of the users who judge by captions: packaged name, folder or hub id.
+        """
+        self._retriever = retriever
+        self._images = images
+        self._queries = queries
+        self._protocol = protocol
+        self._sentence_encoder = sentence_encoder
+
+    def named(
+        self, name: str, *, noise: float = 0.0, dislikes: int = 0, patience: int | None = None, seed: int = 0
+    ) -> User:
+        """Makes a user.
+
+        Args:
+            name: One of `settings.UserName`.
+            noise: Share of the rounds in which a judging user is mistaken.
+            dislikes: How many shown images a judging user also turns down.
+            patience: Rounds in a row without progress after which a judging user gives up.
+            seed: Of random picks and mistakes.
+
+        Raises:
+            ValueError: If the name is not known, or the user cannot judge this collection or protocol.
+        """
+        if name == "random":
+            return RandomUser(seed)
+        if name == "first":
+            return FirstUser()
+        user: JudgingUser = self._judging(name, dislikes)
+        if noise:
+            user = NoisyUser(user, noise, seed)
+        return ImpatientUser(user, patience) if patience is not None else user
+
+    def _judging(self, name: str, dislikes: int) -> JudgingUser:
+        if name == "independent":
+            return NearestUser(self._means_of_captions, dislikes)
+        if name == "caption":
+            words = {query.id: query.text for query in self._queries}
+            return CaptionUser(self._indexed, words, self._encode, dislikes)
+        if name == "reference":
+            return NearestUser(self._retriever.vectors_of, dislikes)
+        if name != "ground-truth":
+            raise ValueError(f"user: got {name!r}, expected one of {', '.join(get_args(UserName))}")
+        if not self._protocol.any_relevant:
+            raise ValueError(
+                "user: ground-truth likes relevant images, and under this protocol the target is the only "
+                "one; choose --protocol paper, or another user"
+            )
+        return GroundTruthUser(dislikes)
+
+    @cached_property
+    def _encode(self) -> Callable[[Sequence[str]], np.ndarray]:
+        from feedback.sentence_encoder import open_sentence_encoder
+
+        encoder = open_sentence_encoder(self._sentence_encoder)
+        encoded: dict[str, np.ndarray] = {}  # all users read the same captions, all frames of a video too
+
+        def encode(texts: Sequence[str]) -> np.ndarray:
+            new = [text for text in dict.fromkeys(texts) if text not in encoded]
+            if new:
+                encoded.update(zip(new, encoder.encode_texts(new), strict=True))
+            return np.stack([encoded[text] for text in texts])
+
+        return encode
+
+    @cached_property
+    def _indexed(self) -> list[Image]:
+        indexed = frozenset(self._retriever.index.ids)
+        return [image for image in self._images if image.id in indexed]
+
+    @cached_property
+    def _means_of_captions(self) -> Callable[[Sequence[str]], np.ndarray]:
+        return caption_vectors(self._indexed, self._encode)

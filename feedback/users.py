@@ -1,0 +1,259 @@
+"""Simulated users: each looks at what was shown and points at images.
+
+What every user may see is in its `View`: the goal (it knows what it looks for), the shown images that may be
+picked, and what it picked before. It never sees the query text, the scores or the images not shown, and
+nothing of it but the picked ids reaches the strategy. With what eye a user judges is in its own docstring;
+`feedback/habits.py` adds to any of them mistakes and an end of patience.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from records import Feedback, Image
+
+Encode = Callable[[Sequence[str]], np.ndarray]  # texts, or image ids, to (n, d) float32 unit rows
+
+
+@dataclass(frozen=True)
+class View:
+    """What a user looks at in one round.
+
+    Attributes:
+        query_id: Of the session.
+        round_number: From 0.
+        goals: Ids of what would satisfy: the target, or without one all relevant images.
+        candidates: Ids of the shown images that may be picked, in the order shown; never picked before.
+        liked_before: What the user picked in each earlier round, oldest first.
+    """
+
+    query_id: str
+    round_number: int
+    goals: frozenset[str]
+    candidates: tuple[str, ...]
+    liked_before: tuple[tuple[str, ...], ...] = ()
+
+
+class User(Protocol):
+    """Someone who judges."""
+
+    def judge(self, views: Sequence[View]) -> list[Feedback]:
+        """Returns one feedback a view; an empty one where there is nothing to pick."""
+        ...
+
+
+class JudgingUser(User, Protocol):
+    """A user with a judgement of its own, not a control: it can tell progress."""
+
+    def improves(self, view: View, liked: tuple[str, ...]) -> bool:
+        """Says whether what it likes now brings it further than what it liked before."""
+        ...
+
+
+class NearestUser:
+    """Picks the candidate nearest to a goal, as seen by one embedding of the images.
+
+    With the retriever's own embedding this is the reference's user, and it flatters: it judges with the eye
+    of the system that it tests. With another encoder's it is an independent user. Of equally near candidates
+    the one shown first is picked.
+
+    May see: the vectors of the goals and of the candidates.
+    """
+
+    def __init__(self, vectors_of: Encode, dislikes: int = 0) -> None:
+        """Takes the eye.
+
+        Args:
+            vectors_of: Image ids to (n, d) float32 unit rows.
+            dislikes: How many candidates it turns down: those farthest from every goal.
+        """
+        self._vectors_of = vectors_of
+        self._dislikes = dislikes
+
+    def judge(self, views: Sequence[View]) -> list[Feedback]:
+        """Picks by cosine similarity, the greatest over the goals."""
+        return [self._judge(view) for view in views]
+
+    def improves(self, view: View, liked: tuple[str, ...]) -> bool:
+        """Says whether a pick is nearer to a goal than every earlier one."""
+        earlier = [image_id for ids in view.liked_before for image_id in ids]
+        if not liked or not earlier:
+            return bool(liked)
+        return bool(self.nearness(view, liked).max() > self.nearness(view, earlier).max())
+
+    def nearness(self, view: View, image_ids: Sequence[str]) -> np.ndarray:
+        """Judges images.
+
+        Returns:
+            (n,) floats: the greatest cosine similarity with a goal.
+        """
+        goals = self._vectors_of(sorted(view.goals))
+        return (self._vectors_of(image_ids) @ goals.T).max(axis=1)
+
+    def _judge(self, view: View) -> Feedback:
+        if not view.candidates:
+            return Feedback()
+        nearness = self.nearness(view, view.candidates)
+        nearest = int(nearness.argmax())
+        farthest_first = [int(place) for place in np.argsort(nearness, kind="stable") if place != nearest]
+        disliked = sorted(farthest_first[: self._dislikes])
+        return Feedback((view.candidates[nearest],), tuple(view.candidates[place] for place in disliked))
+
+
+class CaptionUser(NearestUser):
+    """Judges by other words for the same picture: the goal's captions that are not the query.
+
+    With T the captions of a goal by people, those that say what the query says left out, and C those of a
+    candidate, the candidate's nearness is  mean over t in T of max over c in C of cos(e(t), e(c)):  how well
+    each thing that can be said of the goal is said of the candidate too. Of several goals the greatest
+    counts, those left out of which only the query tells; with none left it cannot judge.
+
+    May see: people's captions of the goals and of the candidates. The words of the query are known only to be
+    left out: the independent user, whose eye is the mean of all captions, has the query among them.
+    """
+
+    def __init__(
+        self, images: Sequence[Image], words: Mapping[str, str], encode: Encode, dislikes: int = 0
+    ) -> None:
+        """Reads all captions.
+
+        Args:
+            images: With captions; encoded once, all together.
+            words: The text of each query, by its id.
+            encode: Texts to (n, d) float32 unit rows; not the retriever's own encoder.
+            dislikes: As `NearestUser`.
+
+        Raises:
+            ValueError: If an image has no captions.
+        """
+        self._captions = {image.id: image.captions for image in images}
+        self._rows = _caption_rows(images, encode)
+        self._words = words
+        self._dislikes = dislikes
+
+    def nearness(self, view: View, image_ids: Sequence[str]) -> np.ndarray:
+        """Judges images by their captions.
+
+        Raises:
+            ValueError: If no caption but the query describes a goal.
+        """
+        query = _plain(self._words[view.query_id])
+        goals = []
+        for goal in sorted(view.goals):
+            kept = [row for row, said in enumerate(self._captions[goal]) if _plain(said) != query]
+            if kept:
+                goals.append(self._rows[goal][kept])
+        if not goals:
+            raise ValueError(
+                f"query {view.query_id!r}: its target has no caption but the query; the user 'caption' needs "
+                "another one; choose another user"
+            )
+        return np.array(
+            [
+                max(float((goal @ self._rows[image_id].T).max(axis=1).mean()) for goal in goals)
+                for image_id in image_ids
+            ]
+        )
+
+
+class GroundTruthUser:
+    """Likes every candidate that answers the query: the paper's artificial actor (arXiv 2404.18746).
+
+    It makes sense only where images that answer the query may be picked, and there are several of them: under
+    the protocol ``paper``. It likes nothing where nothing of the kind was shown.
+
+    May see: which images answer the query.
+    """
+
+    def __init__(self, dislikes: int = 0) -> None:
+        """Takes a habit.
+
+        Args:
+            dislikes: How many of the other candidates it turns down, from the top of the list: those that the
+                system wrongly took to be the best.
+        """
+        self._dislikes = dislikes
+
+    def judge(self, views: Sequence[View]) -> list[Feedback]:
+        """Likes what is relevant."""
+        return [self._judge(view) for view in views]
+
+    def improves(self, view: View, liked: tuple[str, ...]) -> bool:
+        """Says whether anything was found: picked images are never shown again, so each one is new."""
+        return bool(view.goals.intersection(liked))
+
+    def _judge(self, view: View) -> Feedback:
+        liked = tuple(image_id for image_id in view.candidates if image_id in view.goals)
+        wrong = tuple(image_id for image_id in view.candidates if image_id not in view.goals)
+        return Feedback(liked, wrong[: self._dislikes])
+
+
+class RandomUser:
+    """Picks any candidate: a control. The same seed, query and round give the same pick.
+
+    May see: the ids of the candidates.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def judge(self, views: Sequence[View]) -> list[Feedback]:
+        """Picks evenly among the candidates."""
+        picks = []
+        for view in views:
+            rng = random.Random(f"{self._seed} {view.query_id} {view.round_number}")
+            picks.append(Feedback(liked=(rng.choice(view.candidates),)) if view.candidates else Feedback())
+        return picks
+
+
+class FirstUser:
+    """Picks the candidate shown first: a control, pseudo relevance feedback with one image.
+
+    May see: the order of the candidates.
+    """
+
+    def judge(self, views: Sequence[View]) -> list[Feedback]:
+        """Picks the first."""
+        return [Feedback(liked=view.candidates[:1]) for view in views]
+
+
+def caption_vectors(images: Sequence[Image], encode: Encode) -> Encode:
+    """Makes an eye out of people's captions: an image is the mean of its captions' embeddings.
+
+    Args:
+        images: With captions; encoded once, all together.
+        encode: Texts to (n, d) float32 unit rows; with the retriever's own encoder the user would not be
+            independent.
+
+    Returns:
+        Image ids to (n, d) float32 unit rows.
+
+    Raises:
+        ValueError: If an image has no captions.
+    """
+    means = {image_id: rows.mean(axis=0) for image_id, rows in _caption_rows(images, encode).items()}
+    matrix = np.stack([mean / max(float(np.linalg.norm(mean)), 1e-12) for mean in means.values()])
+    place = {image_id: row for row, image_id in enumerate(means)}
+    return lambda ids: matrix[[place[image_id] for image_id in ids]]
+
+
+def _caption_rows(images: Sequence[Image], encode: Encode) -> dict[str, np.ndarray]:
+    """Encodes all captions together; returns the rows of each image's."""
+    bare = [image.id for image in images if not image.captions]
+    if bare:
+        raise ValueError(
+            f"{len(bare)} of {len(images)} images have no caption, first {bare[0]}: a user who judges by "
+            "people's captions needs those of all images; choose another user"
+        )
+    rows = encode([caption for image in images for caption in image.captions])
+    ends = np.cumsum([len(image.captions) for image in images])
+    return {image.id: part for image, part in zip(images, np.split(rows, ends[:-1]), strict=True)}
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split())

@@ -1,0 +1,237 @@
+"""Files that a kill cannot spoil: written whole or not at all, lines appended and flushed, folders locked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+class WriteFailed(OSError):
+    """The system refused a write: the disk is full, or the place may not be written."""
+
+
+class FolderBusy(ValueError):
+    """Another process writes in the folder."""
+
+
+@contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Names the file in an error of the block, which a full disk does not, and says what to do.
+
+    Args:
+        path: What the block writes.
+
+    Raises:
+        WriteFailed: (an OSError) If the block ends with an OSError.
+    """
+    try:
+        yield
+    except WriteFailed:
+        raise
+    except OSError as error:
+        reason = error.strerror or f"{error}: is the disk full?"  # NumPy gives no error number
+        raise WriteFailed(
+            f"{path}: cannot be written ({reason}); make room or check the permissions, then run the same "
+            "command again: finished work is kept"
+        ) from error
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file under a temporary name beside `path`, flushes it to disk, then renames it to `path`.
+
+    The temporary name is always the same, so that the next write removes what a kill left; two processes
+    must therefore not write one file at the same time (see `locked_folder`).
+
+    Args:
+        path: The file to create or replace; its folder exists.
+        write: Called with the temporary path; writes the whole content there.
+
+    Raises:
+        WriteFailed: (an OSError) If the system refuses; an old file stays as it was.
+    """
+    temporary = path.with_name(path.name + ".building")
+    with write_errors(path):
+        try:
+            write(temporary)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _flush_folder(path.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all; errors as `replace_file`."""
+    replace_file(path, lambda temporary: temporary.write_bytes(data))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all.
+
+    Raises:
+        ValueError: If the value holds NaN or an infinity, which other tools cannot read.
+        WriteFailed: (an OSError) If the system refuses.
+    """
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a JSON object; names file and place.
+    """
+    try:
+        value = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def parse_json(data: bytes) -> Any:
+    """Parses JSON; the ValueError says what is wrong and where."""
+    try:
+        return json.loads(data)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg} at character {error.pos}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from error
+    except RecursionError as error:
+        raise ValueError("not JSON that can be read: nested too deeply") from error
+
+
+def append_lines(path: Path, values: Iterable[Any]) -> None:
+    """Appends values to a JSON Lines file and waits until they are on the disk.
+
+    A torn last line, which a kill leaves, is cut off first; otherwise the next line would be glued to it.
+
+    Args:
+        path: The file; made when it is missing, its folder too.
+        values: What `json` can write.
+
+    Raises:
+        WriteFailed: (an OSError) If the system refuses; the last line may be torn then.
+    """
+    data = "".join(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n" for value in values).encode()
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            end = _end_of_last_line(file)
+            torn = file.seek(0, os.SEEK_END) - end
+            if torn:
+                log.warning("%s: cut off a torn last line of %d bytes", path, torn)
+                file.truncate(end)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Reads a JSON Lines file one line at a time.
+
+    A last line without its newline is what a killed process leaves; it is left out, with a warning.
+
+    Yields:
+        The line's number, from 1, and its value.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a whole line is not JSON; names file and line.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                log.warning(
+                    "%s: left out a torn last line of %d bytes; resume the run to redo it", path, len(line)
+                )
+                return
+            try:
+                yield number, parse_json(line)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}; mend or remove the line") from error
+
+
+@contextmanager
+def locked_folder(
+    folder: Path,
+    doing: str = "is building this index",
+    instead: str = "name another folder with --index",
+) -> Iterator[None]:
+    """Keeps other processes from writing in the same folder; the system unlocks it when the process ends.
+
+    Args:
+        folder: Created if missing.
+        doing: What the process that holds the lock does there, for the message.
+        instead: What to do other than wait.
+
+    Raises:
+        FolderBusy: (a ValueError) If another process writes there.
+        WriteFailed: (an OSError) If the folder cannot be made.
+    """
+    with write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if os.name == "nt":  # no such locks there
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise FolderBusy(
+            f"{folder}: another process {doing}; wait until it has ended, or {instead}"
+        ) from error
+    except OSError as error:  # some network file systems have no locks
+        log.warning("%s: cannot be locked (%s): let only one process write there at a time", folder, error)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def file_sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _end_of_last_line(file: Any) -> int:
+    """Returns the byte after the last line feed of a file, 0 if it has none."""
+    position = file.seek(0, os.SEEK_END)
+    while position > 0:
+        start = max(0, position - (1 << 16))
+        file.seek(start)
+        found = file.read(position - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        position = start
+    return 0
+
+
+def _flush_folder(folder: Path) -> None:
+    """Makes the rename itself survive a power cut, where the system lets a folder be opened."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,124 @@
+"""One image file to one RGB picture, or one clear reason why not.
+
+The one place that opens pictures: indexing, captioning, training and queries by image see the same pixels.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from scale.places import Unreadable, file_of, is_remote, stored_bytes
+
+MAX_PIXELS = 178_956_970  # twice Pillow's warning line: half a gigabyte of RGB
+SHORT_SIDE_KEPT = 1024  # larger pictures are halved, thirded, ... down to this; models want 224 to 512
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # none that starts another program
+
+
+class BrokenImage(ValueError):
+    """A file that gives no picture.
+
+    Attributes:
+        path: The file.
+        reason: Why, without the path.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}; replace the file, or take it out of the folder")
+        self.path = path
+        self.reason = reason
+
+
+def open_image(path: Path) -> Image.Image:
+    """Reads a picture whole; the content decides the format, not the file's name.
+
+    The camera's orientation is applied, the first frame of an animation is taken, transparency lies on white,
+    16-bit and floating-point grey is scaled to 8 bits. Very large pictures are reduced by a whole number, so
+    that a queue of them fits into memory.
+
+    Args:
+        path: The file, or where `scale.places` finds a picture: in a tar, a Parquet file, a store.
+
+    Returns:
+        A picture in mode RGB that holds no open file.
+
+    Raises:
+        BrokenImage: (a ValueError) If the file is missing, empty, cut off, no picture, or too large.
+        ModuleNotFoundError: If a package that reads the store is not installed.
+    """
+    try:
+        data = stored_bytes(path)
+        if not (path.stat().st_size if data is None else data):
+            raise BrokenImage(path, "the file is empty")
+        with Image.open(path if data is None else io.BytesIO(data), formats=FORMATS) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise BrokenImage(path, _too_large(f"{picture.width} x {picture.height} pixels"))
+            picture.load()
+            return _reduced(_rgb(ImageOps.exif_transpose(picture)))
+    except (BrokenImage, ModuleNotFoundError):
+        raise
+    except Unreadable as error:
+        raise BrokenImage(path, str(error)) from error
+    except FileNotFoundError as error:
+        raise BrokenImage(path, "no such file") from error
+    except UnidentifiedImageError as error:
+        raise BrokenImage(path, f"not a picture in one of the formats {', '.join(FORMATS)}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BrokenImage(path, _too_large(str(error))) from error
+    except Exception as error:  # damaged bytes make Pillow's decoders raise nearly any type
+        raise BrokenImage(path, f"cannot be decoded: {type(error).__name__}: {error}") from error
+
+
+def check_still_there(paths: Iterable[Path]) -> None:
+    """Tells a collection that has gone, as with an unmounted disk, from one with broken files.
+
+    Args:
+        paths: Of pictures that were there when they were listed.
+
+    Raises:
+        FileNotFoundError: If not a single one of them is left.
+    """
+    first = None
+    for path in paths:
+        first = first or path
+        if is_remote(path) or file_of(path)[0].exists():  # a store that is away says so for each picture
+            return
+    raise FileNotFoundError(
+        f"all pictures have vanished, {first} and the others; bring their folder back and give the same "
+        "command again: what was finished is kept"
+    )
+
+
+def _too_large(got: str) -> str:
+    return f"too large: got {got}, expected at most {MAX_PIXELS} pixels"
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        return _eight_bits(picture).convert("RGB")
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        layer = picture.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Scales grey with more than 8 bits: 16-bit values by 257, anything else from darkest to brightest."""
+    values = np.asarray(picture).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("grey values hold NaN or infinity")
+    low, high = 0.0, 65535.0
+    if picture.mode == "F" or values.min() < low or values.max() > high:
+        low, high = float(values.min()), float(values.max())
+    scaled = (values - low) * (255.0 / max(high - low, 1e-12))
+    return Image.fromarray(np.rint(scaled).astype(np.uint8))
+
+
+def _reduced(picture: Image.Image) -> Image.Image:
+    factor = min(picture.size) // SHORT_SIDE_KEPT
+    return picture.reduce(factor) if factor > 1 else picture

@@ -1,1 +1,0 @@
-"""Where image vectors are kept and searched."""

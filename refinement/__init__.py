@@ -1,1 +1,0 @@
-"""Relevance feedback: users, strategies, protocols, the one loop, and the wiring of an experiment."""

@@ -1,0 +1,1 @@
+"""For collections beyond one machine: Ray, Milvus, remote datasets. All optional."""

@@ -1,1 +1,0 @@
-"""Where pictures lie besides plain files: in tars, in Parquet files, in object stores."""
