@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from index.encoder import Encoder, checked_rows
+from index.exact_scores import UNIT_TOLERANCE
 from index.exclusions import Exclusions
 from index.faiss_index import FaissIndex, Ranking
 from index.image_index import ImageIndex
@@ -306,5 +307,10 @@ def _some(exclude: Exclusions | None, rows: Sequence[int]) -> Exclusions | None:
 
 def _unit(vector: np.ndarray) -> np.ndarray:
     """Scales to length 1; by the largest entry first, so that no square overflows or vanishes."""
-    scaled = vector.astype(np.float64) / np.abs(vector).max()
-    return (scaled / np.linalg.norm(scaled)).astype(np.float32)
+    largest = float(np.abs(vector).max())
+    scaled = vector.astype(np.float64) / largest
+    length = float(np.linalg.norm(scaled))
+    # Scaling a unit row again would move its last bits and break ties: what `prepared` gave stays as it is.
+    if abs(largest * length - 1) < UNIT_TOLERANCE:
+        return vector.astype(np.float32)
+    return (scaled / length).astype(np.float32)
