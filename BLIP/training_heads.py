@@ -126,17 +126,10 @@ class HeadTrainer:
         model, tokens = self._model, self._tokens(queries)
         with torch.no_grad():
             text = F.normalize(model.retrieval.text_proj(model.read(tokens.ids, tokens.mask)).float(), dim=-1)
-            pool = torch.randint(len(features), (POOL,))
-            own = torch.tensor(rows)
-            scores = (text @ features[pool].t()).masked_fill(pool[None] == own[:, None], -1)
-            best = scores.topk(min(HARDEST, POOL), dim=1).indices.cpu()
-            hard_rows = pool[best[torch.arange(len(rows)), torch.randint(best.shape[1], (len(rows),))]]
-            same = (tokens.ids[:, None] == tokens.ids[None]).all(dim=-1)
-            among = (features[own] @ text.t() / 0.05).masked_fill(same, -1e4)
-            hard_texts = torch.multinomial(among.softmax(dim=1), 1).squeeze(1)
+            hard_rows, hard_texts = hard_negatives(text, features, torch.tensor(rows), tokens.ids)
         order = torch.arange(len(rows), device=tokens.ids.device)
         image_rows = [*rows, *rows, *hard_rows.tolist()]
-        text_rows = torch.cat([order, hard_texts.to(order.device), order])
+        text_rows = torch.cat([order, hard_texts, order])
         states = torch.from_numpy(hidden[image_rows]).to(self._device, torch.float32)
         ids = tokens.starting_with(model.encoder_start)[text_rows]
         fused = model.read(ids, tokens.mask[text_rows], states)
@@ -176,6 +169,30 @@ class HeadTrainer:
             writer.writerow(
                 (step, *(f"{means[name]:.4f}" if name in means else "" for name in ("lm", "itm")))
             )
+
+
+def hard_negatives(
+    text: torch.Tensor, features: torch.Tensor, own: torch.Tensor, ids: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draws for each text a picture it may be mistaken for, and for each text's picture a text.
+
+    Args:
+        text: (n, dimension) unit rows.
+        features: (images, dimension) unit rows.
+        own: (n,) int64, the image of each text.
+        ids: (n, length) int64, the texts' tokens; a text of the same words is never drawn.
+
+    Returns:
+        (n,) int64 images, (n,) int64 texts.
+    """
+    pool = torch.randint(len(features), (POOL,))
+    scores = (text @ features[pool].t()).masked_fill(pool[None] == own[:, None], -1)
+    best = scores.topk(min(HARDEST, POOL), dim=1).indices
+    drawn = torch.randint(best.shape[1], (len(own), 1))
+    hard_rows = pool[best.gather(1, drawn).squeeze(1)]
+    same = (ids[:, None] == ids[None]).all(dim=-1)
+    among = (features[own] @ text.t() / 0.05).masked_fill(same, -1e4)
+    return hard_rows, torch.multinomial(among.softmax(dim=1), 1).squeeze(1)
 
 
 def image_states(
