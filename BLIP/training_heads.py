@@ -126,7 +126,9 @@ class HeadTrainer:
         model, tokens = self._model, self._tokens(queries)
         with torch.no_grad():
             text = F.normalize(model.retrieval.text_proj(model.read(tokens.ids, tokens.mask)).float(), dim=-1)
-            hard_rows, hard_texts = hard_negatives(text, features, torch.tensor(rows), tokens.ids)
+            hard_rows, hard_texts = hard_negatives(
+                text, features, torch.tensor(rows, device=text.device), tokens.ids
+            )
         order = torch.arange(len(rows), device=tokens.ids.device)
         image_rows = [*rows, *rows, *hard_rows.tolist()]
         text_rows = torch.cat([order, hard_texts, order])
@@ -185,10 +187,11 @@ def hard_negatives(
     Returns:
         (n,) int64 images, (n,) int64 texts.
     """
-    pool = torch.randint(len(features), (POOL,))
+    device = text.device
+    pool = torch.randint(len(features), (POOL,), device=device)
     scores = (text @ features[pool].t()).masked_fill(pool[None] == own[:, None], -1)
     best = scores.topk(min(HARDEST, POOL), dim=1).indices
-    drawn = torch.randint(best.shape[1], (len(own), 1))
+    drawn = torch.randint(best.shape[1], (len(own), 1), device=device)
     hard_rows = pool[best.gather(1, drawn).squeeze(1)]
     same = (ids[:, None] == ids[None]).all(dim=-1)
     among = (features[own] @ text.t() / 0.05).masked_fill(same, -1e4)

@@ -271,3 +271,11 @@ def test_word_targets_weigh_rare_words_and_sum_to_one():
     assert rows[0].tolist() == pytest.approx([0, 0.5, 0.5])  # "a" is everywhere and weighs nothing
     assert rows[1].tolist() == pytest.approx([0, 0, 1])
     assert rows[2].tolist() == [0, 0, 0]
+
+
+def test_hard_negatives_stay_on_the_device_of_the_model():
+    texts, features = torch.empty(4, 16, device="meta"), torch.empty(9, 16, device="meta")
+    ids = torch.empty(4, 12, dtype=torch.long, device="meta")
+    # The meta device refuses tensors of the CPU, as a GPU does.
+    drawn = training_heads.hard_negatives(texts, features, torch.arange(4, device="meta"), ids)
+    assert [(part.device.type, part.shape) for part in drawn] == [("meta", (4,))] * 2
