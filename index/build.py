@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Container, Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from tqdm import tqdm
@@ -24,7 +25,7 @@ from index.exact_search import ROWS_AT_ONCE, take_rows
 from index.failures import FAILED_FILE, check_failures, put_in_order, read_failed, write_failed
 from index.faiss_index import FaissIndex
 from index.folder import write_folder
-from index.kinds import FLAT_BELOW
+from index.manifest import Manifest
 from index.pipeline import embed
 from index.shards import Shard, ShardStore
 from records import Image, Skip
@@ -72,7 +73,8 @@ def build_index(
         image_folder: The folder that the ids are relative to.
         batch_size: Pictures to one call of the encoder.
         workers: Threads that decode.
-        kind: Of the index; "auto" picks one by the number of images and the memory.
+        kind: Of the index; "auto" keeps the kind of the index that is there, and picks one for a new index by
+            the number of images and the memory.
         shard_size: After so many images the work so far is safe from a kill.
         max_failed_share: With more broken images than this share, something else is wrong.
         rebuild: Embed everything again, whatever is there.
@@ -85,6 +87,8 @@ def build_index(
             process builds in the folder.
     """
     _check_images(images, batch_size, workers, shard_size)
+    if kind == "auto":
+        kind = _kind_there(folder)
     old = None if rebuild else _open_old(encoder, folder)
     store = ShardStore(folder / PARTIAL_FOLDER, encoder.fingerprint, encoder.dimension)
     if old is not None and _is_current(old, images, folder, kind):
@@ -262,10 +266,17 @@ def _open_old(encoder: ImageEncoder, folder: Path) -> FaissIndex | None:
         return None
 
 
+def _kind_there(folder: Path) -> IndexKind:
+    """Returns the kind of the folder's index, "auto" if there is none that can be read."""
+    try:
+        return cast(IndexKind, Manifest.read(folder).kind)
+    except (ValueError, FileNotFoundError):
+        return "auto"
+
+
 def _is_current(old: FaissIndex, images: Sequence[Image], folder: Path, kind: IndexKind) -> bool:
     """Tells whether the index is of these images but broken ones, in this order, and of this kind."""
-    fits = (old.kind == "flat") == (len(old) < FLAT_BELOW) if kind == "auto" else old.kind == kind
-    if not fits:
+    if old.kind != kind:
         log.warning("%s: writing a new index, since the old one is %s", folder, old.kind)
         return False
     failed = read_failed(folder)

@@ -246,7 +246,10 @@ def test_another_kind_is_made_without_embedding_again(tmp_path):
     hnsw = build(images, tmp_path / "index", NoEncoder(), kind="hnsw")
     assert hnsw.kind == "hnsw"
     assert (hnsw.vectors_of(hnsw.ids) == flat.vectors_of(flat.ids)).all()
-    assert build(images, tmp_path / "index", NoEncoder(), kind="auto").kind == "flat"
+    assert build(images, tmp_path / "index", NoEncoder()).kind == "hnsw"
+    assert build(images[5:], tmp_path / "index", NoEncoder()).kind == "hnsw"
+    assert build(images[5:], tmp_path / "index", rebuild=True).kind == "hnsw"
+    assert build(images[5:], tmp_path / "index", NoEncoder(), kind="flat").kind == "flat"
 
 
 def test_an_approximate_index_is_measured_with_the_collections_captions(tmp_path, caplog):
