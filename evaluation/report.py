@@ -22,7 +22,6 @@ from evaluation.sessions import Session, build_sessions
 from evaluation.tables import COLUMNS, COLUMNS_WITHOUT_TARGET, format_value
 from files import read_json, write_bytes
 from records import Round
-from scale.places import stored_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -263,22 +262,14 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def _encode_thumbnail(path: Path) -> str | None:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from index.decode import BrokenImage, open_image  # Pillow is loaded for a report with pictures only
 
     try:
-        data = stored_bytes(path)
-        with Image.open(path if data is None else io.BytesIO(data)) as opened:
-            picture = ImageOps.exif_transpose(opened)
-            # White under transparency, as a page would show it.
-            if "A" in picture.getbands() or "transparency" in picture.info:
-                layer = picture.convert("RGBA")
-                picture = Image.new("RGBA", layer.size, "white")
-                picture.alpha_composite(layer)
-            picture = picture.convert("RGB")
-            picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-    except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        picture = open_image(path)
+    except (BrokenImage, OSError) as error:
         logger.debug("no thumbnail: %s", error)  # counted in the report and in one warning at its end
         return None
+    picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=80, optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()

@@ -22,6 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from generation.server_endpoint import Answer, Endpoint, RequestFailed
+from index.decode import to_rgb
 
 log = logging.getLogger(__name__)
 
@@ -276,8 +277,8 @@ def _failed(endpoint: Endpoint, attempts: int, reason: str) -> ServersFailed:
 
 def data_url(image: Image.Image) -> str:
     """Returns a picture as the URL of a JPEG, none of its sides longer than `MAX_SIDE`."""
-    picture = image.convert("RGB")
-    picture.thumbnail((MAX_SIDE, MAX_SIDE))  # a copy of `image`: convert has made one
+    picture = to_rgb(image)  # a copy, which `thumbnail` may change
+    picture.thumbnail((MAX_SIDE, MAX_SIDE))
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=JPEG_QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

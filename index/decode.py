@@ -36,9 +36,8 @@ class BrokenImage(ValueError):
 def open_image(path: Path) -> Image.Image:
     """Reads a picture whole; the content decides the format, not the file's name.
 
-    The camera's orientation is applied, the first frame of an animation is taken, transparency lies on white,
-    16-bit and floating-point grey is scaled to 8 bits. Very large pictures are reduced by a whole number, so
-    that a queue of them fits into memory.
+    The first frame of an animation is taken, and `to_rgb` makes it RGB. Very large pictures are reduced by a
+    whole number, so that a queue of them fits into memory.
 
     Args:
         path: The file, or where `scale.places` finds a picture: in a tar, a Parquet file, a store.
@@ -58,7 +57,7 @@ def open_image(path: Path) -> Image.Image:
             if picture.width * picture.height > MAX_PIXELS:
                 raise BrokenImage(path, _too_large(f"{picture.width} x {picture.height} pixels"))
             picture.load()
-            return _reduced(_rgb(ImageOps.exif_transpose(picture)))
+            return _reduced(to_rgb(picture))
     except (BrokenImage, ModuleNotFoundError):
         raise
     except Unreadable as error:
@@ -71,6 +70,48 @@ def open_image(path: Path) -> Image.Image:
         raise BrokenImage(path, _too_large(str(error))) from error
     except Exception as error:  # damaged bytes make Pillow's decoders raise nearly any type
         raise BrokenImage(path, f"cannot be decoded: {type(error).__name__}: {error}") from error
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """Turns a picture the right way up and into 8-bit RGB; the only such converter.
+
+    The camera's orientation is applied and transparency lies on white. Grey of more than 8 bits is scaled:
+    16-bit values by their type, 32-bit and floating-point values by the smallest of the usual ranges (0 to 1
+    for floats, 0 to 255, 0 to 65535) that holds them all, anything else from darkest to brightest.
+
+    Args:
+        picture: Of any mode; of an animation the frame it stands at is taken.
+
+    Returns:
+        A copy in mode RGB.
+
+    Raises:
+        ValueError: If it is no PIL image, or holds NaN or infinity.
+    """
+    if not isinstance(picture, Image.Image):
+        raise ValueError(
+            f"got a {type(picture).__name__}, expected a PIL image: open the file with PIL.Image.open"
+        )
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        return _eight_bits(picture).convert("RGB")
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        layer = picture.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    values = np.asarray(picture).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("grey values hold NaN or infinity")
+    ranges = {"F": (1, 255, 65535), "I": (255, 65535)}.get(picture.mode, (65535,))
+    low, high = float(values.min()), float(values.max())
+    if low >= 0 and high <= ranges[-1]:
+        low, high = 0.0, next(top for top in ranges if high <= top)
+    scaled = (values - low) * (255.0 / max(high - low, 1e-12))
+    return Image.fromarray(np.rint(scaled).astype(np.uint8))
 
 
 def check_still_there(paths: Iterable[Path]) -> None:
@@ -95,28 +136,6 @@ def check_still_there(paths: Iterable[Path]) -> None:
 
 def _too_large(got: str) -> str:
     return f"too large: got {got}, expected at most {MAX_PIXELS} pixels"
-
-
-def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        return _eight_bits(picture).convert("RGB")
-    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-        layer = picture.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(white, layer).convert("RGB")
-    return picture.convert("RGB")
-
-
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Scales grey with more than 8 bits: 16-bit values by 257, anything else from darkest to brightest."""
-    values = np.asarray(picture).astype(np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError("grey values hold NaN or infinity")
-    low, high = 0.0, 65535.0
-    if picture.mode == "F" or values.min() < low or values.max() > high:
-        low, high = float(values.min()), float(values.max())
-    scaled = (values - low) * (255.0 / max(high - low, 1e-12))
-    return Image.fromarray(np.rint(scaled).astype(np.uint8))
 
 
 def _reduced(picture: Image.Image) -> Image.Image:

@@ -1,5 +1,7 @@
 """Pictures as they are found on disks."""
 
+import base64
+import io
 import struct
 import zlib
 
@@ -7,8 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from BLIP.images import resize
+from evaluation.report import Thumbnails
+from generation.servers import data_url
 from index import decode
-from index.decode import BrokenImage, open_image
+from index.decode import BrokenImage, open_image, to_rgb
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
@@ -51,12 +56,59 @@ def test_every_kind_becomes_rgb(tmp_path, name, made, options, expected):
     assert near(got.getpixel((5, 5)), expected)
 
 
+def grey(values, kind):
+    return Image.fromarray(np.broadcast_to(np.array(values, dtype=kind), (10, 20)).copy())
+
+
+def palette_with_a_hole():
+    made = Image.new("P", (20, 10), 1)
+    made.putpalette([0, 0, 0, 9, 8, 7])
+    made.paste(0, (0, 0, 10, 10))
+    made.info["transparency"] = 0
+    return made
+
+
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [
+        (grey(25700, np.uint16), (100,) * 3),
+        (grey(100, np.uint16), (0,) * 3),
+        (grey(25700, np.int32), (100,) * 3),
+        (grey(100, np.int32), (100,) * 3),
+        (grey([[-10] * 10 + [90] * 10], np.int32), (0,) * 3),
+        (grey(0.4, np.float32), (102,) * 3),
+        (grey(100, np.float32), (100,) * 3),
+        (grey([[-3] * 10 + [5] * 10], np.float32), (0,) * 3),
+        (picture("RGBA", (0, 0, 255, 128)), (127, 127, 255)),
+        (picture("LA", (0, 128)), (127,) * 3),
+        (palette_with_a_hole(), WHITE),
+        (picture("CMYK", (0, 255, 255, 0)), RED),
+    ],
+    ids=lambda value: value.mode if isinstance(value, Image.Image) else "",
+)
+def test_index_model_server_and_report_see_the_same_colours(tmp_path, made, expected):
+    path = tmp_path / ("a.png" if made.mode in ("RGBA", "LA", "P") else "a.tiff")
+    made.save(path)
+    thumbnails = Thumbnails(tmp_path)
+    thumbnail = thumbnails.data[thumbnails.css_class(path.name) or ""]
+    jpegs = [data_url(made).split(",")[1], thumbnail]
+    opened = [Image.open(io.BytesIO(base64.b64decode(jpeg))) for jpeg in jpegs]
+    for got in (open_image(path), to_rgb(made), resize(made, 20), *opened):
+        assert got.mode == "RGB" and near(got.getpixel((4, 4)), expected)
+
+
 def test_floating_point_grey_is_stretched(tmp_path):
     values = np.linspace(-3, 5, 200, dtype=np.float32).reshape(10, 20)
     Image.fromarray(values).save(tmp_path / "float.tiff")
     got = np.asarray(open_image(tmp_path / "float.tiff"))
     assert (got.min(), got.max()) == (0, 255)
     Image.fromarray(values * np.nan).save(tmp_path / "nan.tiff")
+    with pytest.raises(BrokenImage, match="NaN"):
+        open_image(tmp_path / "nan.tiff")
+
+
+def test_nan_is_no_grey(tmp_path):
+    grey(np.nan, np.float32).save(tmp_path / "nan.tiff")
     with pytest.raises(BrokenImage, match="NaN"):
         open_image(tmp_path / "nan.tiff")
 
