@@ -104,7 +104,7 @@ def run_comparison(settings: ComparisonSettings, own: OwnModels | None = None) -
     plays = plays_of(settings)
     for play in plays:  # a user that cannot judge is found out before anything is played
         parts.user(play.user, play.noise)
-    with run_folder(settings, parts.model_names) as folder:
+    with run_folder(settings, parts.identity()) as folder:
         _compare_in(folder, parts, plays)
     return folder
 

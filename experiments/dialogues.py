@@ -28,6 +28,7 @@ from evaluation.runs import append_rounds, read_rounds
 from evaluation.tables import format_table
 from evaluation.trec import write_trec
 from experiments.dataset_index import open_retriever
+from experiments.identity import image_set_identity
 from experiments.run_folder import run_folder
 from feedback.history import NextQuery
 from feedback.protocols import PROTOCOLS
@@ -202,11 +203,11 @@ def run_dialogues(settings: DialogueSettings) -> Path:
     if left_out:
         log.warning("left out %d dialogues: their pictures cannot be read", len(left_out))
     round_count = settings.rounds or max(len(dialogue.turns) for dialogue in dialogues)
-    models = {
+    identity = image_set_identity(dataset.images) | {
         "blip_fingerprint": retriever.encoder.fingerprint,
         "dialogues_sha256": hashlib.sha256(settings.dialogues.read_bytes()).hexdigest(),
     }
-    with run_folder(settings, models) as folder:
+    with run_folder(settings, identity) as folder:
         path = folder / "rounds.jsonl"
         rounds = play_dialogues(
             asked,

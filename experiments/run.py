@@ -52,7 +52,7 @@ def run_experiment(settings: ExperimentSettings, own: OwnModels | None = None) -
     parts = Setup.open(settings, own=own)
     parts.check_rewriter([settings.strategy])
     user = parts.user(settings.user, settings.user_noise)
-    with run_folder(settings, parts.model_names) as folder:
+    with run_folder(settings, parts.identity()) as folder:
         parts.costs.keep_in(folder / "costs.json")
         parts.costs.run = settings.strategy
         rounds = parts.play(settings.strategy, user, folder / "rounds.jsonl")

@@ -25,42 +25,38 @@ FREE_SETTINGS = frozenset(
 
 @contextmanager
 def run_folder(
-    settings: SessionSettings | DialogueSettings, models: Mapping[str, str | None]
+    settings: SessionSettings | DialogueSettings, identity: Mapping[str, str | int | None]
 ) -> Iterator[Path]:
     """Makes the run's folder, writes the settings into it, and keeps other processes out meanwhile.
 
     Args:
         settings: Resolved.
-        models: What names the weights: others under the same path make another run. None where nothing but
-            the settings name them.
+        identity: What the results depend on besides the settings: pictures, queries, models.
 
     Yields:
         The folder.
 
     Raises:
-        ValueError: If it holds a run with other settings; the message names what differs. If another process
-            plays in it.
+        ValueError: If it holds a run with other settings or data, which the message names, or another
+            process plays in it.
         WriteFailed: (an OSError) If it cannot be written.
     """
     folder = settings.output
     if folder is None:
         raise ValueError("output: the settings are not resolved")
     with locked_folder(folder, "is playing this run", "choose another --output"):
-        _write_settings(folder, settings, models)
+        ours = {
+            field.name: _jsonable(getattr(settings, field.name))
+            for field in dataclasses.fields(settings)
+            if field.name != "restart"
+        }
+        _keep_settings(folder, ours | dict(identity), settings.restart)
         yield folder
 
 
-def _write_settings(
-    folder: Path, settings: SessionSettings | DialogueSettings, models: Mapping[str, str | None]
-) -> None:
+def _keep_settings(folder: Path, ours: dict[str, Any], restart: bool) -> None:
     path = folder / "settings.json"
-    ours = {
-        field.name: _jsonable(getattr(settings, field.name))
-        for field in dataclasses.fields(settings)
-        if field.name != "restart"
-    }
-    ours |= models
-    if settings.restart:
+    if restart:
         with write_errors(folder):
             for old in (*folder.glob("*rounds.jsonl"), folder / "tasks.jsonl", folder / "costs.json", path):
                 old.unlink(missing_ok=True)
@@ -68,11 +64,20 @@ def _write_settings(
         theirs = read_json(path)
         differing = [name for name in ours if name not in FREE_SETTINGS and theirs.get(name) != ours[name]]
         if differing:
-            named = ", ".join(f"{name}: {theirs.get(name)!r} there, {ours[name]!r} now" for name in differing)
+            named = ", ".join(
+                f"{name}: {_short(name, theirs.get(name))} there, {_short(name, ours[name])} now"
+                for name in differing
+            )
+            again = "; pictures that have changed must be embedded again, with --rebuild"
             raise ValueError(
-                f"{folder} holds a run with other settings ({named}); choose another --output, or --restart"
+                f"{folder} holds a run with other settings or data ({named}); choose another --output, or "
+                f"--restart{again if 'image_files_sha256' in differing else ''}"
             )
     write_json(path, ours)
+
+
+def _short(name: str, value: Any) -> str:
+    return repr(value[:8]) if name.endswith("_sha256") and isinstance(value, str) else repr(value)
 
 
 def _jsonable(value: Any) -> Any:

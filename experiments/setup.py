@@ -15,6 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from evaluation.runs import append_rounds, read_rounds
 from experiments.dataset_index import open_named_dataset, open_retriever
+from experiments.identity import image_set_identity, query_set_identity, weights_identity
 from experiments.models import (
     caption_batch,
     check_language_model,
@@ -28,6 +29,7 @@ from feedback.costs import Costs, CountedCaptioner, CountedRewriter
 from feedback.history import Strategy
 from feedback.protocols import PROTOCOLS
 from feedback.rounds import run_rounds
+from feedback.sentence_encoder import PACKAGED as SENTENCE_ENCODERS
 from feedback.strategies import Rewriter, make_strategy, rewrites
 from feedback.strategies.collection import Collection
 from feedback.user_names import SimulatedUsers
@@ -36,11 +38,20 @@ from generation.caption_cache import CaptionCache
 from generation.image_captions import ImageCaptions
 from generation.residency import Residency
 from generation.servers import SERVED
+from generation.text_model import PACKAGED as LANGUAGE_MODELS
 from records import Dataset, Query, Round, Skip
 from retriever import Retriever
-from settings import CaptionSettings, ExperimentSettings, SessionSettings
+from settings import (
+    CaptionSettings,
+    ComparisonSettings,
+    ExperimentSettings,
+    InteractiveSettings,
+    SessionSettings,
+)
 
 log = logging.getLogger(__name__)
+
+CAPTION_READERS = frozenset({"independent", "caption"})  # the users who judge with a sentence encoder
 
 
 def caption_dataset(settings: CaptionSettings) -> ImageCaptions:
@@ -126,14 +137,43 @@ class Setup:
         return cls(settings, dataset, retriever, queries, left_out, own)
 
     @property
-    def model_names(self) -> dict[str, str | None]:
-        """What names the weights that a run depends on, for its settings.json; None: the settings do."""
-        without = isinstance(self.settings, ExperimentSettings) and self.settings.strategy == "original"
-        return {
-            "blip_fingerprint": self.retriever.encoder.fingerprint,
-            "captioner": "" if without else self.captions.captioner_name,
-            "rewriter": f"{SERVED}{self.settings.rewrite_model}" if self.settings.rewrite_servers else None,
-        } | self.own.names()
+    def strategies(self) -> tuple[str, ...]:
+        """The strategies that the settings name."""
+        settings = self.settings
+        if isinstance(settings, ComparisonSettings):
+            return settings.strategies
+        return (settings.strategy,) if isinstance(settings, ExperimentSettings | InteractiveSettings) else ()
+
+    def identity(self) -> dict[str, str | int | None]:
+        """Returns what the results depend on besides the settings, for the run's settings.json.
+
+        Reads a part of every picture file. None stands for a model that the run does not use.
+        """
+        settings = self.settings
+        users = ()
+        if isinstance(settings, ComparisonSettings):
+            users = settings.users
+        elif isinstance(settings, ExperimentSettings):
+            users = (settings.user,)
+        rewriter = sentence_encoder = None
+        if any(map(rewrites, self.strategies)) and self.own.rewriter is None:
+            model = settings.rewrite_model or ""
+            served = settings.rewrite_servers is not None
+            rewriter = f"{SERVED}{model}" if served else weights_identity(model, LANGUAGE_MODELS)
+        if CAPTION_READERS.intersection(users):
+            sentence_encoder = weights_identity(settings.user_model, SENTENCE_ENCODERS)
+        needs_captioner = any(name != "original" for name in self.strategies)
+        return (
+            image_set_identity(self.dataset.images)
+            | query_set_identity(self.queries)
+            | {
+                "blip_fingerprint": self.retriever.encoder.fingerprint,
+                "captioner": self.captions.captioner_name if needs_captioner else None,
+                "rewriter": rewriter,
+                "sentence_encoder": sentence_encoder,
+            }
+            | self.own.names()
+        )
 
     def check_rewriter(self, strategies: Sequence[str]) -> None:
         """Looks whether there is a language model, if a strategy needs one, before anything is played.

@@ -82,7 +82,7 @@ def open_desk(settings: InteractiveSettings) -> tuple[SearchContext, Study]:
     claims = ExitStack()  # the folder is kept until the process ends
     study = Study(
         context,
-        lambda: claims.enter_context(run_folder(settings, parts.model_names)),
+        lambda: claims.enter_context(run_folder(settings, parts.identity())),
         settings.strategy,
         seed=settings.seed,
     )

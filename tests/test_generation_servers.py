@@ -492,7 +492,7 @@ def test_a_run_may_change_servers_but_not_between_servers_and_here(tmp_path):
     folder = claim("server a", rewrite_servers=("http://one:8000/v1",))
     (folder / "rounds.jsonl").write_text("")
     claim("server a", rewrite_servers=("http://two:8000/v1",), server_requests=3)
-    with pytest.raises(ValueError, match=r"other settings .rewriter: 'server a' there, None now"):
+    with pytest.raises(ValueError, match=r"other settings or data .rewriter: 'server a' there, None now"):
         claim(None)
 
 

@@ -165,7 +165,7 @@ def test_a_run_is_taken_up_with_the_settings_saved_with_it_and_no_others(ours, t
             with run_folder(second, {"captioner": "one"}):
                 return
         with (
-            pytest.raises(ValueError, match="other settings") as caught,
+            pytest.raises(ValueError, match="other settings or data") as caught,
             run_folder(second, {"captioner": "one"}),
         ):
             pass
