@@ -18,7 +18,7 @@ from experiments.run_folder import run_folder
 from experiments.setup import Setup
 from feedback.costs import counts_of
 from feedback.protocols import PROTOCOLS
-from feedback.strategies import reads_every_caption, rewrites
+from feedback.strategies import STRATEGIES
 from feedback.user_names import CONTROLS
 from files import write_bytes, write_json
 from records import Round
@@ -123,10 +123,10 @@ def _compare_in(folder: Path, parts: Setup, plays: Sequence[Play]) -> None:
                 for rounds in played
             ]
         )
-        needs_captions = parts.strategy(play.strategy).needs_captions
-        collection = len(parts.retriever.index) if reads_every_caption(play.strategy) else 0
+        needs = STRATEGIES[play.strategy]
+        collection = len(parts.retriever.index) if needs.captions_collection else 0
         by_seed = [
-            counts_of(rounds, needs_captions, rewrites(play.strategy), collection) for rounds in played
+            counts_of(rounds, needs.needs_captions, needs.needs_rewriter, collection) for rounds in played
         ]
         counts[play.name] = {
             stage: sum(count[stage] for count in by_seed) / len(by_seed) for stage in by_seed[0]

@@ -13,7 +13,7 @@ from PIL import Image as PILImage
 from tqdm import tqdm
 
 from feedback.costs import Costs
-from feedback.strategies import Rewriter
+from feedback.strategies.rewrite import Rewriter
 from index.decode import open_image
 from records import Image
 

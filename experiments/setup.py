@@ -30,8 +30,9 @@ from feedback.history import Strategy
 from feedback.protocols import PROTOCOLS
 from feedback.rounds import run_rounds
 from feedback.sentence_encoder import PACKAGED as SENTENCE_ENCODERS
-from feedback.strategies import Rewriter, make_strategy, rewrites
+from feedback.strategies import STRATEGIES, make_strategy
 from feedback.strategies.collection import Collection
+from feedback.strategies.rewrite import Rewriter
 from feedback.user_names import SimulatedUsers
 from feedback.users import User
 from generation.caption_cache import CaptionCache
@@ -156,7 +157,7 @@ class Setup:
         elif isinstance(settings, ExperimentSettings):
             users = (settings.user,)
         rewriter = sentence_encoder = None
-        if any(map(rewrites, self.strategies)) and self.own.rewriter is None:
+        if any(STRATEGIES[name].needs_rewriter for name in self.strategies) and self.own.rewriter is None:
             model = settings.rewrite_model or ""
             served = settings.rewrite_servers is not None
             rewriter = f"{SERVED}{model}" if served else weights_identity(model, LANGUAGE_MODELS)
@@ -182,7 +183,7 @@ class Setup:
             ValueError: If there is none of that name, or it is no language model.
             ModuleNotFoundError: If it comes in a package that is not installed.
         """
-        if not any(map(rewrites, strategies)) or self.own.rewriter is not None:
+        if not any(STRATEGIES[name].needs_rewriter for name in strategies) or self.own.rewriter is not None:
             return
         if servers := rewrite_servers(self.settings):
             servers.check()
@@ -260,7 +261,7 @@ class Setup:
         Raises:
             ValueError: If the name is not known.
         """
-        rewriter = self.rewriter if rewrites(name) else None
+        rewriter = self.rewriter if STRATEGIES[name].needs_rewriter else None
         return make_strategy(name, rewriter, self.collection)
 
     def play(self, strategy: str, user: User, path: Path) -> list[Round]:

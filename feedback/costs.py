@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from feedback.strategies import Rewriter
+from feedback.strategies.rewrite import Rewriter
 from files import read_json, write_json
 from records import Round
 

@@ -7,16 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import get_args
 
 from PIL import Image
 
 from experiments.setup import Setup
 from feedback.history import Strategy
 from feedback.rounds import Captions
+from feedback.strategies import STRATEGIES
 from interactive.errors import UserError
 from retriever import Retriever
-from settings import MovingStrategyName
+
+EDITABLE = tuple(name for name, entry in STRATEGIES.items() if entry.moves_query)
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class SearchContext:
     describe: Callable[[Image.Image], str]
     strategy: Callable[[str], Strategy]
     paths: Mapping[str, Path]
-    strategies: tuple[str, ...] = get_args(MovingStrategyName)
+    strategies: tuple[str, ...] = EDITABLE
     _known: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -50,7 +51,7 @@ class SearchContext:
             parts: The parts.
             strategy: What the person starts with; offered even if it ranks by scores, which nobody can edit.
         """
-        settings, moving = parts.settings, get_args(MovingStrategyName)
+        settings = parts.settings
         return cls(
             name=settings.dataset if settings.split == "all" else f"{settings.dataset} {settings.split}",
             retriever=parts.retriever,
@@ -58,7 +59,7 @@ class SearchContext:
             describe=parts.captions.describe,
             strategy=parts.strategy,
             paths={image.id: image.path for image in parts.dataset.images},
-            strategies=moving if strategy in moving else (*moving, strategy),
+            strategies=EDITABLE if strategy in EDITABLE else (*EDITABLE, strategy),
         )
 
     @cached_property

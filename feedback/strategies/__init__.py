@@ -1,8 +1,10 @@
-"""One file a strategy; the names by which the settings know them."""
+"""The strategies by name: what each one needs, and how it is made. One idea a file."""
 
 from __future__ import annotations
 
-from typing import get_args
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from feedback.history import Strategy
 from feedback.strategies.anchored import Anchored
@@ -17,21 +19,109 @@ from feedback.strategies.rerank import COSINE_ODDS, POSTERIOR_ODDS, Rerank
 from feedback.strategies.rewrite import Rewrite, Rewriter
 from feedback.strategies.rocchio import Rocchio
 from feedback.strategies.slerp import Slerp
-from settings import StrategyName
-
-__all__ = ["STRATEGIES", "Rewriter", "make_strategy", "reads_every_caption", "rewrites"]
-
-STRATEGIES: tuple[str, ...] = get_args(StrategyName)
 
 
-def rewrites(name: str) -> bool:
-    """Says whether a strategy has a language model rewrite queries."""
-    return name.startswith("rewrite")
+@dataclass(frozen=True)
+class StrategyEntry:
+    """What a strategy needs, known before anything is opened.
+
+    Attributes:
+        make: Makes it of a rewriter and the collection, in this order; gets None for what it does not need.
+        needs_captions: Whether picked images are captioned for it.
+        captions_collection: Whether all images are captioned for it.
+        needs_rewriter: Whether a language model rewrites queries for it.
+        needs_collection: Whether it reads more than words: vectors, captions, the encoder.
+        moves_query: Whether the next query is words or a vector, which a person can see and edit; otherwise
+            it is scores of all images.
+    """
+
+    make: Callable[[Any, Any], Strategy]
+    needs_captions: bool = False
+    captions_collection: bool = False
+    needs_rewriter: bool = False
+    needs_collection: bool = True
+    moves_query: bool = True
+
+    @property
+    def needs_captioner(self) -> bool:
+        """Whether it needs captions of any image."""
+        return self.needs_captions or self.captions_collection
 
 
-def reads_every_caption(name: str) -> bool:
-    """Says whether a strategy has all images captioned, not only those that were picked."""
-    return "captions" in name
+def _anchored(words: Strategy, collection: Collection) -> Anchored:
+    return Anchored(words, collection.encode)
+
+
+def _chosen(rewriter: Rewriter, collection: Collection) -> Strategy:
+    candidates = (Rewrite(rewriter, from_original=True), Append(), Original())
+    return _anchored(Chosen(candidates, collection), collection)
+
+
+def _rewrite_bayes(rewriter: Rewriter, collection: Collection) -> Strategy:
+    prior = _anchored(Rewrite(rewriter, from_original=True), collection)
+    return Bayes(prior, collection, reads_captions=False)
+
+
+def _bayes(collection: Collection, reads_captions: bool = False) -> Bayes:
+    return Bayes(Original(), collection, reads_captions)
+
+
+# The names are those of `settings.StrategyName` (and of `MovingStrategyName`, where `moves_query`).
+STRATEGIES: dict[str, StrategyEntry] = {
+    "original": StrategyEntry(lambda _, __: Original(), needs_collection=False),
+    "append": StrategyEntry(lambda _, __: Append(), needs_captions=True, needs_collection=False),
+    "append-anchored": StrategyEntry(lambda _, images: _anchored(Append(), images), needs_captions=True),
+    "rewrite": StrategyEntry(
+        lambda rewriter, _: Rewrite(rewriter, from_original=False),
+        needs_captions=True, needs_rewriter=True, needs_collection=False,
+    ),
+    "rewrite-original": StrategyEntry(
+        lambda rewriter, _: Rewrite(rewriter, from_original=True),
+        needs_captions=True, needs_rewriter=True, needs_collection=False,
+    ),
+    "rewrite-anchored": StrategyEntry(
+        lambda rewriter, images: _anchored(Rewrite(rewriter, from_original=True), images),
+        needs_captions=True, needs_rewriter=True,
+    ),
+    "rewrite-chosen": StrategyEntry(_chosen, needs_captions=True, needs_rewriter=True),
+    "rocchio": StrategyEntry(lambda _, images: Rocchio(images)),
+    "fusion": StrategyEntry(lambda _, images: Fusion(images), needs_captions=True),
+    "slerp": StrategyEntry(lambda _, images: Slerp(images), needs_captions=True),
+    "score-fusion": StrategyEntry(
+        lambda _, images: RankFusion(images, score_credit), needs_captions=True, moves_query=False
+    ),
+    "rrf": StrategyEntry(
+        lambda _, images: RankFusion(images, rank_credit), needs_captions=True, moves_query=False
+    ),
+    "bayes": StrategyEntry(lambda _, images: _bayes(images), moves_query=False),
+    "bayes-captions": StrategyEntry(
+        lambda _, images: _bayes(images, reads_captions=True), captions_collection=True, moves_query=False
+    ),
+    "itm": StrategyEntry(
+        lambda _, images: Rerank(Original(), images, COSINE_ODDS), moves_query=False
+    ),
+    "bayes-itm": StrategyEntry(
+        lambda _, images: Rerank(_bayes(images), images, POSTERIOR_ODDS), moves_query=False
+    ),
+    "bayes-captions-itm": StrategyEntry(
+        lambda _, images: Rerank(_bayes(images, reads_captions=True), images, POSTERIOR_ODDS),
+        captions_collection=True, moves_query=False,
+    ),
+    "rewrite-bayes": StrategyEntry(
+        _rewrite_bayes, needs_captions=True, needs_rewriter=True, moves_query=False
+    ),
+}  # fmt: skip
+
+
+def entry_of(name: str) -> StrategyEntry:
+    """Looks a strategy up.
+
+    Raises:
+        ValueError: If there is none of this name.
+    """
+    if name not in STRATEGIES:
+        raise ValueError(f"strategy: got {name!r}, expected one of {', '.join(STRATEGIES)}")
+    return STRATEGIES[name]
 
 
 def make_strategy(
@@ -41,46 +131,15 @@ def make_strategy(
 
     Args:
         name: One of `STRATEGIES`.
-        rewriter: Needed by the rewriting ones.
-        collection: Needed by all but those that move only words.
+        rewriter: For those that need one.
+        collection: For those that need it: all but those that only move words.
 
     Raises:
-        ValueError: If the name is not known, or a part is missing.
+        ValueError: If the name is unknown, or something it needs is missing.
     """
-    if name not in STRATEGIES:
-        raise ValueError(f"strategy: got {name!r}, expected one of {', '.join(STRATEGIES)}")
-    if name == "original":
-        return Original()
-    if name == "append":
-        return Append()
-    if rewrites(name):
-        if rewriter is None:
-            raise ValueError(f"strategy {name} needs a rewriter, got none")
-        words: Strategy = Rewrite(rewriter, from_original=name != "rewrite")
-        if name in ("rewrite", "rewrite-original"):
-            return words
-    else:
-        words = Append()
-    if collection is None:
+    entry = entry_of(name)
+    if entry.needs_rewriter and rewriter is None:
+        raise ValueError(f"strategy {name} needs a rewriter, got none")
+    if entry.needs_collection and collection is None:
         raise ValueError(f"strategy {name} needs the collection, got none")
-    if name in ("append-anchored", "rewrite-anchored"):
-        return Anchored(words, collection.encode)
-    if name == "rewrite-chosen":
-        candidates = (words, Append(), Original())
-        return Anchored(Chosen(candidates, collection), collection.encode)
-    if name == "rocchio":
-        return Rocchio(collection)
-    if name == "fusion":
-        return Fusion(collection)
-    if name == "slerp":
-        return Slerp(collection)
-    if name == "score-fusion":
-        return RankFusion(collection, score_credit)
-    if name == "rrf":
-        return RankFusion(collection, rank_credit)
-    if name == "itm":
-        return Rerank(Original(), collection, COSINE_ODDS)
-    if name == "rewrite-bayes":
-        return Bayes(Anchored(words, collection.encode), collection, reads_captions=False)
-    bayes = Bayes(Original(), collection, reads_captions=reads_every_caption(name))
-    return Rerank(bayes, collection, POSTERIOR_ODDS) if name.endswith("-itm") else bayes
+    return entry.make(rewriter, collection)
