@@ -100,7 +100,7 @@ def run_comparison(settings: ComparisonSettings, own: OwnModels | None = None) -
     """
     settings = settings.resolved()
     parts = Setup.open(settings, own=own)
-    parts.check_rewriter(settings.strategies)
+    parts.check_rewriter()
     plays = plays_of(settings)
     for play in plays:  # a user that cannot judge is found out before anything is played
         parts.user(play.user, play.noise)

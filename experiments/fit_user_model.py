@@ -128,7 +128,6 @@ def main() -> None:
         user=parts.user(settings.user),
         strategy=make_strategy("original"),
         protocol=PROTOCOLS[settings.protocol],
-        captions=parts.captions,
         round_count=settings.rounds,
     )
     found = fit(parts.collection, rounds)

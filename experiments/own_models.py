@@ -60,11 +60,6 @@ class OwnModels:
     captioner: PictureCaptioner | None = None
     rewriter: Rewriter | None = None
 
-    def names(self) -> dict[str, str]:
-        """Returns what names captioner and rewriter in a run's settings.json, for those given."""
-        given = {"captioner": self.captioner, "rewriter": self.rewriter}
-        return {role: name_of(model) for role, model in given.items() if model is not None}
-
 
 class GivenEncoder:
     """An encoder from outside, as the index and the retriever want it: float32, unit rows, named.

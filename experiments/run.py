@@ -18,6 +18,7 @@ from experiments.own_models import OwnModels
 from experiments.run_folder import run_folder
 from experiments.setup import Setup
 from feedback.protocols import PROTOCOLS
+from feedback.strategies import STRATEGIES
 from files import write_json
 from records import Round
 from settings import ExperimentSettings
@@ -50,7 +51,7 @@ def run_experiment(settings: ExperimentSettings, own: OwnModels | None = None) -
     started = time.monotonic()
     settings = settings.resolved()
     parts = Setup.open(settings, own=own)
-    parts.check_rewriter([settings.strategy])
+    parts.check_rewriter()
     user = parts.user(settings.user, settings.user_noise)
     with run_folder(settings, parts.identity()) as folder:
         parts.costs.keep_in(folder / "costs.json")
@@ -62,7 +63,8 @@ def run_experiment(settings: ExperimentSettings, own: OwnModels | None = None) -
         control = parts.play("original", control_user, folder / f"{SCROLLING}.rounds.jsonl")
         parts.costs.save()
         _write_results(folder, parts, settings.strategy, rounds, control)
-    _log_summary(rounds, parts.captions.counts(), time.monotonic() - started)
+    captioned = parts.captions.counts() if STRATEGIES[settings.strategy].needs_captioner else "no captions"
+    _log_summary(rounds, captioned, time.monotonic() - started)
     return folder
 
 

@@ -24,7 +24,7 @@ from experiments.models import (
     open_rewriter,
     rewrite_servers,
 )
-from experiments.own_models import GivenCaptions, GivenEncoder, OwnModels
+from experiments.own_models import GivenCaptions, GivenEncoder, OwnModels, name_of
 from feedback.costs import Costs, CountedCaptioner, CountedRewriter
 from feedback.history import Strategy
 from feedback.protocols import PROTOCOLS
@@ -145,6 +145,11 @@ class Setup:
             return settings.strategies
         return (settings.strategy,) if isinstance(settings, ExperimentSettings | InteractiveSettings) else ()
 
+    @property
+    def needs_rewriter(self) -> bool:
+        """Whether one of the strategies has a language model rewrite queries."""
+        return any(STRATEGIES[name].needs_rewriter for name in self.strategies)
+
     def identity(self) -> dict[str, str | int | None]:
         """Returns what the results depend on besides the settings, for the run's settings.json.
 
@@ -156,14 +161,16 @@ class Setup:
             users = settings.users
         elif isinstance(settings, ExperimentSettings):
             users = (settings.user,)
+        needs_captioner = any(STRATEGIES[name].needs_captioner for name in self.strategies)
         rewriter = sentence_encoder = None
-        if any(STRATEGIES[name].needs_rewriter for name in self.strategies) and self.own.rewriter is None:
+        if self.own.rewriter is not None and self.needs_rewriter:
+            rewriter = name_of(self.own.rewriter)
+        elif self.needs_rewriter:
             model = settings.rewrite_model or ""
             served = settings.rewrite_servers is not None
             rewriter = f"{SERVED}{model}" if served else weights_identity(model, LANGUAGE_MODELS)
         if CAPTION_READERS.intersection(users):
             sentence_encoder = weights_identity(settings.user_model, SENTENCE_ENCODERS)
-        needs_captioner = any(name != "original" for name in self.strategies)
         return (
             image_set_identity(self.dataset.images)
             | query_set_identity(self.queries)
@@ -173,17 +180,16 @@ class Setup:
                 "rewriter": rewriter,
                 "sentence_encoder": sentence_encoder,
             }
-            | self.own.names()
         )
 
-    def check_rewriter(self, strategies: Sequence[str]) -> None:
+    def check_rewriter(self) -> None:
         """Looks whether there is a language model, if a strategy needs one, before anything is played.
 
         Raises:
             ValueError: If there is none of that name, or it is no language model.
             ModuleNotFoundError: If it comes in a package that is not installed.
         """
-        if not any(STRATEGIES[name].needs_rewriter for name in strategies) or self.own.rewriter is not None:
+        if not self.needs_rewriter or self.own.rewriter is not None:
             return
         if servers := rewrite_servers(self.settings):
             servers.check()
@@ -285,7 +291,7 @@ class Setup:
                 user=user,
                 strategy=self.strategy(strategy),
                 protocol=PROTOCOLS[self.settings.protocol],
-                captions=self.captions,
+                captions=self.captions if STRATEGIES[strategy].needs_captions else None,
                 round_count=self.settings.rounds,
                 played=played,
                 batch_size=self.settings.query_batch,

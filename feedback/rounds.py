@@ -42,7 +42,7 @@ def run_rounds(
     user: User,
     strategy: Strategy,
     protocol: Protocol,
-    captions: Captions,
+    captions: Captions | None = None,
     round_count: int,
     played: Sequence[Round] = (),
     batch_size: int = 256,
@@ -57,7 +57,7 @@ def run_rounds(
         user: Gives the feedback.
         strategy: Moves the queries.
         protocol: The rules.
-        captions: Captions of picked images; asked only if the strategy needs them.
+        captions: Captions of picked images; not needed, and not asked, unless the strategy needs them.
         round_count: Rounds, the first search included.
         played: Records of an earlier run; what they hold is not played again.
         batch_size: Queries that advance together.
@@ -69,7 +69,7 @@ def run_rounds(
 
     Raises:
         ValueError: If a target is not in the index, records do not belong to these queries, or a user points
-            at what was not shown.
+            at what was not shown; if the strategy needs captions and there are none.
     """
     costs = costs or Costs()
     queries = [protocol.goal_of(query) for query in queries]
@@ -221,7 +221,7 @@ def take_feedback(
     records: list[Round],
     user: User,
     strategy: Strategy,
-    captions: Captions,
+    captions: Captions | None,
     protocol: Protocol,
 ) -> list[Round]:
     """Lets the user judge the sessions that go on, and has the picked images captioned.
@@ -235,7 +235,12 @@ def take_feedback(
     for row, feedback in feedbacks.items():
         _check_shown(records[row], feedback)
     liked = [image_id for feedback in feedbacks.values() for image_id in feedback.liked]
-    texts = iter(captions.captions_of(liked) if strategy.needs_captions else [""] * len(liked))
+    if not strategy.needs_captions:
+        texts = iter([""] * len(liked))
+    elif captions is None:
+        raise ValueError(f"{type(strategy).__name__} needs captions of the picked images, got no captions")
+    else:
+        texts = iter(captions.captions_of(liked))
     judged = []
     for row, record in enumerate(records):
         feedback = feedbacks.get(row, Feedback())

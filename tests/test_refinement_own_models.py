@@ -177,6 +177,28 @@ def test_a_rewriter_that_is_not_there_is_found_out_before_anything_is_played(min
     assert not Path("late").exists()
 
 
+def test_strategies_without_captions_and_rewrites_play_without_those_models(mine, tmp_path):
+    for number, servers in enumerate((None, ("http://127.0.0.1:9/v1",))):  # where nobody listens
+        absent = {
+            "caption_model": str(tmp_path / "absent"), "rewrite_model": str(tmp_path / "absent too"),
+            "caption_servers": servers, "rewrite_servers": servers,
+        }  # fmt: skip
+        for strategy in ("original", "rocchio", "bayes"):
+            settings = ExperimentSettings(
+                "image_folder", Path("pictures"), user="reference", strategy=strategy, rounds=2,
+                output=tmp_path / f"{strategy} {number}", **absent,
+            )  # fmt: skip
+            folder = run_experiment(settings, OwnModels(mine))
+            assert {record.number for record in read_rounds(folder / "rounds.jsonl")} == {0, 1}
+            saved = json.loads((folder / "settings.json").read_text())
+            assert saved["captioner"] is None and saved["rewriter"] is None
+        compared = ComparisonSettings(
+            "image_folder", Path("pictures"), users=("reference",), strategies=("rocchio", "bayes"),
+            rounds=2, output=tmp_path / f"compared {number}", **absent,
+        )  # fmt: skip
+        assert (run_comparison(compared, OwnModels(mine)) / "comparison.md").is_file()
+
+
 def test_vectors_come_out_as_unit_rows_and_other_weights_have_another_name():
     class Numbers:
         def __init__(self, sign):
