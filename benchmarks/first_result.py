@@ -33,19 +33,18 @@ def main() -> None:
     import uvicorn
 
     from experiments.setup import Setup
-    from interactive.guards import Guard, RateLimit
+    from interactive.guard import Guard
     from interactive.page import Page
-    from interactive.server import open_desk
+    from interactive.server import open_context
     from interactive.session import Options
 
     settings = InteractiveSettings(dataset="demo", strategy="append", caption_numbers=("4",), queries=QUERIES)
     settings = settings.resolved()
-    context, study = open_desk(settings)
+    context, study = open_context(settings)
     words = [query.text for query in Setup.open(settings).queries]
     page = Page(context, Options("append"), study, describe=False)
     page.warm_up()
-    guarded = Guard(page.app(), (), RateLimit(1e9, 1e9), RateLimit(1e9, 1e9))
-    server = uvicorn.Server(uvicorn.Config(guarded, port=0, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(Guard(page.app(), ()), port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

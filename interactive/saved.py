@@ -5,14 +5,14 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from evaluation.sessions import build_sessions
 from feedback.rounds import DEPTH
-from interactive.errors import UserError
-from interactive.search_context import SearchContext
+from interactive.search_context import SearchContext, UserError
 from interactive.session import MAX_LETTERS, MAX_ROUNDS, MAX_SHOWN, Options, Session, Turn
 from records import Round
 from retriever import SearchQuery
@@ -26,99 +26,91 @@ def save_session(session: Session) -> str:
     """Writes a session as JSON.
 
     Raises:
-        UserError: If nothing has been searched yet, or the file would be too large to be opened.
+        UserError: If nothing has been searched yet, or the file would be too large to open again.
     """
-    turn = session.now  # says that there is nothing to save
-    options = session.options
-    text = json.dumps(
-        {
-            "format": FORMAT,
-            "model": session.context.retriever.encoder.fingerprint,
-            "collection": session.context.version,
-            "at": turn.record.number,
-            "options": {
-                "strategy": options.strategy,
-                "shown": options.shown,
-                "threshold": options.threshold,
-                "shows_again": options.shows_again,
-            },
-            "picture": _packed(session.picture),
-            "turns": [
-                {
-                    "record": turn.record.to_json(),
-                    "vector": _packed(turn.search.vector),
-                    "scores": _packed(turn.search.scores),
-                    "strategy": turn.strategy,
-                    "shows_again": turn.shows_again,
-                }
-                for turn in session.turns
-            ],
-        },
-        ensure_ascii=False,
-        allow_nan=False,
-    )
+    values = {
+        "format": FORMAT,
+        "model": session.context.retriever.encoder.fingerprint,
+        "collection": session.context.version,
+        "at": session.current.record.number,
+        "options": asdict(session.options),
+        "picture": _packed(session.picture),
+        "turns": [
+            {
+                "record": turn.record.to_json(),
+                "vector": _packed(turn.search.vector),
+                "scores": _packed(turn.search.scores),
+                "strategy": turn.strategy,
+                "shows_again": turn.shows_again,
+                "hidden": turn.hidden,
+            }
+            for turn in session.turns
+        ],
+    }
+    text = json.dumps(values, ensure_ascii=False, allow_nan=False)
     if len(text.encode()) > MAX_BYTES:
-        raise UserError("this session has grown too large to be opened again; export its rounds instead")
+        raise UserError("this session has become too large to open again; export its rounds instead")
     return text
 
 
 def open_session(text: str, context: SearchContext) -> Session:
-    """Takes up a saved session.
+    """Continues a saved session.
 
     Args:
         text: What `save_session` wrote.
-        context: The parts; of the same collection and model.
+        context: Of the same collection and model.
 
     Raises:
-        UserError: If it is no saved session, or one of another collection; the message may be shown.
+        UserError: If it is no saved session, or one of another collection or model.
     """
     try:
         values = json.loads(text)
-        kind = values["format"], values["model"], values["collection"]
+        version, *origin = values["format"], values["model"], values["collection"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError("this is not a saved session; choose a file that this page saved") from error
-    if kind[0] != FORMAT:
+        raise UserError("this is not a saved session; choose a file that was saved here") from error
+    if version != FORMAT:
         raise UserError("this session was saved by another version; open it with that version")
-    if kind[1:] != (context.retriever.encoder.fingerprint, context.version):
+    if origin != [context.retriever.encoder.fingerprint, context.version]:
         raise UserError("this session belongs to another collection or model; open it there")
     try:
-        return _opened(values, context)
+        return _checked_session(values, context)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError("this saved session is damaged; choose another file") from error
 
 
-def _opened(values: dict[str, Any], context: SearchContext) -> Session:
+def _checked_session(values: dict[str, Any], context: SearchContext) -> Session:
     options = Options(
         strategy=_one_of(values["options"]["strategy"], context.strategies),
-        shown=_whole(values["options"]["shown"]),
+        shown=_integer(values["options"]["shown"]),
         threshold=None if values["options"]["threshold"] is None else float(values["options"]["threshold"]),
         shows_again=values["options"]["shows_again"] is True,
     )
-    turns = [_turn(turn, number, context) for number, turn in enumerate(values["turns"])]
-    at = _whole(values["at"])
-    if not 1 <= len(turns) <= MAX_ROUNDS or not 0 <= at < len(turns):
+    turns = [_checked_turn(turn, number, context) for number, turn in enumerate(values["turns"])]
+    position = _integer(values["at"])
+    if not 1 <= len(turns) <= MAX_ROUNDS or not 0 <= position < len(turns):
         raise ValueError("the rounds do not fit")
     records = [turn.record for turn in turns]
     if len({record.query_id for record in records}) > 1:
         raise ValueError("the rounds are of several sessions")
     build_sessions(records, len(records))
     session = Session(context, options)
-    session.resume(turns, at, _unpacked(values["picture"], context.retriever.index.dimension))
+    session.resume(turns, position, _unpacked(values["picture"], context.retriever.index.dimension))
     return session
 
 
-def _turn(values: dict[str, Any], number: int, context: SearchContext) -> Turn:
+def _checked_turn(values: dict[str, Any], number: int, context: SearchContext) -> Turn:
     record = Round.from_json(values["record"])
     shown = record.image_ids[: record.shown]
-    _texts((record.query_id, record.text, record.fallback, record.stop), MAX_LETTERS * 10)
-    _texts(record.captions, MAX_CAPTION_LETTERS)
-    for ids in (record.image_ids, record.liked, record.disliked):
-        _texts(ids, MAX_CAPTION_LETTERS)
-        for image_id in ids:
-            context.number_of(image_id)  # a KeyError where the index lacks it
+    hidden = _integer(values.get("hidden", 0))  # older files lack it
+    _check_texts((record.query_id, record.text, record.fallback, record.stop), MAX_LETTERS * 10)
+    for texts in (record.captions, record.image_ids, record.liked, record.disliked):
+        _check_texts(texts, MAX_CAPTION_LETTERS)
+    for image_id in (*record.image_ids, *record.liked, *record.disliked):
+        context.number_of(image_id)  # a KeyError if the index has no such picture
     fits = (
-        _whole(record.number) == number,
-        _whole(record.shown) <= MAX_SHOWN,
+        _integer(record.number) == number,
+        _integer(record.shown) <= MAX_SHOWN,
+        0 <= hidden <= len(record.image_ids) - record.shown,
         len(record.image_ids) <= max(DEPTH, MAX_SHOWN),
         len(record.scores) == len(record.image_ids) and np.isfinite(np.array(record.scores, float)).all(),
         {*record.liked, *record.disliked} <= {*shown} and not {*record.liked} & {*record.disliked},
@@ -132,8 +124,9 @@ def _turn(values: dict[str, Any], number: int, context: SearchContext) -> Turn:
     vector = _unpacked(values["vector"], context.retriever.index.dimension)
     scores = _unpacked(values["scores"], len(context.retriever.index))
     if vector is None and scores is None:
-        raise ValueError("a round does not say what it searched")
-    return Turn(record, SearchQuery(record.text, vector, scores), strategy, values["shows_again"] is True)
+        raise ValueError("a round does not say what was searched")
+    search = SearchQuery(record.text, vector, scores)
+    return Turn(record, search, strategy, values["shows_again"] is True, hidden)
 
 
 def _packed(numbers: np.ndarray | None) -> str | None:
@@ -149,9 +142,9 @@ def _unpacked(text: str | None, count: int) -> np.ndarray | None:
     return numbers
 
 
-def _whole(value: object) -> int:
+def _integer(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError("not a whole number")
+        raise TypeError("not an integer")
     return value
 
 
@@ -161,13 +154,13 @@ def _one_of(value: str, choices: Sequence[str]) -> str:
     return value
 
 
-def _texts(values: Sequence[object], max_letters: int) -> None:
+def _check_texts(values: Sequence[object], max_letters: int) -> None:
     if not all(isinstance(value, str) and len(value) <= max_letters for value in values):
         raise TypeError("not a text of a sensible length")
 
 
 def export_rounds(records: Sequence[Round]) -> str:
-    """Writes records as a rounds.jsonl, as `evaluation.runs.read_rounds` reads it."""
+    """Writes records as a ``rounds.jsonl`` that `evaluation.runs.read_rounds` reads."""
     return "".join(
         json.dumps(record.to_json(), ensure_ascii=False, allow_nan=False) + "\n" for record in records
     )

@@ -1,4 +1,4 @@
-"""What every person's session works with: the retriever, captions and strategies, shared by all."""
+"""What all sessions share: retriever, captions and strategies of one collection, and the error for people."""
 
 from __future__ import annotations
 
@@ -14,24 +14,27 @@ from experiments.setup import Setup
 from feedback.history import Strategy
 from feedback.rounds import Captions
 from feedback.strategies import STRATEGIES
-from interactive.errors import UserError
 from retriever import Retriever
 
 EDITABLE = tuple(name for name, entry in STRATEGIES.items() if entry.moves_query)
 
 
+class UserError(ValueError):
+    """Something that cannot be done as asked. The message names no path and may be shown to anyone."""
+
+
 @dataclass(frozen=True)
 class SearchContext:
-    """The parts that sessions share. Models among them are used from the worker's threads alone.
+    """The collection and its models. The models are only used from the threads of `interactive.visitors`.
 
     Attributes:
-        name: Of the collection, for people.
-        retriever: Searches it.
-        captions: Of its pictures, made once ever.
-        describe: Captions a picture that is not of the collection.
-        strategy: A strategy by name.
-        paths: Where the pictures lie, by image id.
-        strategies: Names to choose from.
+        name: Name of the collection, for people.
+        retriever: Searches the collection.
+        captions: Captions of its pictures; each is made once.
+        describe: Captions a picture from outside the collection.
+        strategy: Returns a strategy by name.
+        paths: The picture files, by image id.
+        strategies: Names of the strategies on offer.
     """
 
     name: str
@@ -41,24 +44,24 @@ class SearchContext:
     strategy: Callable[[str], Strategy]
     paths: Mapping[str, Path]
     strategies: tuple[str, ...] = EDITABLE
-    _known: dict[str, str] = field(default_factory=dict)
+    _known_captions: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, parts: Setup, strategy: str) -> SearchContext:
-        """Takes what a person's session needs of an experiment's parts.
+    def of(cls, setup: Setup, strategy: str) -> SearchContext:
+        """Takes what a person's session needs from an experiment's setup.
 
         Args:
-            parts: The parts.
-            strategy: What the person starts with; offered even if it ranks by scores, which nobody can edit.
+            setup: The opened parts.
+            strategy: The initial strategy; on offer even if it ranks by scores, which nobody can edit.
         """
-        settings = parts.settings
+        settings = setup.settings
         return cls(
             name=settings.dataset if settings.split == "all" else f"{settings.dataset} {settings.split}",
-            retriever=parts.retriever,
-            captions=parts.captions,
-            describe=parts.captions.describe,
-            strategy=parts.strategy,
-            paths={image.id: image.path for image in parts.dataset.images},
+            retriever=setup.retriever,
+            captions=setup.captions,
+            describe=setup.captions.describe,
+            strategy=setup.strategy,
+            paths={image.id: image.path for image in setup.dataset.images},
             strategies=EDITABLE if strategy in EDITABLE else (*EDITABLE, strategy),
         )
 
@@ -69,7 +72,7 @@ class SearchContext:
 
     @cached_property
     def version(self) -> str:
-        """Names the collection in the pictures' addresses, so that no browser shows another one's."""
+        """Identifies the collection in picture URLs, so that no browser cache shows another one's."""
         return hashlib.sha256("\n".join(self.ids).encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
     @cached_property
@@ -77,7 +80,11 @@ class SearchContext:
         return {image_id: row for row, image_id in enumerate(self.ids)}
 
     def number_of(self, image_id: str) -> int:
-        """Returns the number by which pages call a picture: its row in the index."""
+        """Returns the number that stands for a picture in URLs and forms: its row in the index.
+
+        Raises:
+            KeyError: If the index has no such picture.
+        """
         return self._numbers[image_id]
 
     def id_of(self, number: int) -> str:
@@ -91,11 +98,11 @@ class SearchContext:
         return self.ids[number]
 
     def captions_of(self, image_ids: Sequence[str]) -> list[str]:
-        """Returns captions, made where they are missing, and remembers them for `known`."""
+        """Returns captions, making those that are missing, and remembers them for `known_caption`."""
         captions = self.captions.captions_of(image_ids)
-        self._known.update(zip(image_ids, captions, strict=True))
+        self._known_captions.update(zip(image_ids, captions, strict=True))
         return captions
 
-    def known(self, image_id: str) -> str | None:
-        """Returns a picture's caption if it has been asked for before; asks no model."""
-        return self._known.get(image_id)
+    def known_caption(self, image_id: str) -> str | None:
+        """Returns a picture's caption if it has been asked for before; calls no model."""
+        return self._known_captions.get(image_id)

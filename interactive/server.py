@@ -1,4 +1,4 @@
-"""Opens a collection and serves its page with uvicorn."""
+"""Opens a collection and serves its page with uvicorn, or runs the terminal."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def run_interactive(settings: InteractiveSettings) -> None:
     """Lets a person search, on a page or in the terminal, until they stop.
 
     Args:
-        settings: Everything; see `InteractiveSettings`.
+        settings: See `InteractiveSettings`.
 
     Raises:
         FileNotFoundError: If dataset or checkpoint are missing.
         ModuleNotFoundError: If the page's packages are missing.
-        OSError: If the address cannot be had.
+        OSError: If the address is not available.
         ValueError: If something cannot be used.
     """
     settings = settings.resolved()
@@ -37,24 +37,25 @@ def run_interactive(settings: InteractiveSettings) -> None:
     if settings.terminal:
         from interactive.terminal import Terminal
 
-        context, study = open_desk(settings)
-        Terminal(context, options, study, describe=settings.describe).run()
+        Terminal(open_context(settings)[0], options, describe=settings.describe).run()
         return
     try:
         import uvicorn
 
-        from interactive.guards import Guard
+        from interactive.guard import Guard
         from interactive.page import Page
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"the page needs {error.name}; run: {INSTALL}") from error
-    with _listening(settings.host, settings.port) as listening:  # a taken port is said before models load
-        context, study = open_desk(settings)
+    with _listening_socket(
+        settings.host, settings.port
+    ) as listening:  # a taken port fails before models load
+        context, study = open_context(settings)
         is_local = is_loopback(settings.host)
         page = Page(context, options, study, describe=settings.describe, names_shown=is_local)
         page.warm_up()
         if not is_local:
             log.warning(
-                "listening on %s: whoever reaches it can search, and sees the pictures", settings.host
+                "listening on %s: anybody who reaches it can search and see the pictures", settings.host
             )
         host, port = listening.getsockname()[:2]
         log.info("open http://%s:%d (stop with Ctrl-C)", f"[{host}]" if ":" in host else host, port)
@@ -71,18 +72,18 @@ def run_interactive(settings: InteractiveSettings) -> None:
         uvicorn.Server(config).run(sockets=[listening])
 
 
-def open_desk(settings: InteractiveSettings) -> tuple[SearchContext, Study]:
-    """Opens a collection for people, and the study over it.
+def open_context(settings: InteractiveSettings) -> tuple[SearchContext, Study]:
+    """Opens a collection for searching, and the study over it.
 
     Args:
         settings: Resolved.
     """
-    parts = Setup.open(settings, needs_queries=False)
-    context = SearchContext.of(parts, settings.strategy)
-    claims = ExitStack()  # the folder is kept until the process ends
+    setup = Setup.open(settings, needs_queries=False)
+    context = SearchContext.of(setup, settings.strategy)
+    folders = ExitStack()  # the study's folder stays locked until the process ends
     study = Study(
         context,
-        lambda: claims.enter_context(run_folder(settings, parts.identity())),
+        lambda: folders.enter_context(run_folder(settings, setup.identity())),
         settings.strategy,
         seed=settings.seed,
     )
@@ -90,14 +91,14 @@ def open_desk(settings: InteractiveSettings) -> tuple[SearchContext, Study]:
 
 
 def is_loopback(host: str) -> bool:
-    """Says whether an address is reached from this machine alone."""
+    """Says whether an address can only be reached from this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def _listening_socket(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)

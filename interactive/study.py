@@ -1,8 +1,8 @@
-"""Find this picture: a target is shown, rounds and time are counted, the experiments' measures are written.
+"""Sessions with a known target: measured as experiments are, one by one or in a find-this-picture study.
 
-The folder holds ``rounds.jsonl`` (the records, as of any run), ``tasks.jsonl`` (one line when a target is
-shown and one when its search ends) and ``measures.json``, written again after every search. A search that was
-left without an end is counted as abandoned; what it searched is not kept.
+A study shows a target and counts rounds and seconds. Its folder holds ``rounds.jsonl`` (records, as of any
+run), ``tasks.jsonl`` (one line when a target is shown and one when its search ends) and ``measures.json``,
+written again after every search. A search that never ended counts as unfinished; its rounds are not kept.
 """
 
 from __future__ import annotations
@@ -12,21 +12,68 @@ import logging
 import random
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from evaluation.measures import evaluate
 from evaluation.runs import append_rounds, read_rounds
 from files import append_lines, write_json
-from interactive.errors import UserError
-from interactive.search_context import SearchContext
-from interactive.session import Session
-from interactive.verdict import with_target
-from records import Query
+from interactive.search_context import SearchContext, UserError
+from interactive.session import Session, Turn
+from records import Query, Round
+from retriever import Retriever
 
 log = logging.getLogger(__name__)
+
+
+def with_target(
+    turns: Sequence[Turn], target: str, retriever: Retriever, stop: str, query_id: str | None = None
+) -> list[Round]:
+    """Fills in what a person's records lack: target, relevant pictures, target ranks and the reason to stop.
+
+    A target that was shown and overlooked is no candidate in later rounds: it has no rank there, and the
+    measures keep the earlier one.
+
+    Args:
+        turns: The session's rounds up to the last one that counts.
+        target: Id of the picture that the person had in mind.
+        retriever: The one that searched.
+        stop: Why the session ended: "found" or "abandoned".
+        query_id: Query id for the records; the session's own when None.
+
+    Raises:
+        ValueError: If the target is not in the index.
+    """
+    records, seen = [], frozenset()
+    for number, turn in enumerate(turns):
+        excluded = frozenset() if turn.shows_again else seen
+        is_candidate = target not in excluded
+        rank = int(retriever.rank([turn.search], [target], [excluded])[0]) if is_candidate else None
+        records.append(
+            replace(
+                turn.record,
+                query_id=query_id or turn.record.query_id,
+                target=target,
+                relevant=(target,) if is_candidate else (),
+                target_rank=rank,
+                stop=stop if number + 1 == len(turns) else "",
+            )
+        )
+        seen |= frozenset(turn.shown_ids)
+    return records
+
+
+def measure(records: Sequence[Round], image_count: int) -> dict[str, Any]:
+    """Measures one session as an experiment's run is measured.
+
+    Args:
+        records: From `with_target`.
+        image_count: Size of the collection.
+    """
+    return evaluate(records, len(records), image_count=image_count).to_json() | {"images": image_count}
 
 
 @dataclass
@@ -37,7 +84,7 @@ class Task:
         id: Query id of the records.
         target: Image id.
         begun: When it was shown, on the study's clock.
-        waiting_seconds: How much of the time since went into searching, captioning and rewriting.
+        waiting_seconds: How much of the time since was spent searching, captioning and rewriting.
         wrong: How many other pictures the person took for it.
     """
 
@@ -50,47 +97,40 @@ class Task:
 
 @dataclass
 class Study:
-    """Gives tasks and keeps what comes of them.
+    """Hands out tasks and keeps the results.
 
     Attributes:
-        context: The shared parts.
-        claim: Makes the folder, or refuses one of a study with other settings.
-        strategy: The same for all of a study.
-        seed: The same participant number gets the same pictures.
-        clock: Seconds that only grow.
+        context: The collection and its models.
+        open_folder: Makes the folder, or raises ValueError if it holds a study with other settings.
+        strategy: The same for the whole study.
+        seed: With the same seed, a participant of the same name gets the same pictures.
+        clock: Monotonic seconds.
     """
 
     context: SearchContext
-    claim: Callable[[], Path]
+    open_folder: Callable[[], Path]
     strategy: str
     seed: int = 0
     clock: Callable[[], float] = time.monotonic
-    _folder: list[Path] = field(default_factory=list)
 
-    @property
+    @cached_property
     def folder(self) -> Path:
-        """Where the results go; made when the first task is given.
+        """Where the results go; made when the first task is handed out."""
+        return self.open_folder()
 
-        Raises:
-            ValueError: If it holds a study with other settings.
-        """
-        if not self._folder:
-            self._folder.append(self.claim())
-        return self._folder[0]
-
-    def give(self, participant: str, number: int) -> Task:
-        """Chooses a picture at random and writes down that it was shown.
+    def begin(self, participant: str, number: int) -> Task:
+        """Chooses a picture at random and records that it was shown.
 
         Args:
             participant: Who searches.
-            number: Of the participant's task, from 0; no picture comes twice.
+            number: Number of the participant's task, from 0; no picture comes twice.
 
         Raises:
-            UserError: If the participant has been given every picture.
+            UserError: If the participant has had every picture.
         """
         ids = self.context.ids
         if number >= len(ids):
-            raise UserError(f"you have been given all {len(ids)} pictures")
+            raise UserError(f"you have had all {len(ids)} pictures")
         order = list(range(len(ids)))
         random.Random(f"{self.seed} {participant}").shuffle(order)
         task = Task(f"study-{participant}-{number}", ids[order[number]], self.clock())
@@ -98,24 +138,23 @@ class Study:
         return task
 
     def end(self, task: Task, session: Session, found: bool) -> dict[str, Any]:
-        """Writes down a search and measures all of them again.
+        """Records a finished search and measures all of them again.
 
         Args:
             task: What was to be found.
-            session: The rounds; there are none if the person gave up before the first search.
-            found: Whether it was found, else given up.
+            session: The search; without rounds if the person gave up before the first one.
+            found: Whether it was found; otherwise it was abandoned.
 
         Returns:
             The line written to ``tasks.jsonl``.
         """
         seconds = self.clock() - task.begun
-        turns = session.turns[: session.at + 1] if session.turns else []
-        records = with_target(
-            turns, task.target, self.context.retriever, "found" if found else "abandoned", task.id
-        )
+        turns = session.turns[: session.position + 1]
+        event = "found" if found else "abandoned"
+        records = with_target(turns, task.target, self.context.retriever, event, task.id)
         append_rounds(self.folder / "rounds.jsonl", records)
         line = {
-            "event": "found" if found else "abandoned",
+            "event": event,
             "query_id": task.id,
             "target": task.target,
             "words": records[0].text if records else "",
@@ -133,34 +172,29 @@ class Study:
         """Writes ``measures.json`` from the two other files."""
         events = [json.loads(line) for line in (self.folder / "tasks.jsonl").read_text("utf-8").splitlines()]
         ended = [event for event in events if event["event"] != "shown"]
-        known = {event["query_id"] for event in ended}  # of others a kill came before the line of the end
-        rounds = [record for record in read_rounds(self.folder / "rounds.jsonl") if record.query_id in known]
+        ended_ids = {event["query_id"] for event in ended}  # a kill may separate rounds from their last line
+        records = [
+            record for record in read_rounds(self.folder / "rounds.jsonl") if record.query_id in ended_ids
+        ]
         queries = [
             Query(event["query_id"], event["words"], event["target"], frozenset((event["target"],)))
             for event in ended
         ]
-        image_count = len(self.context.ids)
-        round_count = max((record.number for record in rounds), default=0) + 1
-        values = evaluate(rounds, round_count, queries, image_count).to_json()
         found = [event for event in ended if event["event"] == "found"]
-        write_json(
-            self.folder / "measures.json",
-            values
-            | {
-                "images": image_count,
-                "searches": len(ended),
-                "abandoned": len(events) - 2 * len(ended),
-                "found": len(found),
-                "median_rounds_when_found": _median([event["rounds"] for event in found]),
-                "median_seconds_when_found": _median([event["seconds"] for event in found]),
-                "median_waiting_seconds_when_found": _median([event["waiting_seconds"] for event in found]),
-            },
-        )
+        image_count = len(self.context.ids)
+        round_count = max((record.number for record in records), default=0) + 1
+        values = evaluate(records, round_count, queries, image_count).to_json() | {
+            "images": image_count,
+            "searches": len(ended),
+            "found": len(found),
+            "abandoned": len(ended) - len(found),
+            "unfinished": len(events) - 2 * len(ended),  # shown, but neither found nor given up
+        }
+        for name in ("rounds", "seconds", "waiting_seconds"):
+            numbers = [event[name] for event in found]
+            values[f"median_{name}_when_found"] = statistics.median(numbers) if numbers else None
+        write_json(self.folder / "measures.json", values)
         log.info("study: %d of %d found; %s", len(found), len(ended), self.folder / "measures.json")
 
     def _write(self, line: dict[str, Any]) -> None:
         append_lines(self.folder / "tasks.jsonl", [line])
-
-
-def _median(values: list[float]) -> float | None:
-    return statistics.median(values) if values else None

@@ -1,47 +1,43 @@
-"""The same search in a terminal: words are searched, lines that begin with + - or / are commands."""
+"""The same session in a terminal: words are searched; lines that begin with + - or / are commands."""
 
 from __future__ import annotations
 
+import base64
+import io
 import logging
 import os
-import secrets
 import shlex
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
 from files import write_bytes
-from index.decode import BrokenImage
-from interactive.errors import UserError
-from interactive.inline import Protocol, inline_picture, protocol_of
+from index.decode import BrokenImage, open_image
 from interactive.pictures import MAX_UPLOADED_BYTES, read_upload
 from interactive.saved import MAX_BYTES, export_rounds, open_session, save_session
-from interactive.search_context import SearchContext
+from interactive.search_context import SearchContext, UserError
 from interactive.session import Options, Session
-from interactive.study import Study, Task
-from interactive.verdict import measure, with_target
-from records import Round
 
 log = logging.getLogger(__name__)
 
+PICTURE_PIXELS = 320
+PICTURE_LINES = 8
+KITTY_CHUNK = 4096  # kitty reads no longer ones
 HELP = """\
 a dog on a beach     search for it
-+2 5                 like pictures 2 and 5 (again: take that back)
++2 5                 like pictures 2 and 5 (again: undo that)
 -3                   dislike picture 3
 (an empty line)      more like these
 /next                show the next query without searching it
-/edit WORDS          search with your words next
-/back, /round N      to an earlier round
+/edit WORDS          search with your own words next
+/back, /round N      go to an earlier round
 /over                start over
-/picture FILE WORDS  search by a picture of yours; the words may be left out
+/picture FILE WORDS  search with a picture of your own; the words are optional
 /strategy NAME       how feedback changes the query
-/shown N             pictures a round
-/threshold X         least similarity; without X all are shown
-/again on|off        whether pictures may come again
-/found N             picture N is the one: measures of this search
+/shown N             pictures per round
 /save FILE, /open FILE, /export FILE
-/study, /giveup      find the picture shown; rounds and seconds are written down
 /quit"""
 
 
@@ -52,7 +48,6 @@ class Terminal:
         self,
         context: SearchContext,
         options: Options,
-        study: Study,
         *,
         describe: bool = True,
         lines: TextIO = sys.stdin,
@@ -62,39 +57,30 @@ class Terminal:
         """Prepares a session.
 
         Args:
-            context: The parts.
-            options: At first.
-            study: Gives pictures to find.
+            context: The collection and its models.
+            options: The initial options.
             describe: Whether all shown pictures are captioned, not only liked ones.
             lines: Where commands come from.
             out: Where answers go.
-            environment: Says which terminal it is.
+            environment: Tells which terminal it is.
         """
-        self._desk = context
-        self._options = options
+        self._context = context
         self._session = Session(context, options)
-        self._study = study
-        self._participant = secrets.token_hex(3)
-        self._tasks_given = 0
-        self._task: Task | None = None
-        self._declared: list[Round] = []  # the rounds with their target, until the next step
         self._describe = describe
         self._lines = lines
         self._out = out
-        self._protocol: Protocol = protocol_of(environment) if out.isatty() else "none"
+        self._protocol = picture_protocol(environment) if out.isatty() else None
 
     def run(self) -> None:
         """Answers lines until /quit or the end of the input."""
-        self._write(f"{len(self._desk.ids):,} pictures of {self._desk.name}. /help lists commands.")
+        self._write(f"{len(self._context.ids):,} pictures in {self._context.name}. /help lists the commands.")
         if self._lines.isatty():
-            import readline  # noqa: F401  lets input lines be edited and recalled
+            import readline  # noqa: F401  lets lines be edited and recalled
         while (line := self._read()) is not None and line != "/quit":
             try:
                 self._answer(line)
-            except UserError as error:
-                self._write(f"! {error}")
             except (ValueError, OSError, ModuleNotFoundError) as error:
-                log.debug("where it came from", exc_info=True)
+                log.debug("traceback", exc_info=True)
                 self._write(f"! {error}")
 
     def _read(self) -> str | None:
@@ -107,184 +93,112 @@ class Terminal:
         return line.strip() if line else None
 
     def _answer(self, line: str) -> None:
-        if not line.startswith(("/export", "/save", "/help")):
-            self._declared = []
-        if line[:1] in ("+", "-"):
+        if not line:
+            self._show(self._session.next_round(say=self._say))
+        elif line[0] in "+-":
             self._mark(line)
-        elif line.startswith("/"):
+        elif line[0] == "/":
             name, _, rest = line[1:].partition(" ")
             commands = self._commands()
             if name not in commands:
                 raise UserError(f"got /{name}, expected words or a command; /help lists them")
             commands[name](rest.strip())
-        elif line:
-            if self._task is not None and self._session.turns:
-                raise UserError("this search has begun; /edit WORDS changes the query")
-            self._session.search(line, self._say)
-            self._show()
         else:
-            self._session.more(say=self._say)
-            self._show()
+            self._show(self._session.search(line, say=self._say))
 
     def _commands(self) -> dict[str, Callable[[str], None]]:
+        session = self._session
         return {
             "help": lambda rest: self._write(HELP),
-            "next": lambda rest: self._next(),
-            "edit": lambda rest: self._then_show(lambda: self._session.more(rest, self._say)),
-            "back": lambda rest: self._go_to(self._session.at - 1),
-            "round": lambda rest: self._go_to(_whole(rest) - 1),
-            "over": lambda rest: self._free() or self._session.over(),
-            "picture": self._picture,
-            "strategy": lambda rest: self._set(strategy=rest),
-            "shown": lambda rest: self._set(shown=_whole(rest)),
-            "threshold": lambda rest: self._set(threshold=_number(rest) if rest else None),
-            "again": lambda rest: self._set(shows_again=rest == "on"),
-            "found": self._found,
-            "save": self._save,
+            "next": lambda rest: self._propose(),
+            "edit": lambda rest: self._show(session.next_round(rest, self._say)),
+            "back": lambda rest: self._show(session.go_to(session.position - 1)),
+            "round": lambda rest: self._show(session.go_to(_integer(rest) - 1)),
+            "over": lambda rest: session.start_over(),
+            "picture": self._search_picture,
+            "strategy": lambda rest: self._set(replace(session.options, strategy=rest)),
+            "shown": lambda rest: self._set(replace(session.options, shown=_integer(rest))),
+            "save": lambda rest: self._write_file(rest, save_session(session)),
             "open": self._open,
-            "export": self._export,
-            "study": lambda rest: self._begin_task(),
-            "giveup": lambda rest: self._end_task(found=False),
+            "export": lambda rest: self._write_file(rest, export_rounds(session.records())),
         }
 
-    def _then_show(self, step: Callable[[], object]) -> None:
-        step()
-        self._show()
-
-    def _show(self) -> None:
-        session, turn = self._session, self._session.now
+    def _show(self, done: None = None) -> None:
+        """Prints the round on view; the argument lets a call say which step comes first."""
+        session, turn = self._session, self._session.current
         record = turn.record
-        self._write(f"\nRound {session.at + 1}: {_changes(session.changes())}")
+        forms = {"same": "{}", "added": "[+{}]", "removed": "[-{}]"}
+        query = " ".join(forms[kind].format(text) for kind, text in session.changes())
+        self._write(f"\nRound {session.position + 1}: {query}")
         if record.fallback:
             self._write(f"  ({record.fallback})")
-        if session.past:
-            for caption in session.past[-1].captions:
-                self._write(f"  liked: {caption}")
+        self._write_liked(session.past[-1].captions if session.past else ())
         if self._describe:
             self._say("Describing the pictures")
-            self._desk.captions_of(turn.shown_ids)
+            self._context.captions_of(turn.shown_ids)
         for place, (image_id, score) in enumerate(zip(turn.shown_ids, record.scores, strict=False), start=1):
-            mark = "+" if image_id in record.liked else "-" if image_id in record.disliked else " "
-            path = self._desk.paths[image_id]
-            self._out.write(self._inline(path))
-            where = "" if self._task is not None else f"  {path}"  # a path would give the target away
-            self._write(f"{mark}{place:3d}  {score:.3f}{where}  {self._desk.known(image_id) or ''}".rstrip())
-        hidden = min(session.options.shown, len(record.image_ids)) - record.shown
-        if hidden:
-            self._write(f"{hidden} less similar than {session.options.threshold} are not shown")
+            mark = {"like": "+", "dislike": "-"}.get(turn.marks.get(image_id, ""), " ")
+            path, caption = self._context.paths[image_id], self._context.known_caption(image_id) or ""
+            try:
+                self._out.write(inline_picture(path, self._protocol))
+            except BrokenImage as error:
+                log.warning("%s", error)
+            self._write(f"{mark}{place:3d}  {score:.3f}  {path}  {caption}".rstrip())
         if record.stop:
-            self._write("all pictures have been shown; /again on, /back or /over")
+            self._write("all pictures have been shown; /back or /over")
 
-    def _inline(self, path: Path) -> str:
-        try:
-            return inline_picture(path, self._protocol)
-        except BrokenImage as error:
-            log.warning("%s", error)
-            return ""
+    def _write_liked(self, captions: tuple[str, ...]) -> None:
+        for caption in captions:
+            self._write(f"  liked: {caption}")
 
     def _mark(self, line: str) -> None:
         kind = "like" if line[0] == "+" else "dislike"
         image_ids = [self._shown(word) for word in line[1:].replace(",", " ").split()]
         if not image_ids:
             raise UserError(f"{kind} which? for example {line[0]}2 5")
-        record = self._session.now.record
-        already = record.liked if kind == "like" else record.disliked
+        marks = self._session.current.marks
         for image_id in image_ids:
-            self._session.mark(image_id, "none" if image_id in already else kind)
-        for image_id in image_ids if kind == "like" else ():
-            self._say("Describing the picture")
-            self._write(f"  {self._desk.captions_of([image_id])[0]}")
-        record = self._session.now.record
+            self._session.mark(image_id, "none" if marks.get(image_id) == kind else kind)
+        if kind == "like":
+            self._say("Describing the pictures")
+            self._write("\n".join(f"  {caption}" for caption in self._context.captions_of(image_ids)))
+        record = self._session.current.record
         self._write(f"{len(record.liked)} liked, {len(record.disliked)} disliked")
 
     def _shown(self, word: str) -> str:
-        place, shown = _whole(word), self._session.now.shown_ids
+        place, shown = _integer(word), self._session.current.shown_ids
         if not 1 <= place <= len(shown):
             raise UserError(f"got picture {place}, expected 1 to {len(shown)}")
         return shown[place - 1]
 
-    def _next(self) -> None:
-        before = self._session.now.record.text
+    def _propose(self) -> None:
         proposal = self._session.propose(self._say)
-        for caption in self._session.now.record.captions:
-            self._write(f"  liked: {caption}")
-        self._write(f"now:  {before}\nnext: {proposal.search.text or ''}")
-        self._write("an empty line searches it; /edit WORDS searches yours")
+        record = self._session.current.record
+        self._write_liked(record.captions)
+        self._write(f"now:  {record.text}\nnext: {proposal.search.text or ''}")
+        self._write("an empty line searches with it; /edit WORDS with your own words")
 
-    def _go_to(self, number: int) -> None:
-        self._free()
-        self._session.go_to(number)
-        self._show()
-
-    def _set(self, **changes: object) -> None:
-        self._free()
-        values = {**vars(self._session.options), **changes}
-        self._session.set_options(Options(**values), self._say)
-        if self._session.turns and "strategy" not in changes:
+    def _set(self, options: Options) -> None:
+        is_strategy = options.strategy != self._session.options.strategy
+        effect = self._session.set_options(options, self._say)
+        if self._session.turns and not is_strategy:
             self._show()
+        if effect:
+            self._write(effect)
 
-    def _picture(self, rest: str) -> None:
-        self._free()
+    def _search_picture(self, rest: str) -> None:
         name, *words = shlex.split(rest) or [""]
         picture = read_upload(_read_file(_path(name), MAX_UPLOADED_BYTES))
-        self._session.search_picture(picture, " ".join(words), self._say)
-        self._show()
-
-    def _found(self, rest: str) -> None:
-        image_id, session = self._shown(rest), self._session
-        if self._task is not None:
-            if image_id != self._task.target:
-                self._task.wrong += 1
-                raise UserError("that is another picture; look again")
-            self._end_task(found=True)
-            return
-        records = with_target(session.turns[: session.at + 1], image_id, self._desk.retriever, "found")
-        ranks = ["shown before" if turn.target_rank is None else str(turn.target_rank) for turn in records]
-        self._write(f"found in round {len(records)}; its place in each round: {' -> '.join(ranks)}")
-        means = measure(records, len(self._desk.ids))["means_per_round"]
-        for name, values in means.items():
-            self._write(f"  {name}: {' '.join(f'{value:.3g}' for value in values)}")
-        self._declared = records
-
-    def _begin_task(self) -> None:
-        self._free()
-        if self._protocol == "none":
-            raise UserError(
-                "the study needs a terminal that shows pictures (kitty, iTerm2, WezTerm), or the page"
-            )
-        self._task = self._study.give(self._participant, self._tasks_given)
-        self._tasks_given += 1
-        self._session = Session(self._desk, self._options)
-        self._out.write(self._inline(self._desk.paths[self._task.target]))
-        self._write("find this picture: describe it; /found N when you see it, /giveup to stop")
-
-    def _end_task(self, found: bool) -> None:
-        if self._task is None:
-            raise UserError("there is no picture to find; /study shows one")
-        line = self._study.end(self._task, self._session, found)
-        self._task, self._session = None, Session(self._desk, self._options)
-        self._write(f"{line['event']}: {line['rounds']} rounds, {line['seconds']:.0f} seconds; written down")
-
-    def _free(self) -> None:
-        if self._task is not None:
-            raise UserError("not while you look for a picture; find it, or /giveup")
-
-    def _save(self, rest: str) -> None:
-        path = _path(rest)
-        write_bytes(path, save_session(self._session).encode())
-        self._write(f"written: {path}")
+        self._show(self._session.search(" ".join(words), picture, self._say))
 
     def _open(self, rest: str) -> None:
-        self._free()
         data = _read_file(_path(rest), MAX_BYTES)
-        self._session = open_session(data.decode("utf-8", errors="replace"), self._desk)
+        self._session = open_session(data.decode("utf-8", errors="replace"), self._context)
         self._show()
 
-    def _export(self, rest: str) -> None:
-        session, path = self._session, _path(rest)
-        session.now  # noqa: B018  says that there is nothing to export
-        records = self._declared or [turn.record for turn in session.turns[: session.at + 1]]
-        write_bytes(path, export_rounds(records).encode())
+    def _write_file(self, rest: str, text: str) -> None:
+        path = _path(rest)
+        write_bytes(path, text.encode())
         self._write(f"written: {path}")
 
     def _say(self, stage: str) -> None:
@@ -292,28 +206,59 @@ class Terminal:
             self._write(f"... {stage}")
 
     def _write(self, text: str) -> None:
-        """Writes lines; what a file's name or a caption could tell the terminal to do is taken out."""
+        """Writes lines, without the control characters that a file name or caption may hold."""
         lines = ("".join(c if c.isprintable() else "?" for c in line) for line in text.split("\n"))
         self._out.write("\n".join(lines) + "\n")
         self._out.flush()
 
 
-def _changes(words: list[tuple[str, str]]) -> str:
-    forms = {"same": "{}", "added": "[+{}]", "removed": "[-{}]"}
-    return " ".join(forms[kind].format(text) for kind, text in words)
+def picture_protocol(environment: Mapping[str, str]) -> str | None:
+    """Returns how a terminal takes pictures, "kitty" or "iterm2", by the variables that it sets; or None.
+
+    A multiplexer would swallow the pictures, so there are none inside tmux and screen.
+    """
+    program = environment.get("TERM_PROGRAM", "")
+    if "TMUX" in environment or environment.get("TERM", "").startswith("screen"):
+        return None
+    if "KITTY_WINDOW_ID" in environment or environment.get("TERM") == "xterm-kitty" or program == "ghostty":
+        return "kitty"
+    if program in ("iTerm.app", "WezTerm") or environment.get("LC_TERMINAL") == "iTerm2":
+        return "iterm2"
+    return None
 
 
-def _whole(word: str) -> int:
+def inline_picture(path: Path, protocol: str | None) -> str:
+    """Returns the escape sequence that shows a picture `PICTURE_LINES` lines high; empty without a protocol.
+
+    Sources: kitty's terminal graphics protocol (sw.kovidgoyal.net/kitty/graphics-protocol) and iTerm2's
+    inline images protocol (iterm2.com/documentation-images.html).
+
+    Raises:
+        BrokenImage: (a ValueError) If the file gives no picture.
+    """
+    if protocol is None:
+        return ""
+    picture = open_image(path)
+    picture.thumbnail((PICTURE_PIXELS, PICTURE_PIXELS))
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    png = stream.getvalue()
+    data = base64.b64encode(png).decode()
+    if protocol == "iterm2":
+        head = f"\x1b]1337;File=inline=1;size={len(png)};height={PICTURE_LINES};preserveAspectRatio=1:"
+        return f"{head}{data}\x07\n"
+    parts = []
+    for start in range(0, len(data), KITTY_CHUNK):
+        how = "" if start else f"a=T,f=100,r={PICTURE_LINES},"
+        has_more = int(start + KITTY_CHUNK < len(data))
+        parts.append(f"\x1b_G{how}q=2,m={has_more};{data[start : start + KITTY_CHUNK]}\x1b\\")
+    return "".join(parts) + "\n"
+
+
+def _integer(word: str) -> int:
     if not (word.isascii() and word.isdigit() and len(word) < 10):
         raise UserError(f"got {word!r}, expected a number")
     return int(word)
-
-
-def _number(word: str) -> float:
-    try:
-        return float(word)
-    except ValueError as error:
-        raise UserError(f"got {word!r}, expected a number") from error
 
 
 def _path(rest: str) -> Path:
@@ -326,5 +271,5 @@ def _read_file(path: Path, max_bytes: int) -> bytes:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     if path.stat().st_size > max_bytes:
-        raise UserError(f"{path}: too large; at most {max_bytes / 2**20:.3g} MB are read")
+        raise UserError(f"{path}: too large; the limit is {max_bytes / 2**20:.3g} MB")
     return path.read_bytes()

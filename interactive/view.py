@@ -1,126 +1,70 @@
-"""What the page shows of a person's session: plain values for the templates."""
+"""What the templates get to see of a visitor's page."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from interactive.people import Person
 from interactive.search_context import SearchContext
-from interactive.session import EDITED, MAX_SHOWN, Session, changes_between
+from interactive.session import EDITED, MAX_LETTERS, MAX_SHOWN, changes_between
 from interactive.study import Study
+from interactive.visitors import Visitor
 
-SAMPLES = 12  # pictures of the collection that the empty page shows
-STRATEGY_WORDS = {
+SAMPLES = 12  # pictures of the collection on the empty page
+STRATEGY_LABELS = {
     "original": "Your words only",
     "append": "Append captions",
     "append-anchored": "Append, anchored to your words",
     "rewrite": "Rewrite the last query",
     "rewrite-original": "Rewrite your words",
     "rewrite-anchored": "Rewrite, anchored to your words",
-    "rewrite-chosen": "Rewrite, the best of several",
-    "rocchio": "Towards the pictures you liked (Rocchio)",
-    "fusion": "Words, captions and pictures together",
+    "rewrite-chosen": "Rewrite, best of several",
+    "rocchio": "Move towards liked pictures (Rocchio)",
+    "fusion": "Words, captions and pictures combined",
     "slerp": "Turn towards the captions (Slerp)",
 }
 
 
-def view(person: Person, study: Study, names_shown: bool, describes: bool) -> dict[str, Any]:
-    """Describes the page as it is now.
+def view(visitor: Visitor, study: Study, names_shown: bool, describes: bool) -> dict[str, Any]:
+    """Returns what the templates show: the objects themselves, and what they cannot work out.
 
     Args:
-        person: Whose.
-        study: Gives the pictures to find.
+        visitor: Whose page.
+        study: Hands out pictures to find.
         names_shown: Whether the pictures' names in the collection may be shown.
-        describes: Whether captions of all shown pictures are on their way.
+        describes: Whether all shown pictures are being captioned.
     """
-    busy = person.is_waiting
-    session, task = person.steady, person.task
-    context = session.context
-    values: dict[str, Any] = {
+    is_busy = visitor.job is not None  # until its outcome has been shown, even if it is done by now
+    session = visitor.before if is_busy and visitor.before else visitor.session
+    context, task = session.context, visitor.task
+    step = max(1, len(context.ids) // SAMPLES)
+    return {
+        "visitor": visitor,
+        "session": session,
+        "busy": is_busy,
+        "turn": session.current if session.turns else None,
+        "task": task,
+        "task_seconds": int(study.clock() - task.begun) if task else 0,
         "context": context,
-        "count": len(context.ids),
-        "options": session.options,
+        "picture": lambda image_id: picture(context, image_id),
+        "samples": context.ids[::step][:SAMPLES],
+        "strategies": [(name, STRATEGY_LABELS.get(name, name)) for name in context.strategies],
+        "changes_between": changes_between,
+        "names_shown": names_shown,
         "describes": describes,
-        "max_shown": MAX_SHOWN,
-        "strategies": [(name, STRATEGY_WORDS.get(name, name)) for name in context.strategies],
-        "busy": busy,
-        "stage": person.job.stage if busy and person.job else "",
-        "notice": person.notice[0],
-        "notice_is_error": person.notice[1],
-        "verdict": person.verdict,
-        "is_study": task is not None,
-        "turn": None,
+        "EDITED": EDITED,
+        "MAX_LETTERS": MAX_LETTERS,
+        "MAX_SHOWN": MAX_SHOWN,
     }
-    if task is not None:
-        values["task"] = {
-            "number": context.number_of(task.target),
-            "seconds": int(study.clock() - task.begun),
-            "rounds": len(session.turns),
-            "place": person.tasks_given,
-        }
-    if not session.turns:
-        ids = context.ids
-        step = max(1, len(ids) // SAMPLES)
-        values["samples"] = [_picture(context, ids[row]) for row in range(0, len(ids), step)][:SAMPLES]
-        return values
-    turn = session.now
-    record = turn.record
-    values |= {
-        "turn": turn,
-        "number": session.at,
-        "trail": [
-            {"number": number, "text": each.record.text, "is_current": number == session.at}
-            for number, each in enumerate(session.turns)
-        ],
-        "changes": session.changes(),
-        "edited": record.fallback == EDITED,
-        "by_picture": session.picture is not None and turn.search.vector is not None,
-        "fallback": "" if record.fallback == EDITED else record.fallback,
-        "liked_before": _liked(session, session.at - 1) if session.at else [],
-        "pictures": [
-            _picture(context, image_id)
-            | {
-                "rank": rank,
-                "score": score,
-                "mark": "like"
-                if image_id in record.liked
-                else "dislike"
-                if image_id in record.disliked
-                else "",
-                "name": image_id if names_shown else "",
-            }
-            for rank, (image_id, score) in enumerate(
-                zip(turn.shown_ids, record.scores, strict=False), start=1
-            )
-        ],
-        "hidden": min(session.options.shown, len(record.image_ids)) - record.shown,
-        "liked": len(record.liked),
-        "disliked": len(record.disliked),
-        "stop": record.stop,
-    }
-    if session.proposal is not None:
-        text = session.proposal.search.text or ""
-        values["proposal"] = {
-            "text": text,
-            "changes": changes_between(record.text, text),
-            "fallback": session.proposal.fallback,
-            "liked": _liked(session, session.at),
-        }
-    return values
 
 
-def _liked(session: Session, number: int) -> list[dict[str, Any]]:
-    return [_picture(session.context, image_id) for image_id in session.turns[number].record.liked]
+def picture(context: SearchContext, image_id: str) -> dict[str, Any]:
+    """Returns what may be said of a picture: its number, and its caption if it has been made."""
+    return {"number": context.number_of(image_id), "caption": context.known_caption(image_id) or ""}
 
 
-def _picture(context: SearchContext, image_id: str) -> dict[str, Any]:
-    return {"number": context.number_of(image_id), "caption": context.known(image_id) or ""}
-
-
-def captions_shown(person: Person) -> dict[int, str]:
-    """Returns the captions made so far of the pictures that the person sees, by number."""
-    session = person.steady
-    if not session.turns:
-        return {}
-    known = {image_id: session.context.known(image_id) for image_id in session.now.shown_ids}
-    return {session.context.number_of(image_id): caption for image_id, caption in known.items() if caption}
+def captions_shown(visitor: Visitor) -> dict[int, str]:
+    """Returns the captions made so far of the pictures that the visitor sees, by number."""
+    session = visitor.steady_session
+    shown = session.current.shown_ids if session.turns else ()
+    pictures = [picture(session.context, image_id) for image_id in shown]
+    return {each["number"]: each["caption"] for each in pictures if each["caption"]}

@@ -1,4 +1,4 @@
-"""The conftest's world with pictures, for a person's session: 150 small files, and an encoder of them."""
+"""The conftest's world with pictures, for a person's session: 150 small files, and an encoder for them."""
 
 import time
 from dataclasses import replace
@@ -26,7 +26,7 @@ PAINT = {
 
 
 class ColourEncoder(WordEncoder):
-    """A picture to its colour's word."""
+    """Encodes a picture as its colour's word."""
 
     def encode_images(self, images):
         return self.encode_texts([colour_of(image) for image in images])
@@ -38,7 +38,7 @@ def colour_of(picture):
 
 
 class Gate:
-    """Captions that wait while the gate is shut."""
+    """Captions that wait while the gate is closed."""
 
     def __init__(self):
         self.known = KnownCaptions()
@@ -79,13 +79,11 @@ def context(picture_folder):
 
 @pytest.fixture
 def study(context, tmp_path):
-    folder = tmp_path / "study"
+    def open_folder():
+        (tmp_path / "study").mkdir(exist_ok=True)
+        return tmp_path / "study"
 
-    def claim():
-        folder.mkdir(exist_ok=True)
-        return folder
-
-    return Study(context, claim, "append")
+    return Study(context, open_folder, "append")
 
 
 @pytest.fixture

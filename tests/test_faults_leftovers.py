@@ -129,19 +129,19 @@ def test_a_run_is_played_by_one_process_and_free_again_afterwards(tmp_path):
 
 
 def test_a_study_goes_on_after_a_kill_in_the_midst_of_a_line(context, study, options):  # noqa: F811
-    first = study.give("ann", 0)
+    first = study.begin("ann", 0)
     session = Session(context, options)
     session.search("a dog")
     study.end(first, session, found=False)
-    lost = study.give("ann", 1)  # its records are there, the line of its end is torn
+    lost = study.begin("ann", 1)  # its records are there, the line of its end is torn
     append_rounds(
-        study.folder / "rounds.jsonl", [replace(session.now.record, query_id=lost.id, target=lost.target)]
+        study.folder / "rounds.jsonl", [replace(session.current.record, query_id=lost.id, target=lost.target)]
     )
     with (study.folder / "tasks.jsonl").open("a") as file:
         file.write('{"event": "found", "query_id": "stu')
     session = Session(context, options)
     session.search("a cat")
-    study.end(study.give("bob", 0), session, found=False)
+    study.end(study.begin("bob", 0), session, found=False)
     lines = (study.folder / "tasks.jsonl").read_text().splitlines()
     assert [json.loads(line)["event"] for line in lines] == [
         "shown",

@@ -20,7 +20,7 @@ try:
     import uvicorn
     from playwright.sync_api import expect, sync_playwright
 
-    from interactive.guards import Guard, RateLimit
+    from interactive.guard import Guard
     from interactive.page import Page
 except ModuleNotFoundError as error:
     pytest.skip(f"needs {error.name}: requirements/page.txt, requirements/dev.txt", allow_module_level=True)
@@ -49,8 +49,7 @@ def page(context, options, study):  # noqa: F811
 
 @pytest.fixture
 def address(page):
-    guarded = Guard(page.app(), (), RateLimit(1e9, 1e9), RateLimit(1e9, 1e9))
-    config = uvicorn.Config(guarded, port=0, log_level="warning", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(Guard(page.app(), ()), port=0, log_level="warning", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -111,7 +110,7 @@ def visit(browser, address):
 
 def test_query_like_refine_edit_back(visit, context):  # noqa: F811
     ann = visit()
-    expect(ann.tab.get_by_role("heading", name="Describe it")).to_be_visible()
+    expect(ann.tab.get_by_role("heading", name="Describe a picture")).to_be_visible()
     ann.shoot("empty-wide-light")
     ann.search("a dog")
     first = ann.cards()
@@ -178,7 +177,7 @@ def test_save_open_export_and_options(visit, tmp_path):
     assert bob.cards() == ann.cards()[:4]
     bob.tab.fill("#threshold", "0.99")
     bob.tab.press("#threshold", "Enter")
-    expect(bob.tab.get_by_text("less similar than 0.99")).to_be_visible()
+    expect(bob.tab.get_by_text("below the minimum similarity")).to_be_visible()
     assert bob.tab.locator("#options[open]").count() == 1  # what was open stays open
 
 
@@ -193,7 +192,7 @@ def test_two_people_at_once_and_a_visible_place_in_the_queue(visit, context):  #
     ann.tab.click("#more")
     expect(ann.tab.locator("#stage")).to_contain_text("Describing the picture you liked")
     bob.tab.click("#more")
-    expect(bob.tab.locator("#stage")).to_have_text("Waiting: 1 other is ahead of you")
+    expect(bob.tab.locator("#stage")).to_have_text("Waiting: 1 person is ahead of you")
     bob.shoot("queue-wide-light")
     bob.tab.click("#options summary")  # the page is not frozen
     expect(bob.tab.locator("#strategy")).to_be_visible()
@@ -269,11 +268,19 @@ def test_uploads_good_and_hostile(visit, tmp_path):
     Image.new("1", (9_000, 9_000)).save(tmp_path / "bomb.png")
     assert (tmp_path / "bomb.png").stat().st_size < 100_000
     ann = visit()
+    ann.search("a horse")  # words that were searched already do not go along with a picture
     ann.tab.set_input_files("#upload", tmp_path / "mine.jpg")
-    ann.is_done()
+    expect(ann.tab.get_by_text("Your picture is part of this query")).to_be_visible()
+    expect(ann.tab.locator("#query")).to_have_text("a green picture")
+    expect(ann.tab.locator("#words")).to_have_value("")
     shown = ann.cards()
     assert all(name.startswith("green") for name in shown)
-    expect(ann.tab.get_by_text("Your picture is part of this query")).to_be_visible()
+    ann.tab.fill("#words", "a dog")  # newly typed words do
+    ann.tab.set_input_files("#upload", tmp_path / "mine.jpg")
+    expect(ann.tab.locator("#query")).to_have_text("a dog")
+    expect(ann.tab.locator("#words")).to_have_value("a dog")
+    shown = ann.cards()
+    assert shown[0].startswith("green-dog")
     for name, said in (
         ("page.png", "not a picture"),
         ("bomb.png", "too many pixels"),

@@ -19,18 +19,14 @@ pytest.importorskip("starlette", reason="needs pip install -r requirements/page.
 from starlette.testclient import TestClient
 
 from evaluation.runs import read_rounds
-from interactive.guards import MAX_FORM_BYTES, Guard, RateLimit
-from interactive.page import COOKIE, MAX_WAITING, Page
-from interactive.people import People, TooManySessions
+from interactive.guard import MAX_FORM_BYTES, Guard
+from interactive.page import COOKIE, Page
 from interactive.pictures import MAX_UPLOADED_BYTES, MAX_UPLOADED_PIXELS, PictureCache
 from interactive.session import Session
+from interactive.visitors import MAX_WAITING, TooManySessions, Visitors, Worker
 
 ORIGIN = "http://localhost"
 FETCH = {"X-Fragment": "1", "Origin": ORIGIN}
-
-
-def rateless():
-    return RateLimit(burst=1e9, per_second=1e9)
 
 
 @pytest.fixture
@@ -48,7 +44,7 @@ def person(page):
     clients = []
 
     def person(**options):  # noqa: F811
-        guarded = Guard(page.app(), options.pop("names", ()), options.pop("actions", rateless()), rateless())
+        guarded = Guard(page.app(), options.pop("names", ()))
         client = TestClient(guarded, base_url=ORIGIN, raise_server_exceptions=False, follow_redirects=False)
         clients.append(client)
         return client
@@ -123,7 +119,7 @@ def test_like_more_edit_back_and_over(person):
     assert numbers(back)[:3] == [first, second, third]
     assert f'class="card like" data-number="{second}"' in back
     assert f'alt="{caption}"' in back  # captions made are alt texts from then on
-    assert "Describe it. Point at" in act(client, "/over").text
+    assert "Describe a picture. Mark" in act(client, "/over").text
 
 
 def test_without_script_the_forms_work_too(person):
@@ -147,7 +143,11 @@ def test_options_and_threshold(person):
     changed = act(client, "/options", strategy="rewrite", shown=3, threshold="", shows_again="on").text
     assert len(numbers(changed)) == 3 and 'value="rewrite" selected' in changed
     hidden = act(client, "/options", strategy="rewrite", shown=3, threshold=1).text
-    assert numbers(hidden) == [] and "3 pictures are less similar than 1.00" in hidden
+    assert numbers(hidden) == [] and "3 pictures are below the minimum similarity" in hidden
+    act(client, "/options", strategy="rewrite", shown=3, threshold="")
+    act(client, "/mark", picture=numbers(changed)[2], mark="like")
+    told = act(client, "/options", strategy="rewrite", shown=2, threshold="").text
+    assert "1 marked picture is no longer shown; the marks do not count" in told and "0 liked" not in told
     for wrong in ({"shown": 0}, {"shown": "x"}, {"threshold": "nan"}, {"strategy": "nosuch"}):
         fields = {"strategy": "append", "shown": 3, "threshold": 0} | wrong
         assert 'role="alert"' in act(client, "/options", **fields).text
@@ -186,12 +186,13 @@ def test_a_session_is_saved_and_opened_by_somebody_else(person):
     assert "not a saved session" in refused.text and numbers(refused.text) == mine
 
 
-def test_a_picture_is_searched_for(person, page):
-    answer = person().post(
-        "/by-picture", content=png(Image.new("RGB", (40, 30), PAINT["green"])), headers=FETCH
-    )
+def test_a_picture_is_searched_for_and_the_words_with_it(person, page):
+    green = png(Image.new("RGB", (40, 30), PAINT["green"]))
+    answer = person().post("/by-picture", content=green, headers=FETCH)
     assert all(page.context.id_of(number).startswith("green") for number in numbers(answer.text))
     assert "a green picture" in answer.text
+    answer = person().post("/by-picture", content=green, headers=FETCH | {"X-Words": "a%20horse"})
+    assert page.context.id_of(numbers(answer.text)[0]).startswith("green-horse")
 
 
 def test_the_study_shows_a_picture_and_writes_what_came_of_it(person, page, study):  # noqa: F811
@@ -209,7 +210,7 @@ def test_the_study_shows_a_picture_and_writes_what_came_of_it(person, page, stud
     ):
         assert 'role="alert"' in act(client, path, **fields).text
     wrong = next(number for number in shown if number != target)
-    assert "another picture" in act(client, "/found", picture=wrong).text
+    assert "a different picture" in act(client, "/found", picture=wrong).text
     act(client, "/edited", text=f"a {colour} {animal} in the {place}")
     view = finished(client)
     if target not in shown:
@@ -286,7 +287,7 @@ def test_a_newer_wait_for_news_ends_the_older_one_of_the_same_person(person, pag
     client = person()
     act(client, "/search", text="a dog")
     known = client.get("/progress").json()["state"]
-    (somebody,) = page.people._people.values()
+    (somebody,) = page.visitors._visitors.values()
     older = threading.Thread(target=client.get, args=["/progress"], kwargs={"params": {"known": known}})
     older.start()
     while somebody.polls < 2:
@@ -303,11 +304,11 @@ def test_what_is_being_changed_is_shown_as_it_was(person, page):
     act(client, "/mark", picture=shown[0], mark="like")
     page.context.captions.is_open = False
     act(client, "/more")
-    (somebody,) = page.people._people.values()
-    somebody.session.at, at = 7, somebody.session.at  # as in the middle of a change
+    (somebody,) = page.visitors._visitors.values()
+    somebody.session.position, at = 7, somebody.session.position  # as in the middle of a change
     assert numbers(client.get("/view").text) == shown
     assert client.get("/progress").json()["busy"] and client.get("/session.json").status_code == 200
-    somebody.session.at = at
+    somebody.session.position = at
     page.context.captions.is_open = True
     assert "a dog, a " in finished(client)
 
@@ -326,25 +327,35 @@ def test_a_full_queue_is_said_and_not_joined(person, page):
     page.context.captions.is_open = True
 
 
-def test_people_are_bounded_and_forgotten(context, options):  # noqa: F811
-    now = [0.0]
-    people = People(lambda: Session(context, options), most=2, idle_seconds=10, clock=lambda: now[0])
-    ann, bob = people.welcome(), people.welcome()
-    now[0] = 5.0
-    assert people.find(ann.token) is ann
-    carl = people.welcome()  # bob has been away longest
-    assert people.find(bob.token) is None and people.find(carl.token) is carl
-    now[0] = 16.0
-    assert people.find(ann.token) is None and len(people) == 0
-
-    class Working:
-        def done(self):
-            return False
-
-    for person in (people.welcome(), people.welcome()):
-        person.job = type("Job", (), {"future": Working()})
+def test_visitors_are_bounded_and_the_longest_unseen_makes_room(context, options):  # noqa: F811
+    visitors = Visitors(lambda: Session(context, options), max_visitors=2)
+    ann, bob = visitors.welcome(), visitors.welcome()
+    assert visitors.find(ann.token) is ann
+    carl = visitors.welcome()
+    assert visitors.find(bob.token) is None and visitors.find(carl.token) is carl and len(visitors) == 2
+    worker, gate = Worker("test"), threading.Event()
+    for visitor in (ann, carl):
+        visitor.job = worker.submit(lambda say: gate.wait(10) and None)
     with pytest.raises(TooManySessions):
-        people.welcome()
+        visitors.welcome()
+    gate.set()
+    worker.close()
+
+
+def test_loading_the_models_is_called_by_its_name_and_counts_as_nobody(person, page):
+    page.context.captions.is_open = False
+    page.warm_up()
+    people = [person(), person()]
+    for client in people:
+        shown = numbers(act(client, "/search", text="a dog").text)
+        act(client, "/mark", picture=shown[0], mark="like")
+        act(client, "/more")
+    first, second = (client.get("/progress").json() for client in people)
+    assert (first["stage"], first["ahead"]) == ("Loading the models, once after the start", 0)
+    assert second["ahead"] == 1
+    page.context.captions.is_open = True
+    for client in people:
+        assert "a dog, a " in finished(client)
 
 
 # Refused
@@ -378,7 +389,7 @@ def test_other_pages_cannot_send_forms(person, page, origin, path):
     client = person()
     headers = {"X-Fragment": "1"} | ({"Origin": origin} if origin else {})
     assert client.post(path, data={"text": "a dog"}, headers=headers).status_code == 403
-    assert len(page.people) == 0
+    assert len(page.visitors) == 0
 
 
 def test_actions_cannot_be_reached_by_a_link(person):
@@ -403,25 +414,6 @@ def test_no_inline_script_or_style(person):
     client = person()
     for text in (client.get("/").text, act(client, "/search", text="a dog").text, act(client, "/study").text):
         assert not re.search(r"<script(?! src=)|<style|\sstyle=|\son\w+=|javascript:", text)
-
-
-def test_too_many_requests_are_refused_for_a_while():
-    now = [0.0]
-    limit = RateLimit(burst=3, per_second=1, max_keys=2, clock=lambda: now[0])
-    assert [limit.allows("a") for _ in range(5)] == [True] * 3 + [False] * 2
-    assert limit.allows("b")
-    now[0] = 1.5
-    assert [limit.allows("a"), limit.allows("a")] == [True, False]
-    for key in "cdef":
-        limit.allows(key)
-    assert len(limit._buckets) == 2
-
-
-def test_a_hasty_person_gets_429(person):
-    client = person(actions=RateLimit(burst=2, per_second=0.001))
-    codes = [act(client, "/search", text="a dog").status_code for _ in range(3)]
-    assert codes == [200, 200, 429]
-    assert client.get("/view").status_code == 200
 
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{7*7}}\x00\x1b"
@@ -515,10 +507,10 @@ def test_names_are_not_shown_unless_told(person, page):
     assert "secret-folder-name" not in client.get("/view").text
 
 
-def test_a_failure_is_an_id_outside_and_a_traceback_in_the_log(person, page, caplog):
+def test_a_failure_is_an_id_outside_and_a_traceback_in_the_log(person, page, options, caplog):  # noqa: F811
     page.context = with_failing(page.context, RuntimeError("token hf_secret in /secret/path"))
     client = person()
-    page.people._new_session = lambda: Session(page.context, page._options)
+    page.visitors.new_session = lambda: Session(page.context, options)
     shown = numbers(act(client, "/search", text="a dog").text)
     act(client, "/mark", picture=shown[0], mark="like")
     text = act(client, "/more").text

@@ -13,10 +13,10 @@ from evaluation.measures import evaluate
 from evaluation.runs import read_rounds
 from feedback.protocols import PROTOCOLS
 from feedback.rounds import run_rounds
-from interactive.errors import UserError
 from interactive.saved import export_rounds, open_session, save_session
+from interactive.search_context import UserError
 from interactive.session import EDITED, MAX_LETTERS, MAX_SHOWN, Options, Session, checked_text
-from interactive.verdict import measure, with_target
+from interactive.study import measure, with_target
 from records import Feedback
 
 
@@ -26,7 +26,7 @@ def session(context, options):  # noqa: F811
 
 
 def like_first(session, count=1):
-    for image_id in session.now.shown_ids[:count]:
+    for image_id in session.current.shown_ids[:count]:
         session.mark(image_id, "like")
 
 
@@ -57,8 +57,8 @@ def test_the_rounds_are_those_of_the_experiments(context, strategy):  # noqa: F8
     session = Session(context, Options(strategy))
     session.search("a dog")
     for _ in played[1:]:
-        session.mark(session.now.shown_ids[1], "like")
-        session.more()
+        session.mark(session.current.shown_ids[1], "like")
+        session.next_round()
     records = with_target(session.turns, target, context.retriever, "found", "q")
     for mine, theirs in zip(records, played, strict=True):
         same = {"stop": theirs.stop, "captions": theirs.captions, "liked": theirs.liked}
@@ -68,16 +68,16 @@ def test_the_rounds_are_those_of_the_experiments(context, strategy):  # noqa: F8
 
 def test_nothing_known_about_the_goal_does_not_end_the_session(session):
     session.search("a dog")
-    assert session.now.record.stop == "" and session.now.record.relevant == ()
+    assert session.current.record.stop == "" and session.current.record.relevant == ()
     like_first(session)
-    session.more()
-    assert session.now.record.number == 1
-    assert not set(session.now.shown_ids) & set(session.turns[0].shown_ids)
+    session.next_round()
+    assert session.current.record.number == 1
+    assert not set(session.current.shown_ids) & set(session.turns[0].shown_ids)
 
 
 def test_likes_dislikes_and_captions_are_on_record_in_the_order_shown(session):
     session.search("a dog")
-    shown = session.now.shown_ids
+    shown = session.current.shown_ids
     session.mark(shown[3], "like")
     session.mark(shown[1], "like")
     session.mark(shown[2], "dislike")
@@ -85,7 +85,7 @@ def test_likes_dislikes_and_captions_are_on_record_in_the_order_shown(session):
     session.mark(shown[5], "none")
     session.mark(shown[6], "like")
     session.mark(shown[6], "dislike")
-    session.more()
+    session.next_round()
     record = session.turns[0].record
     assert (record.liked, record.disliked) == ((shown[1], shown[3]), (shown[2], shown[6]))
     assert record.captions == tuple(map(caption_of, record.liked))
@@ -96,11 +96,11 @@ def test_likes_dislikes_and_captions_are_on_record_in_the_order_shown(session):
 def test_the_next_query_can_be_seen_and_edited_before_it_is_searched(session):
     session.search("a dog")
     like_first(session)
-    caption = caption_of(session.now.shown_ids[0])
+    caption = caption_of(session.current.shown_ids[0])
     proposal = session.propose()
     assert proposal.search.text == f"a dog, {caption}" and len(session.turns) == 1
-    session.more("a white dog on the beach")
-    record = session.now.record
+    session.next_round("a white dog on the beach")
+    record = session.current.record
     assert (record.text, record.fallback) == ("a white dog on the beach", EDITED)
     assert record.image_ids[0] == "white-dog-beach" or "white-dog-beach" in session.turns[0].shown_ids
     assert session.turns[0].record.captions == (caption,)
@@ -111,8 +111,8 @@ def test_a_proposal_taken_as_it_is_is_no_edit(session):
     session.search("a dog")
     like_first(session)
     text = session.propose().search.text
-    session.more(text)
-    assert (session.now.record.text, session.now.record.fallback) == (text, "")
+    session.next_round(text)
+    assert (session.current.record.text, session.current.record.fallback) == (text, "")
 
 
 def test_a_proposal_is_dropped_when_what_it_came_from_changes(session):
@@ -124,50 +124,78 @@ def test_a_proposal_is_dropped_when_what_it_came_from_changes(session):
     session.propose()
     session.set_options(replace(session.options, strategy="original"))
     assert session.proposal is None
-    session.more()
-    assert session.now.record.text == "a dog"
+    session.next_round()
+    assert session.current.record.text == "a dog"
 
 
 def test_stepping_back_keeps_later_rounds_until_another_is_played(session):
     session.search("a dog")
     like_first(session)
-    session.more()
+    session.next_round()
     like_first(session)
-    session.more()
+    session.next_round()
     session.go_to(0)
-    assert len(session.turns) == 3 and session.now.record.number == 0
+    assert len(session.turns) == 3 and session.current.record.number == 0
     session.go_to(2)
-    assert session.now.record.number == 2
+    assert session.current.record.number == 2
     session.go_to(0)
-    session.more("a blue cat")
+    session.next_round("a blue cat")
     assert [turn.record.text for turn in session.turns] == ["a dog", "a blue cat"]
-    with pytest.raises(UserError, match="expected 0 to 1"):
+    with pytest.raises(UserError, match="expected 1 to 2"):
         session.go_to(2)
 
 
-def test_number_shown_and_threshold_act_on_this_round_and_keep_its_marks(session):
+def test_number_shown_and_threshold_act_on_the_latest_round(session):
     session.search("a dog")
-    shown = session.now.shown_ids
-    session.mark(shown[1], "like")
-    session.mark(shown[8], "like")
+    shown = session.current.shown_ids
     session.set_options(replace(session.options, shown=4))
-    assert session.now.shown_ids == shown[:4] and session.now.record.liked == (shown[1],)
-    session.set_options(replace(session.options, shown=30, threshold=session.now.record.scores[0]))
-    record = session.now.record
+    assert session.current.shown_ids == shown[:4]
+    session.set_options(replace(session.options, shown=30, threshold=session.current.record.scores[0]))
+    record = session.current.record
     assert record.shown == sum(score >= session.options.threshold for score in record.scores) < 30
+    assert session.current.hidden == 30 - record.shown
     session.set_options(replace(session.options, threshold=1.0))
-    assert session.now.shown_ids == ()
-    session.more()  # nothing was shown, so nothing is gone
+    assert session.current.shown_ids == ()
+    session.next_round()  # nothing was shown, so nothing is gone
     session.set_options(replace(session.options, threshold=None))
-    assert session.now.shown_ids[:4] == shown[:4]
+    assert session.current.shown_ids[:4] == shown[:4]
+
+
+def test_marks_of_pictures_that_options_hide_are_named_and_come_back(session):
+    session.search("a dog")
+    shown = session.current.shown_ids
+    for place, mark in ((1, "like"), (7, "dislike"), (8, "like")):
+        session.mark(shown[place], mark)
+    told = session.set_options(replace(session.options, shown=4))
+    assert told.startswith("2 marked pictures are no longer shown")
+    assert (session.current.record.liked, session.current.record.disliked) == ((shown[1],), ())
+    session.mark(shown[0], "like")
+    told = session.set_options(replace(session.options, threshold=1.0))
+    assert told.startswith("4 marked pictures") and session.current.record.liked == ()
+    assert session.set_options(replace(session.options, shown=10, threshold=None)) == ""
+    record = session.current.record
+    assert (record.liked, record.disliked) == ((shown[0], shown[1], shown[8]), (shown[7],))
+
+
+def test_options_chosen_at_an_earlier_round_delete_nothing(session):
+    session.search("a dog")
+    like_first(session)
+    session.next_round()
+    turns = list(session.turns)
+    session.go_to(0)
+    told = session.set_options(replace(session.options, shown=3, threshold=0.99))
+    assert "apply from the next search on" in told and session.turns == turns
+    session.set_options(replace(session.options, threshold=None))
+    session.next_round()
+    assert len(session.turns) == 2 and len(session.current.shown_ids) == 3
 
 
 def test_shown_pictures_come_again_only_when_asked(session):
     session.search("a dog")
-    first = session.now.shown_ids
+    first = session.current.shown_ids
     session.set_options(replace(session.options, shows_again=True))
-    session.more()
-    assert session.now.shown_ids == first
+    session.next_round()
+    assert session.current.shown_ids == first
     records = with_target(session.turns, first[0], session.context.retriever, "found")
     assert [record.target_rank for record in records] == [1, 1]
 
@@ -176,30 +204,37 @@ def test_a_collection_shown_whole_ends_the_session(session):
     session.set_options(replace(session.options, shown=MAX_SHOWN))
     session.search("a dog")
     for _ in range(3):
-        session.more()
-    assert session.now.record.stop == "exhausted" and session.now.record.shown == 150 - 3 * MAX_SHOWN
+        session.next_round()
+    assert session.current.record.stop == "exhausted" and session.current.record.shown == 150 - 3 * MAX_SHOWN
     with pytest.raises(UserError, match="all pictures have been shown"):
-        session.more()
+        session.next_round()
 
 
 def test_an_uploaded_picture_is_described_and_stays_in_the_query(session):
-    session.search_picture(Image.new("RGB", (50, 50), PAINT["blue"]))
-    assert session.now.record.text == "a blue picture"
-    assert all(image_id.startswith("blue") for image_id in session.now.shown_ids)
-    session.more("a dog")
-    assert session.now.shown_ids[0].startswith("blue-dog") or "dog" in session.now.shown_ids[0]
+    session.search("", Image.new("RGB", (50, 50), PAINT["blue"]))
+    assert session.current.record.text == "a blue picture"
+    assert all(image_id.startswith("blue") for image_id in session.current.shown_ids)
+    session.next_round("a dog")
+    assert session.current.shown_ids[0].startswith("blue-dog") or "dog" in session.current.shown_ids[0]
     text, blue = session.context.retriever.encode_texts(["a dog", "blue"])
     expected = session.context.retriever.search(
         (text + blue)[None], 10, [frozenset(session.turns[0].shown_ids)]
     )[0]
-    assert session.now.shown_ids == expected.ids
+    assert session.current.shown_ids == expected.ids
     session.search("a cat")
     assert session.picture is None
 
 
-def test_words_given_with_a_picture_are_kept_as_its_text(session):
-    session.search_picture(Image.new("RGB", (50, 50), PAINT["red"]), "my red thing")
-    assert session.now.record.text == "my red thing"
+def test_words_count_as_much_as_the_picture_that_comes_with_them(session):
+    session.search("a dog", Image.new("RGB", (50, 50), PAINT["red"]))
+    assert session.current.record.text == "a dog"
+    text, red = session.context.retriever.encode_texts(["a dog", "red"])
+    expected = session.context.retriever.search((text + red)[None], 10)[0]
+    assert session.current.shown_ids == expected.ids
+    assert session.current.record.scores[:10] == pytest.approx(expected.scores, abs=1e-6)
+    assert session.current.shown_ids[0].startswith("red-dog")
+    session.next_round()  # and so in later rounds
+    np.testing.assert_allclose(session.current.search.vector, text + red, atol=1e-6)
 
 
 def test_queries_are_one_bounded_printable_line():
@@ -221,8 +256,8 @@ def test_a_failure_leaves_the_session_as_it_was(session):
     with pytest.raises(UserError):
         session.search(" ")
     with pytest.raises(UserError):
-        session.more("  ")
-    assert session.turns == before and session.at == 0
+        session.next_round("  ")
+    assert session.turns == before and session.position == 0
 
 
 # Saved, opened, exported
@@ -230,11 +265,11 @@ def test_a_failure_leaves_the_session_as_it_was(session):
 
 @pytest.fixture
 def played(session):
-    session.search_picture(Image.new("RGB", (50, 50), PAINT["blue"]), "something blue")
+    session.search("something blue", Image.new("RGB", (50, 50), PAINT["blue"]))
     like_first(session, 2)
-    session.more()
-    session.mark(session.now.shown_ids[0], "dislike")
-    session.more("a blue fish")
+    session.next_round()
+    session.mark(session.current.shown_ids[0], "dislike")
+    session.next_round("a blue fish")
     session.go_to(1)
     return session
 
@@ -242,12 +277,12 @@ def played(session):
 def test_a_saved_session_goes_on_as_if_it_had_never_stopped(played, context):  # noqa: F811
     opened = open_session(save_session(played), context)
     assert [turn.record for turn in opened.turns] == [turn.record for turn in played.turns]
-    assert (opened.at, opened.options) == (played.at, played.options)
+    assert (opened.position, opened.options) == (played.position, played.options)
     for each in (played, opened):
         each.go_to(2)
-        each.more()
-    assert opened.now.record == played.now.record
-    np.testing.assert_array_equal(opened.now.search.vector, played.now.search.vector)
+        each.next_round()
+    assert opened.current.record == played.current.record
+    np.testing.assert_array_equal(opened.current.search.vector, played.current.search.vector)
 
 
 def test_a_search_by_scores_is_saved_too_and_no_threshold_hides_it(context):  # noqa: F811
@@ -255,14 +290,14 @@ def test_a_search_by_scores_is_saved_too_and_no_threshold_hides_it(context):  # 
     session = Session(context, Options("bayes", threshold=0.0))
     session.search("a dog")
     like_first(session)
-    session.more()
-    assert session.now.search.scores is not None and session.now.record.shown == 10
+    session.next_round()
+    assert session.current.search.scores is not None and session.current.record.shown == 10
     opened = open_session(save_session(session), context)
-    records = with_target(opened.turns, opened.now.shown_ids[3], context.retriever, "found")
+    records = with_target(opened.turns, opened.current.shown_ids[3], context.retriever, "found")
     assert records[1].target_rank == 4
     for each in (session, opened):
-        each.more()
-    assert opened.now.record == session.now.record
+        each.next_round()
+    assert opened.current.record == session.current.record
 
 
 def test_an_export_is_a_run_that_the_evaluation_reads(played, tmp_path):
@@ -328,7 +363,7 @@ def test_a_tampered_session_is_refused_whole(played, context, path, value):  # n
 
 def test_declaring_a_target_ranks_it_in_every_round_as_brute_force_does(played, context):  # noqa: F811
     played.go_to(2)
-    target = played.now.shown_ids[2]
+    target = played.current.shown_ids[2]
     records = with_target(played.turns, target, context.retriever, "found")
     seen = set()
     for turn, record in zip(played.turns, records, strict=True):
@@ -351,8 +386,8 @@ def test_declaring_a_target_ranks_it_in_every_round_as_brute_force_does(played, 
 
 def test_a_target_overlooked_keeps_its_earlier_rank(session, context):  # noqa: F811
     session.search("a dog")
-    target = session.now.shown_ids[4]
-    session.more()
+    target = session.current.shown_ids[4]
+    session.next_round()
     records = with_target(session.turns, target, context.retriever, "abandoned")
     assert [record.target_rank for record in records] == [5, None]
     means = measure(records, 150)["means_per_round"]
@@ -362,8 +397,8 @@ def test_a_target_overlooked_keeps_its_earlier_rank(session, context):  # noqa: 
 def test_a_study_counts_rounds_and_seconds_and_writes_the_experiments_measures(study, context, options):  # noqa: F811
     times = iter((100.0, 130.5, 200.0, 260.0, 300.0))
     study.clock = lambda: next(times)
-    first = study.give("ann", 0)
-    study.give("ann", 1)
+    first = study.begin("ann", 0)
+    study.begin("ann", 1)
     session = Session(context, options)
     colour, animal, place = first.target.split("-")
     session.search(f"a {colour} {animal} in the {place}")
@@ -371,10 +406,11 @@ def test_a_study_counts_rounds_and_seconds_and_writes_the_experiments_measures(s
     study.clock = lambda: 142.5
     line = study.end(first, session, found=True)
     assert (line["event"], line["rounds"], line["seconds"], line["wrong_pictures"]) == ("found", 1, 42.5, 2)
-    third = study.give("bob", 0)
+    third = study.begin("bob", 0)
     study.end(third, Session(context, options), found=False)
     measures = json.loads((study.folder / "measures.json").read_text())
-    assert (measures["searches"], measures["found"], measures["abandoned"]) == (2, 1, 1)
+    counts = [measures[name] for name in ("searches", "found", "abandoned", "unfinished")]
+    assert counts == [2, 1, 1, 1]
     assert measures["median_seconds_when_found"] == 42.5
     assert measures["means_per_round"]["Recall@10"] == [0.5]  # who gave up before searching counts as a miss
     (record,) = read_rounds(study.folder / "rounds.jsonl")
@@ -382,7 +418,7 @@ def test_a_study_counts_rounds_and_seconds_and_writes_the_experiments_measures(s
 
 
 def test_a_participant_gets_every_picture_once(study):  # noqa: F811
-    targets = [study.give("ann", number).target for number in range(150)]
+    targets = [study.begin("ann", number).target for number in range(150)]
     assert len(set(targets)) == 150
     with pytest.raises(UserError, match="all 150"):
-        study.give("ann", 150)
+        study.begin("ann", 150)

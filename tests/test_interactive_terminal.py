@@ -10,14 +10,13 @@ from pathlib import Path
 import pexpect
 import pytest
 from conftest import caption_of
-from interactive_world import PAINT, context, options, picture_folder, study  # noqa: F401
+from interactive_world import PAINT, context, options, picture_folder  # noqa: F401
 from PIL import Image
 
 from evaluation.runs import read_rounds
-from interactive.inline import inline_picture, protocol_of
 from interactive.saved import open_session
 from interactive.server import is_loopback
-from interactive.terminal import HELP, Terminal
+from interactive.terminal import HELP, Terminal, inline_picture, picture_protocol
 
 PROJECT = Path(__file__).parent.parent
 
@@ -32,7 +31,7 @@ class Screen(io.StringIO):
 
 
 @pytest.fixture
-def talk(context, options, study):  # noqa: F811
+def talk(context, options):  # noqa: F811
     """Types lines; returns what was answered."""
 
     def talk(*lines, environment=None, describe=True):
@@ -40,7 +39,6 @@ def talk(context, options, study):  # noqa: F811
         terminal = Terminal(
             context,
             options,
-            study,
             describe=describe,
             lines=io.StringIO("\n".join((*lines, "/quit", "never read"))),
             out=out,
@@ -86,27 +84,25 @@ def test_like_more_edit_back(talk):
 
 
 def test_options_act_on_the_round(talk):
-    text = talk("a dog", "/shown 3", "/threshold 1", "/threshold", "/strategy rewrite", "/again on", "")
+    text = talk("a dog", "+5", "/shown 3", "/strategy rewrite", "")
     counts = [len(listed(each)) for each in text.split("\nRound ")[1:]]
-    assert counts == [10, 3, 0, 3, 3, 3] and "3 less similar than 1.0 are not shown" in text
+    assert counts == [10, 3, 3] and "1 marked picture is no longer shown" in text
 
 
-def test_a_session_is_saved_opened_exported_and_measured(talk, context, tmp_path):  # noqa: F811
+def test_a_session_is_saved_opened_and_exported(talk, context, tmp_path):  # noqa: F811
     saved, exported = tmp_path / "mine.json", tmp_path / "mine.jsonl"
-    text = talk("a dog", "+1", "", f"/save {saved}", "/found 2", f"/export {exported}")
-    assert "found in round 2; its place in each round: " in text and "Recall@10: " in text
-    assert [record.stop for record in read_rounds(exported)] == ["", "found"]
+    text = talk("a dog", "+1", "", f"/save {saved}", f"/export {exported}")
+    assert [record.number for record in read_rounds(exported)] == [0, 1]
     assert len(open_session(saved.read_text(), context).turns) == 2
-    again = talk(f"/open {saved}", f"/export {exported}")
-    assert listed(again) == listed(text)[10:20]
-    assert read_rounds(exported)[0].target is None
+    assert listed(talk(f"/open {saved}")) == listed(text)[10:20]
 
 
-def test_a_picture_is_searched_for(talk, tmp_path):
+def test_a_picture_is_searched_for_and_the_words_with_it(talk, tmp_path):
     path = tmp_path / "my picture.png"
     Image.new("RGB", (40, 40), PAINT["blue"]).save(path)
-    text = talk(f"/picture '{path}'")
-    assert all(Path(row[3]).stem.startswith("blue") for row in listed(text))
+    rows = listed(talk(f"/picture '{path}'", f"/picture '{path}' a horse"))
+    assert all(Path(row[3]).stem.startswith("blue") for row in rows[:10])
+    assert Path(rows[10][3]).stem.startswith("blue-horse")
 
 
 @pytest.mark.parametrize(
@@ -119,12 +115,10 @@ def test_a_picture_is_searched_for(talk, tmp_path):
         (["a dog", "-"], "dislike which?"),
         (["/nosuch"], "/help lists them"),
         (["a dog", "/strategy nosuch"], "expected one of"),
-        (["a dog", "/back"], "expected 0 to 0"),
+        (["a dog", "/back"], "expected 1 to 1"),
         (["a dog", "/save"], "name a file"),
         (["/open /nosuch/file"], "no such file"),
         (["/picture 'unbalanced"], "No closing quotation"),
-        (["/study"], "a terminal that shows pictures"),
-        (["/giveup"], "no picture to find"),
     ],
 )
 def test_a_mistake_is_one_line_and_the_session_goes_on(talk, lines, said):
@@ -133,8 +127,8 @@ def test_a_mistake_is_one_line_and_the_session_goes_on(talk, lines, said):
     assert Path(listed(text)[-10][3]).stem.startswith("red-dog")
 
 
-def test_every_command_is_in_the_help(context, options, study):  # noqa: F811
-    commands = Terminal(context, options, study, out=Screen(False))._commands()
+def test_every_command_is_in_the_help(context, options):  # noqa: F811
+    commands = Terminal(context, options, out=Screen(False))._commands()
     assert {f"/{name}" for name in commands} - {"/help"} == set(re.findall(r"/[a-z]+", HELP)) - {"/quit"}
 
 
@@ -156,13 +150,13 @@ def test_what_a_caption_tells_the_terminal_is_taken_out(talk, context):  # noqa:
         ({"TERM_PROGRAM": "iTerm.app"}, "iterm2"),
         ({"TERM_PROGRAM": "WezTerm"}, "iterm2"),
         ({"LC_TERMINAL": "iTerm2"}, "iterm2"),
-        ({"TERM": "xterm-256color"}, "none"),
-        ({"TERM_PROGRAM": "iTerm.app", "TMUX": "/tmp/x"}, "none"),
-        ({}, "none"),
+        ({"TERM": "xterm-256color"}, None),
+        ({"TERM_PROGRAM": "iTerm.app", "TMUX": "/tmp/x"}, None),
+        ({}, None),
     ],
 )
 def test_the_terminal_is_known_by_its_variables(environment, protocol):
-    assert protocol_of(environment) == protocol
+    assert picture_protocol(environment) == protocol
 
 
 def shown_picture(data):
@@ -186,15 +180,12 @@ def test_iterm2_gets_one_file(tmp_path):
         r"\x1b]1337;File=inline=1;size=(\d+);height=8;preserveAspectRatio=1:(\S+)\x07\n", text
     ).groups()
     assert len(base64.b64decode(data)) == int(size) and shown_picture(data).size == (50, 20)
-    assert inline_picture(tmp_path / "red.png", "none") == ""
+    assert inline_picture(tmp_path / "red.png", None) == ""
 
 
-def test_the_study_shows_the_picture_and_no_paths(talk, study, context):  # noqa: F811
-    text = talk("/study", "a dog", "/found 1", "/over", "/giveup", environment={"TERM": "xterm-kitty"})
-    assert text.count("\x1b_Ga=T") == 11  # the target, and ten results
-    assert "secret-folder-name" not in text
-    assert "abandoned" in text or "found" in text
-    assert (study.folder / "measures.json").is_file()
+def test_a_terminal_that_shows_pictures_gets_them(talk):
+    text = talk("a dog", environment={"TERM": "xterm-kitty"})
+    assert text.count("\x1b_Ga=T") == 10
 
 
 # The script
@@ -218,7 +209,7 @@ def test_the_script_over_a_folder_of_ones_own_in_a_real_terminal(picture_folder,
         dimensions=(50, 300),
         env={"TERM": "xterm", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
     )
-    child.expect("12 pictures of image_folder")
+    child.expect("12 pictures in image_folder")
     child.sendline("a dog")
     child.expect(r"10  -?0\.\d{3}  \S+pictures/\S+\.png")
     child.sendline("+1")

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from interactive_world import context, options, picture_folder  # noqa: F401  fixtures
 
-from interactive.errors import UserError
 from interactive.saved import open_session, save_session
+from interactive.search_context import UserError
 from interactive.session import Session
 
 QUICK = settings(

@@ -9,6 +9,9 @@ const isBusy = () => main().hasAttribute("data-busy");
 const openDetails = new Set();
 let polling = 0;
 let held = [];  // buttons that wait with us
+// Words in the field that were searched already do not go along with a picture.
+let sent = "";      // with the last search
+let searched = "";  // by the last search that worked
 
 // Talking to the server
 
@@ -70,6 +73,10 @@ function show(html, address) {
   for (const each of $$("details", fresh)) if (openDetails.has(each.id)) each.open = true;
   main().replaceWith(document.adoptNode(fresh));
   if ($("#words") && $("#grid")) $("#words").value = text;
+  if (!isBusy()) {
+    if (!address || $("main [role=alert]")) sent = searched;
+    else searched = sent;
+  }
   if (isBusy()) {
     for (const button of $$("main button")) button.disabled = true;
   } else if (address) {
@@ -110,7 +117,7 @@ async function watch() {
       return;
     }
     if (state.busy && $("#stage")) {
-      const others = state.ahead === 1 ? "1 other is ahead of you" : `${state.ahead} others are ahead of you`;
+      const others = state.ahead === 1 ? "1 person is ahead of you" : `${state.ahead} people are ahead of you`;
       $("#stage").textContent = state.ahead ? `Waiting: ${others}` : `${state.stage || "Working"}…`;
     }
   }
@@ -184,8 +191,10 @@ function largeAction(action) {
 
 function upload(file) {
   if (!file || isBusy() || $("main[data-study]")) return;
-  const words = $("#words")?.value ?? "";
-  act("/by-picture", file, { "Content-Type": "application/octet-stream", "X-Words": encodeURIComponent(words.slice(0, 500)) });
+  const field = $("#words");
+  if (field.value === searched) field.value = "";
+  sent = field.value;
+  act("/by-picture", file, { "Content-Type": "application/octet-stream", "X-Words": encodeURIComponent(sent) });
 }
 
 // Events; the main part is replaced often, so they are caught at the document
@@ -197,6 +206,7 @@ document.addEventListener("submit", (event) => {
   const card = form.closest(".card");
   if (card) return mark(card, event.submitter?.classList.contains("dislike") ? "dislike" : "like");
   if (isBusy()) return;
+  if (form.matches(".search")) sent = $("#words").value;
   const fields = new URLSearchParams(new FormData(form));
   if (event.submitter?.name) fields.set(event.submitter.name, event.submitter.value);
   act(new URL(form.action).pathname, fields);
