@@ -151,7 +151,7 @@ def test_a_study_goes_on_after_a_kill_in_the_midst_of_a_line(context, study, opt
         "abandoned",
     ]
     measured = read_json(study.folder / "measures.json")
-    assert (measured["searches"], measured["abandoned"]) == (2, 1)
+    assert (measured["searches"], measured["unfinished"]) == (2, 1)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
