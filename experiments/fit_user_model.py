@@ -122,13 +122,15 @@ def main() -> None:
     """Plays the sessions, fits, and prints."""
     settings = read_settings(ExperimentSettings, DEFAULTS).resolved()
     parts = Setup.open(settings)
-    rounds = run_rounds(
+    rounds: list[Round] = []
+    run_rounds(
         parts.queries,
         retriever=parts.retriever,
         user=parts.user(settings.user),
         strategy=make_strategy("original"),
         protocol=PROTOCOLS[settings.protocol],
         round_count=settings.rounds,
+        keep=rounds.extend,
     )
     found = fit(parts.collection, rounds)
     print(  # noqa: T201  the answer

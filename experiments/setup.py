@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from evaluation.runs import append_rounds, read_rounds
+from evaluation.runs import append_rounds, read_rounds, stream_rounds
 from experiments.dataset_index import open_named_dataset, open_retriever
 from experiments.identity import image_set_identity, query_set_identity, weights_identity
 from experiments.models import (
@@ -281,11 +281,10 @@ class Setup:
         Returns:
             All records.
         """
-        played = read_rounds(path) if path.is_file() else []
-        if played:
-            log.info("%s: going on after %d records", path, len(played))
+        if path.is_file():
+            log.info("%s: going on after the records that it holds", path)
         try:
-            return run_rounds(
+            run_rounds(
                 self.queries,
                 retriever=self.retriever,
                 user=user,
@@ -293,13 +292,14 @@ class Setup:
                 protocol=PROTOCOLS[self.settings.protocol],
                 captions=self.captions if STRATEGIES[strategy].needs_captions else None,
                 round_count=self.settings.rounds,
-                played=played,
+                played=stream_rounds(path) if path.is_file() else (),
                 batch_size=self.settings.query_batch,
                 keep=lambda rounds: append_rounds(path, rounds),
                 costs=self.costs,
             )
         finally:  # what a run that stops has spent is spent
             self.costs.save()
+        return read_rounds(path)
 
 
 def choose_queries(

@@ -1,30 +1,30 @@
 """The one loop: search, show, take feedback, caption, move the query, search again.
 
-All queries of a round advance together, so that encoding, captioning and rewriting work in batches; a
-person's session is the same loop with one query. What has been played is only in the records, so a stopped
-run goes on from its records.
+All queries of a chunk advance together, so that encoding, captioning and rewriting work in batches; a
+person's session is the same loop with one query. The records are the only state, so a stopped run goes on
+from its records; and a chunk's records leave memory with it, however many queries there are.
 """
 
 from __future__ import annotations
 
-import logging
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Protocol as Interface
 
 from tqdm import tqdm
 
-from feedback.costs import Costs
 from feedback.history import History, NextQuery, Strategy
 from feedback.protocols import Protocol
 from feedback.users import User, View
 from records import Feedback, Query, Round
 from retriever import Retriever, SearchQuery
 
-log = logging.getLogger(__name__)
-
 DEPTH = 50  # ranked images recorded a round, where fewer are shown
+# Queries whose records are in memory at a time. It decides the order of the records in a run's file, so that
+# changing it makes half-finished runs of more queries unreadable.
+CHUNK = 4096
 
 
 class Captions(Interface):
@@ -33,6 +33,19 @@ class Captions(Interface):
     def captions_of(self, image_ids: Sequence[str]) -> list[str]:
         """Returns one caption an id, in order."""
         ...
+
+
+class Meter(Interface):
+    """Measures what the stages of the loop cost."""
+
+    def measure(self, stage: str, items: int) -> AbstractContextManager[None]:
+        """Charges the time of a block to a stage."""
+        ...
+
+
+class _NoMeter:
+    def measure(self, stage: str, items: int) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 def run_rounds(
@@ -44,12 +57,14 @@ def run_rounds(
     protocol: Protocol,
     captions: Captions | None = None,
     round_count: int,
-    played: Sequence[Round] = (),
+    keep: Callable[[list[Round]], None],
+    played: Iterable[Round] = (),
     batch_size: int = 256,
-    keep: Callable[[list[Round]], None] = lambda rounds: None,
-    costs: Costs | None = None,
-) -> list[Round]:
-    """Plays rounds 0 to ``round_count`` - 1 of all queries.
+    costs: Meter | None = None,
+) -> None:
+    """Runs the feedback loop: rounds 0 to ``round_count`` - 1 of all queries, or what is left of them.
+
+    Chunks of `CHUNK` queries come one after another, and each goes through all its rounds, batch by batch.
 
     Args:
         queries: With distinct ids; asked without their targets where the protocol says so.
@@ -59,67 +74,103 @@ def run_rounds(
         protocol: The rules.
         captions: Captions of picked images; not needed, and not asked, unless the strategy needs them.
         round_count: Rounds, the first search included.
-        played: Records of an earlier run; what they hold is not played again.
-        batch_size: Queries that advance together.
-        keep: Called with each batch's records as soon as they are there.
+        keep: Called with each batch's new records as soon as they are there; nothing else returns them.
+        played: The records of an earlier run of the same queries, in the order in which it kept them; read
+            to the end before anything is kept, and what they hold is not played again.
+        batch_size: Queries that are encoded, captioned and rewritten together.
         costs: Charged for moving queries ("move"), searching ("search") and simulated judging ("judge").
 
-    Returns:
-        All records, those of the earlier run first.
-
     Raises:
-        ValueError: If a target is not in the index, records do not belong to these queries, or a user points
-            at what was not shown; if the strategy needs captions and there are none.
+        ValueError: If a target is not in the index; if the earlier records do not belong to these queries or
+            are out of order; if a user points at what was not shown; if the strategy needs captions and there
+            are none.
     """
-    costs = costs or Costs()
+    meter = costs or _NoMeter()
     queries = [protocol.goal_of(query) for query in queries]
-    _check(queries, retriever, played)
-    sessions: dict[str, list[Round]] = defaultdict(list)
-    for record in played:
-        sessions[record.query_id].append(record)
-    records = list(played)
-    for number in range(round_count):
-        # Batches are cut from all queries of the round, played or not, so that a resumed run has the batches,
-        # and hence the last bits, of one that was not stopped.
-        due = [query for query in queries if _goes_on(sessions[query.id], number)]
-        done = {query.id for query in due if len(sessions[query.id]) > number}
-        bar = tqdm(total=len(due), desc=f"round {number}", unit="query", disable=len(done) == len(due))
-        with bar:
-            for batch in _batches(due, batch_size):
-                if all(query.id in done for query in batch):
+    _check_queries(queries, retriever)
+    recorded = _Recorded(played, {query.id: query.target for query in queries})
+    with tqdm(total=len(queries) * round_count, desc="rounds", unit="search", delay=1) as bar:
+        for chunk in _parts(queries, CHUNK):
+            sessions = recorded.sessions_of(chunk)
+            for number in range(round_count):
+                # Batches are cut from all queries of the round, played or not, so that a resumed run has the
+                # batches, and hence the last bits, of one that was not stopped.
+                due = [query for query in chunk if _goes_on(sessions[query.id], number)]
+                bar.update(len(chunk) - len(due))
+                for batch in _parts(due, batch_size):
+                    done = {query.id for query in batch if len(sessions[query.id]) > number}
                     bar.update(len(batch))
-                    continue
-                pasts = [sessions[query.id][:number] for query in batch]
-                with costs.measure("move", len(batch) if number else 0):
-                    searches = next_searches(batch, pasts, strategy)
-                with costs.measure("search", len(batch)):
-                    fresh = search_round(batch, pasts, searches, number, retriever, protocol)
-                if number + 1 < round_count:
-                    with costs.measure("judge", len(batch)):
-                        fresh = take_feedback(batch, pasts, fresh, user, strategy, captions, protocol)
-                fresh = [record for record in fresh if record.query_id not in done]  # a kill tore the batch
-                keep(fresh)
-                for record in fresh:
-                    sessions[record.query_id].append(record)
-                records += fresh
-                bar.update(len(batch))
-    return records
+                    if len(done) == len(batch):
+                        continue
+                    recorded.check_finished()
+                    pasts = [sessions[query.id][:number] for query in batch]
+                    with meter.measure("move", len(batch) if number else 0):
+                        searches = next_searches(batch, pasts, strategy)
+                    with meter.measure("search", len(batch)):
+                        fresh = search_round(batch, pasts, searches, number, retriever, protocol)
+                    if number + 1 < round_count:
+                        with meter.measure("judge", len(batch)):
+                            fresh = take_feedback(batch, pasts, fresh, user, strategy, captions, protocol)
+                    fresh = [r for r in fresh if r.query_id not in done]  # some are, if a kill tore the batch
+                    keep(fresh)
+                    for record in fresh:
+                        sessions[record.query_id].append(record)
+        recorded.check_finished()
 
 
-def _check(queries: Sequence[Query], retriever: Retriever, played: Sequence[Round]) -> None:
-    if len({query.id for query in queries}) < len(queries):
-        raise ValueError("queries must have distinct ids")
-    strangers = {record.query_id for record in played} - {query.id for query in queries}
-    if strangers:
+class _Recorded:
+    """The records of an earlier run, read chunk by chunk as it wrote them."""
+
+    def __init__(self, records: Iterable[Round], targets: dict[str, str | None]) -> None:
+        self._records = iter(records)
+        self._targets = targets
+        self._next: Round | None = next(self._records, None)
+
+    def sessions_of(self, chunk: Sequence[Query]) -> dict[str, list[Round]]:
+        """Returns the records of each of these queries, round 0 first."""
+        sessions: dict[str, list[Round]] = {query.id: [] for query in chunk}
+        while self._next is not None and self._next.query_id in sessions:
+            record, past = self._next, sessions[self._next.query_id]
+            if record.target != self._targets[record.query_id]:
+                raise ValueError(
+                    f"the records of query {record.query_id!r} have the target {record.target!r}, expected "
+                    f"{self._targets[record.query_id]!r}; choose another run"
+                )
+            if record.number != len(past):
+                raise ValueError(
+                    f"the records of query {record.query_id!r} hold round {record.number} where round "
+                    f"{len(past)} is expected; begin again, or choose another run"
+                )
+            past.append(record)
+            self._next = next(self._records, None)
+        return sessions
+
+    def check_finished(self) -> None:
+        """Makes sure that no record is left where none should be: before a new one is kept, and at the end.
+
+        Raises:
+            ValueError: If there is one.
+        """
+        if self._next is None:
+            return
+        if self._next.query_id in self._targets:
+            raise ValueError(
+                f"the records of query {self._next.query_id!r} are not where a run writes them; begin again, "
+                "or choose another run"
+            )
+        strangers = {
+            record.query_id
+            for record in itertools.chain([self._next], self._records)
+            if record.query_id not in self._targets
+        }
         raise ValueError(
             f"records of {len(strangers)} other queries, first {min(strangers)}; choose another run"
         )
-    targets = {query.id: query.target for query in queries}
-    moved = [record.query_id for record in played if record.target != targets[record.query_id]]
-    if moved:
-        raise ValueError(
-            f"records of {len(moved)} queries with other targets, first {moved[0]}; choose another run"
-        )
+
+
+def _check_queries(queries: Sequence[Query], retriever: Retriever) -> None:
+    if len({query.id for query in queries}) < len(queries):
+        raise ValueError("queries must have distinct ids")
     indexed = set(retriever.index.ids)
     lost = [query.id for query in queries if query.target is not None and query.target not in indexed]
     if lost:
@@ -131,7 +182,7 @@ def _goes_on(past: Sequence[Round], number: int) -> bool:
     return len(past) >= number and (number == 0 or not past[number - 1].stop)
 
 
-def _batches(queries: Sequence[Query], size: int) -> Iterator[Sequence[Query]]:
+def _parts(queries: Sequence[Query], size: int) -> Iterator[Sequence[Query]]:
     for start in range(0, len(queries), size):
         yield queries[start : start + size]
 

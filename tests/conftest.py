@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 
+from feedback.rounds import run_rounds
 from index.faiss_index import FaissIndex
 from records import Query
 from retriever import Retriever
@@ -72,6 +73,19 @@ class Merger:
 
 def one_target(query_id, text, target):
     return Query(query_id, text, target, frozenset([target]))
+
+
+def rounds_of(queries, played=(), keep=None, **options):
+    """Runs the feedback loop; returns all records, those of the earlier run first."""
+    records = list(played)
+
+    def take(fresh):
+        records.extend(fresh)
+        if keep is not None:
+            keep(fresh)
+
+    run_rounds(queries, played=tuple(played), keep=take, **options)
+    return records
 
 
 @pytest.fixture(scope="session")

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import IMAGE_IDS, KnownCaptions, one_target
+from conftest import IMAGE_IDS, KnownCaptions, one_target, rounds_of
 from interactive_world import context, options, picture_folder, study  # noqa: F401
 from PIL import Image as PILImage
 
 from evaluation.runs import append_rounds
 from experiments.run_folder import run_folder
 from feedback.protocols import PROTOCOLS
-from feedback.rounds import run_rounds
 from feedback.strategies import make_strategy
 from feedback.users import FirstUser
 from files import FolderBusy, locked_folder, read_json, write_json
@@ -88,7 +87,7 @@ def test_a_resumed_run_asks_the_models_in_the_batches_of_one_that_was_not_stoppe
 
     def play(played=()):
         encoder, kept = Noting(), []
-        rounds = run_rounds(
+        rounds = rounds_of(
             QUERIES,
             retriever=replace_encoder(retriever, encoder),
             user=FirstUser(),

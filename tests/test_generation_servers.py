@@ -415,7 +415,7 @@ def test_rounds_go_on_after_the_rewriter_went_as_if_it_had_stayed(proxy, retriev
     protocol = dataclasses.replace(PROTOCOLS["chatir"], target_may_be_picked=True)
 
     def play(path, played):
-        return run_rounds(
+        run_rounds(
             queries,
             retriever=retriever,
             user=FirstUser(),
@@ -427,6 +427,7 @@ def test_rounds_go_on_after_the_rewriter_went_as_if_it_had_stayed(proxy, retriev
             batch_size=3,
             keep=lambda rounds: append_rounds(path, rounds),
         )
+        return read_rounds(path)
 
     undisturbed = play(tmp_path / "whole.jsonl", [])
     asked = len(proxy.requests)

@@ -5,14 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import IMAGE_IDS, caption_of, one_target
+from conftest import IMAGE_IDS, caption_of, one_target, rounds_of
 from interactive_world import PAINT, context, options, picture_folder, study  # noqa: F401
 from PIL import Image
 
 from evaluation.measures import evaluate
 from evaluation.runs import read_rounds
 from feedback.protocols import PROTOCOLS
-from feedback.rounds import run_rounds
 from interactive.saved import export_rounds, open_session, save_session
 from interactive.search_context import UserError
 from interactive.session import EDITED, MAX_LETTERS, MAX_SHOWN, Options, Session, checked_text
@@ -45,7 +44,7 @@ class Picks:
 )
 def test_the_rounds_are_those_of_the_experiments(context, strategy):  # noqa: F811
     target = IMAGE_IDS[70]
-    played = run_rounds(
+    played = rounds_of(
         [one_target("q", "a dog", target)],
         retriever=context.retriever,
         user=Picks(1),

@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from conftest import IMAGE_IDS, KnownCaptions, caption_of, one_target
+from conftest import IMAGE_IDS, KnownCaptions, caption_of, one_target, rounds_of
 
 from experiments.fit_user_model import TEMPERATURES, fit
 from feedback.protocols import PROTOCOLS
-from feedback.rounds import run_rounds
 from feedback.strategies import make_strategy
 from feedback.strategies.bayes import log_sum
 from feedback.strategies.collection import Collection
@@ -43,7 +42,7 @@ def scrolled(collection, user):
     queries = [
         one_target(f"q{number}", texts[number % len(texts)], IMAGE_IDS[number % 150]) for number in range(450)
     ]
-    return run_rounds(
+    return rounds_of(
         queries,
         retriever=collection.retriever,
         user=user,

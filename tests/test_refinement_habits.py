@@ -5,13 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import IMAGE_IDS, KnownCaptions, WordEncoder, caption_of, one_target
+from conftest import IMAGE_IDS, KnownCaptions, WordEncoder, caption_of, one_target, rounds_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from feedback.habits import ImpatientUser, NoisyUser
 from feedback.protocols import PROTOCOLS
-from feedback.rounds import run_rounds
 from feedback.strategies.append import Append
 from feedback.strategies.original import Original
 from feedback.users import CaptionUser, GroundTruthUser, NearestUser, View
@@ -125,7 +124,7 @@ def test_the_ground_truth_user_likes_what_is_relevant_and_nothing_else():
 def test_under_the_paper_protocol_recall_adds_up_over_unseen_images(retriever):
     relevant = frozenset(image_id for image_id in IMAGE_IDS if "fish" in image_id)
     query = Query("q", "blue", IMAGE_IDS[0], relevant | {IMAGE_IDS[0]})
-    rounds = run_rounds(
+    rounds = rounds_of(
         [query], retriever=retriever, user=GroundTruthUser(), strategy=Append(), protocol=PROTOCOLS["paper"],
         captions=KnownCaptions(), round_count=30,
     )  # fmt: skip
@@ -227,7 +226,7 @@ def test_a_session_ends_when_the_user_gives_up_and_resumes_as_if_not_stopped(ret
     inner = NoisyUser(NearestUser(retriever.vectors_of, dislikes=1), 0.4, seed=3)
 
     def play(played=()):
-        return run_rounds(
+        return rounds_of(
             queries, retriever=retriever, user=ImpatientUser(inner, 1), strategy=Original(),
             protocol=PROTOCOLS["honest"], captions=KnownCaptions(), round_count=5, played=played,
             batch_size=batch_size,

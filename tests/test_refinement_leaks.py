@@ -4,11 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from conftest import IMAGE_IDS, KnownCaptions, Merger
+from conftest import IMAGE_IDS, KnownCaptions, Merger, rounds_of
 
 from feedback.history import History, Turn
 from feedback.protocols import PROTOCOLS
-from feedback.rounds import run_rounds
 from feedback.strategies import STRATEGIES, make_strategy
 from feedback.strategies.append import Append
 from feedback.strategies.collection import Collection
@@ -64,7 +63,7 @@ def played(retriever, protocol, targets, make, rewriter, round_count=4):
         Query(f"q{number}", text, target, frozenset([target]) if target else frozenset())
         for number, (text, target) in enumerate(zip(WORDS, targets, strict=True))
     ]
-    rounds = run_rounds(
+    rounds = rounds_of(
         queries, retriever=overheard, user=Points(), strategy=make(overheard, rewriter, captions),
         protocol=dataclasses.replace(PROTOCOLS[protocol], stops_when_worse=False), captions=captions,
         round_count=round_count,
@@ -134,13 +133,13 @@ def test_feedback_on_what_was_not_shown_is_refused(retriever):
             goals = [tuple(view.goals) for view in views]
             return [Feedback((), goal) if self.as_disliked else Feedback(goal) for goal in goals]
 
-    target = run_rounds(
+    target = rounds_of(
         [Query("q", "dog", None, frozenset())], retriever=retriever, user=Points(), strategy=Append(),
         protocol=PROTOCOLS["honest"], captions=KnownCaptions(), round_count=1,
     )[0].image_ids[30]  # fmt: skip
     for as_disliked in (False, True):
         with pytest.raises(ValueError, match=f"query 'q', round 0: the user pointed at '{target}'"):
-            run_rounds(
+            rounds_of(
                 [Query("q", "dog", target, frozenset([target]))], retriever=retriever, strategy=Append(),
                 user=Leaks(as_disliked), protocol=PROTOCOLS["honest"], captions=None, round_count=2,
             )  # fmt: skip
