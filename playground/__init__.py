@@ -8,7 +8,7 @@ from pathlib import Path
 from records import Dataset
 from settings import DATA_FOLDER
 
-DATASETS = ("demo", "flickr30k", "mscoco", "msrvtt", "image_folder", "image_tars", "image_parquet")
+DATASETS = ("demo", "flickr30k", "mscoco", "msrvtt", "image_folder")
 
 
 def open_dataset(name: str, root: Path | None, split: str) -> Dataset:

@@ -1,26 +1,37 @@
-"""Lines of captions, from a file of any layout: which of them can be used, and why the others cannot.
+"""Captions files: which lines of a table can be used, and why the others cannot.
 
-A layout (`captions_csv`, `captions_json`) turns a file into lines; what is checked, counted and said about
-them is the same for all. Image names are only compared with the names that are known: no path is made of
-them, so that nothing a file says leads out of the dataset's folder.
+Tables are read as they are found: the `images_captions.csv` of this method's code, Kaggle's `results.csv` of
+Flickr30k (`|` between the columns), `captions.txt` (`image,caption`, without numbers), MSR-VTT's
+`MSRVTT_JSFUSION_test.csv`, and the token files of Flickr8k and Flickr30k (`1000092795.jpg#0`, a tab, the
+caption; no header). JSON is read by `playground.captions_json`; the checks are the same for all.
+
+Image names are only compared with names that are known. No path is ever made of them, so nothing that a file
+says can lead out of the dataset's folder.
 """
 
 from __future__ import annotations
 
+import csv
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, TextIO
 
 from records import Image, Query, Skip
 
 log = logging.getLogger(__name__)
 
-LONGEST_COMMENT = 10_000  # characters; a person's caption has some sixty
-# NUL and its like, and halves of characters that JSON can write but UTF-8 cannot.
-_NO_TEXT = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff]")
+CAPTIONS_FILE = "images_captions.csv"
+COLUMNS = ("image_name", "comment_number", "comment")
+MAX_COMMENT = 10_000  # characters; a person's caption has some sixty
+# Control characters, and lone surrogates, which JSON can express but UTF-8 cannot.
+NOT_TEXT = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff]")
+_OTHER_NAMES = {"image": "image_name", "video_id": "image_name", "caption": "comment", "sentence": "comment"}
+_TOKEN_LINE = re.compile(r"(?P<name>[^\t|,]+)#(?P<number>\d+)\t(?P<comment>.*)")
+_NUL_STAND_IN = "\x1a"  # a control character, too; the csv module of Python 3.10 gives up on NUL itself
 _LISTED = 3
 
 
@@ -33,7 +44,7 @@ class Line:
         image_name: As written there.
         comment_number: Tells the captions of an image apart.
         comment: The caption.
-        flaw: Why the layout cannot use it; empty when it can.
+        flaw: Why it cannot be used; empty when it can.
     """
 
     where: str
@@ -48,7 +59,7 @@ class Captions:
     """What a captions file says about some images.
 
     Attributes:
-        images: The images in the order given, captions filled in.
+        images: In the order given, captions filled in.
         queries: One for each usable caption, in the file's order.
         skipped: Lines left out.
     """
@@ -58,54 +69,9 @@ class Captions:
     skipped: tuple[Skip, ...]
 
 
-def usable_lines(
-    path: Path,
-    lines: Iterable[Line],
-    known: Collection[str],
-    next_command: str,
-    unknown: str = "no such image in the folder",
-) -> tuple[tuple[Line, ...], tuple[Skip, ...]]:
-    """Takes the lines that can be used, and says of each other why not.
-
-    Args:
-        path: The file, for the messages.
-        lines: Of it.
-        known: Image names that are there.
-        next_command: What to do when the file is of no use; ends the error message.
-        unknown: What to say of a name that is not known.
-
-    Returns:
-        Lines with known names, each image's comment numbers distinct, white space in the comment evened out;
-        and those left out: malformed, empty, repeated, too long, no text, of an image that is not known or
-        whose name leaves the folder.
-
-    Raises:
-        ValueError: If no line can be used.
-    """
-    known = frozenset(known)
-    used: list[Line] = []
-    skipped: list[Skip] = []
-    reasons: Counter[str] = Counter()
-    seen: set[str] = set()
-    for line in lines:
-        reason = _problem(line, known, seen, unknown)
-        if reason:
-            reasons[reason] += 1
-            skipped.append(Skip(f"{path.name} {line.where}: {_NO_TEXT.sub('?', line.image_name)}", reason))
-            continue
-        name = _plain(line.image_name)
-        seen.add(f"{name}#{line.comment_number}")
-        used.append(replace(line, image_name=name, comment=" ".join(line.comment.split())))
-    if not used:
-        counts = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common(_LISTED))
-        raise ValueError(
-            f"{path}: got no usable caption for the {len(known)} images, expected at least one "
-            f"({counts or 'it holds no captions'}); {next_command}"
-        )
-    if skipped:
-        counts = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
-        log.warning("%s: left out %d of %d lines: %s", path, len(skipped), len(skipped) + len(used), counts)
-    return tuple(used), tuple(skipped)
+def read_captions(path: Path, images: Sequence[Image], next_command: str) -> Captions:
+    """Reads a captions table for images that are there; see `table_lines` and `caption_images`."""
+    return caption_images(path, table_lines(path, next_command), images, next_command)
 
 
 def caption_images(path: Path, lines: Iterable[Line], images: Sequence[Image], next_command: str) -> Captions:
@@ -127,46 +93,155 @@ def caption_images(path: Path, lines: Iterable[Line], images: Sequence[Image], n
     captions: dict[str, list[str]] = {}
     for line in used:
         captions.setdefault(line.image_name, []).append(line.comment)
-    return Captions(
-        tuple(replace(image, captions=tuple(captions.get(image.id, ()))) for image in images),
-        tuple(
-            Query(
-                f"{line.image_name}#{line.comment_number}",
-                line.comment,
-                line.image_name,
-                frozenset({line.image_name}),
-            )
-            for line in used
-        ),
-        skipped,
+    queries = (
+        Query(f"{name}#{line.comment_number}", line.comment, name, frozenset({name}))
+        for line in used
+        for name in [line.image_name]
     )
+    captioned = (replace(image, captions=tuple(captions.get(image.id, ()))) for image in images)
+    return Captions(tuple(captioned), tuple(queries), skipped)
 
 
-def _plain(name: str) -> str:
-    return PurePosixPath(name).as_posix()
+def usable_lines(
+    path: Path,
+    lines: Iterable[Line],
+    known: Collection[str],
+    next_command: str,
+    unknown: str = "no such image in the folder",
+) -> tuple[tuple[Line, ...], tuple[Skip, ...]]:
+    """Separates the lines that can be used from the others, and says why.
+
+    Args:
+        path: The file, for the messages.
+        lines: Of it.
+        known: Image names that are there.
+        next_command: What to do when the file is of no use; ends the error message.
+        unknown: What to say of a name that is not known.
+
+    Returns:
+        Lines with known names, the comment numbers of an image distinct, white space in comments normalised;
+        and what was left out.
+
+    Raises:
+        ValueError: If no line can be used.
+    """
+    known = frozenset(known)
+    used: list[Line] = []
+    skipped: list[Skip] = []
+    seen: set[str] = set()
+    for line in lines:
+        reason = _flaw_of(line, known, seen, unknown)
+        if reason:
+            skipped.append(Skip(f"{path.name} {line.where}: {NOT_TEXT.sub('?', line.image_name)}", reason))
+            continue
+        name = PurePosixPath(line.image_name).as_posix()
+        seen.add(f"{name}#{line.comment_number}")
+        used.append(replace(line, image_name=name, comment=" ".join(line.comment.split())))
+    reasons = Counter(skip.why for skip in skipped).most_common()
+    counts = [f"{count} x {reason}" for reason, count in reasons]
+    if not used:
+        raise ValueError(
+            f"{path}: got no usable caption for the {len(known)} images, expected at least one "
+            f"({', '.join(counts[:_LISTED]) or 'it holds no captions'}); {next_command}"
+        )
+    if skipped:
+        total = len(skipped) + len(used)
+        log.warning("%s: left out %d of %d lines: %s", path, len(skipped), total, ", ".join(counts))
+    return tuple(used), tuple(skipped)
 
 
-def _problem(line: Line, known: frozenset[str], seen: set[str], unknown: str) -> str:
-    """Returns why the line cannot be used, or nothing."""
+def _flaw_of(line: Line, known: frozenset[str], seen: set[str], unknown: str) -> str:
     name = line.image_name
     if line.flaw:
         return line.flaw
-    if any(_NO_TEXT.search(part) for part in (name, line.comment_number, line.comment)):
-        return "holds characters that are no text, such as NUL"
+    if any(NOT_TEXT.search(part) for part in (name, line.comment_number, line.comment)):
+        return "holds characters that are not text, such as NUL"
     if not name:
         return "no image name"
     if PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or PureWindowsPath(name).root:
         return "the image name is an absolute path"
-    if ".." in PureWindowsPath(name).parts:  # takes both kinds of slash
+    if ".." in PureWindowsPath(name).parts:  # splits at both kinds of slash
         return "the image name leaves the folder"
-    if _plain(name) not in known:
+    plain = PurePosixPath(name).as_posix()
+    if plain not in known:
         return unknown
     if not line.comment_number or "#" in line.comment_number:
         return "no comment number"
     if not line.comment.split():
         return "the comment is empty"
-    if len(line.comment) > LONGEST_COMMENT:
-        return f"the comment is longer than {LONGEST_COMMENT:,} characters"
-    if f"{_plain(name)}#{line.comment_number}" in seen:
+    if len(line.comment) > MAX_COMMENT:
+        return f"the comment is longer than {MAX_COMMENT:,} characters"
+    if f"{plain}#{line.comment_number}" in seen:
         return "the image has a comment of this number already"
     return ""
+
+
+def table_lines(path: Path, next_command: str) -> Iterator[Line]:
+    """Reads the lines of a captions table.
+
+    Args:
+        path: UTF-8, with or without a byte order mark, any line ends. The first line that is not empty names
+            the columns, unless it is a token file. Without a column of numbers, an image's comments are
+            numbered from 0 in the file's order.
+        next_command: What to do when the file is of no use; ends the error messages.
+
+    Yields:
+        Lines; with a flaw where the number of fields is not that of the columns.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        ValueError: If the file is empty, is not text, lacks a column, or has unbalanced quotes.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such captions file; {next_command}")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header_line, first = next(((n, line) for n, line in enumerate(file, 1) if line.strip()), (1, ""))
+            if _TOKEN_LINE.match(first):
+                yield from _token_lines(first, header_line, file)
+            else:
+                yield from _rows(path, first, header_line, file, next_command)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: got text that is not UTF-8 ({error.reason}); save it as UTF-8") from error
+
+
+def _token_lines(first: str, number: int, file: TextIO) -> Iterator[Line]:
+    for place, text in enumerate((first, *file), number):
+        match = _TOKEN_LINE.match(text.rstrip("\r\n"))
+        if match:
+            yield Line(f"line {place}", match["name"].strip(), match["number"], match["comment"])
+        elif text.strip():
+            yield Line(f"line {place}", text.strip()[:80], flaw="not of the form NAME#NUMBER, tab, comment")
+
+
+def _rows(path: Path, first: str, header_line: int, file: TextIO, next_command: str) -> Iterator[Line]:
+    piped = first.count("|") > first.count(",")
+    dialect: dict[str, Any] = {"delimiter": "|" if piped else ",", "skipinitialspace": not piped}
+    header = next(csv.reader([first.strip().replace("\0", _NUL_STAND_IN)], **dialect), [])
+    names = [_OTHER_NAMES.get(name.strip().lower(), name.strip().lower()) for name in header]
+    if not {"image_name", "comment"} <= set(names):
+        got = f"got {', '.join(name.strip() for name in header)}" if header else "got an empty first line"
+        raise ValueError(f"{path}: {got}, expected the columns {', '.join(COLUMNS)}; {next_command}")
+    reader = csv.reader((line.replace("\0", _NUL_STAND_IN) for line in file), strict=True, **dialect)
+    counts: Counter[str] = Counter()
+    line = header_line + 1
+    while (fields := _next_row(reader, path, line)) is not None:
+        fields = [field.strip() for field in fields]
+        if len(fields) == len(names):
+            row = dict(zip(reversed(names), reversed(fields), strict=True))  # of equal names the first counts
+            name = row["image_name"]
+            yield Line(f"line {line}", name, row.get("comment_number", str(counts[name])), row["comment"])
+            counts[name] += 1
+        elif len(fields) > 1 or any(fields):
+            yield Line(f"line {line}", fields[0], flaw="not as many fields as the header")
+        line = header_line + 1 + reader.line_num
+
+
+def _next_row(reader: Iterator[list[str]], path: Path, line: int) -> list[str] | None:
+    try:
+        return next(reader, None)
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}: line {line}: got malformed CSV ({error}), expected balanced quotes; write a quote "
+            'inside quotes twice, as in "a ""red"" car"'
+        ) from error

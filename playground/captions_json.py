@@ -31,7 +31,7 @@ class SplitImage:
         name: Of the picture's file, without a folder.
         coco_id: COCO's number, the same in 2014 and 2017; None elsewhere.
         split: "train", "restval", "val" or "test".
-        comments: Its captions; something else than text where the file is damaged.
+        comments: Its captions; something other than text where the file is damaged.
     """
 
     place: int
@@ -51,11 +51,11 @@ def read_lists(path: Path, keys: Sequence[str], form: str, next_command: str) ->
         next_command: What to do when it is another; ends the error messages.
 
     Returns:
-        One list a key; what is no object stands there as an empty one.
+        One list a key; anything that is not an object becomes an empty one.
 
     Raises:
         FileNotFoundError: If the file is missing.
-        ValueError: If it is no JSON, or lacks a list.
+        ValueError: If it is not JSON, or lacks a list.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; {next_command}")

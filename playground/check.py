@@ -6,12 +6,12 @@ import argparse
 import logging
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from records import Dataset
-from scale.places import address_of, is_remote
 from settings import DATA_FOLDER, DEFAULT_SPLITS
 
 log = logging.getLogger(__name__)
@@ -19,25 +19,12 @@ log = logging.getLogger(__name__)
 _LISTED = 10
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A file or folder of a dataset.
-
-    Attributes:
-        path: Relative to the dataset's folder; a folder ends in a slash.
-        use: What it is for.
-    """
-
-    path: str
-    use: str
-
-
-@dataclass(frozen=True)
-class Size:
+class Size(NamedTuple):
     """How much a whole split holds, by the word of its authors."""
 
     images: int
     queries: int
+    of: str = "the whole split"
 
 
 @dataclass(frozen=True)
@@ -48,16 +35,16 @@ class Check:
         name: The dataset's, and its module's.
         read: Its reader.
         how_to_get: Where its files come from and go; printed when it is not usable.
-        pieces: What may lie in its folder.
-        sizes: Of its splits, where known.
+        pieces: What may lie in its folder, and what it is for; the path of a folder ends in a slash.
+        sizes: Of its splits, where known; several where the reader serves several datasets.
         download: Command that gets it, if there is one.
     """
 
     name: str
     read: Callable[[Path, str], Dataset]
     how_to_get: str
-    pieces: Sequence[Piece]
-    sizes: Mapping[str, Size] = field(default_factory=dict)
+    pieces: Mapping[str, str]
+    sizes: Mapping[str, tuple[Size, ...]] = field(default_factory=dict)
     download: str = ""
 
     @property
@@ -73,24 +60,26 @@ class Check:
             epilog=self.how_to_get,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        root = DATA_FOLDER / self.name
+        root, split = DATA_FOLDER / self.name, self.default_split
         parser.add_argument("--root", type=Path, default=root, help=f"its folder (default: {root})")
-        parser.add_argument(
-            "--split", default=self.default_split, help=f"the part to read (default: {self.default_split})"
-        )
+        parser.add_argument("--split", default=split, help=f"the part to read (default: {split})")
         return parser
 
+    def main(self) -> int:
+        """Runs from the command line."""
+        options = self.parser().parse_args()
+        return self.run(options.root, options.split)
+
     def run(self, root: Path, split: str) -> int:
-        """Reads the dataset and says what came of it.
+        """Reads the dataset and reports on it.
 
         Returns:
             The exit status: 0 when the dataset is usable, else 1.
         """
         start_log()
-        log.info("%s in %s", self.name, address_of(root))
-        for piece in () if is_remote(root) else self.pieces:
-            state = "there" if (root / piece.path).exists() else "missing"
-            log.info("  %-8s %s: %s", state, piece.path, piece.use)
+        log.info("%s in %s", self.name, root)
+        for path, use in self.pieces.items():
+            log.info("  %-8s %s: %s", "there" if (root / path).exists() else "missing", path, use)
         try:
             dataset = self.read(root, split)
         except (ValueError, OSError, ModuleNotFoundError) as error:
@@ -100,32 +89,29 @@ class Check:
             return 1
         self._report(dataset, split)
         flags = f" --dataset {self.name}"
-        flags += f" --root {shlex.quote(address_of(root))}" if root != DATA_FOLDER / self.name else ""
+        flags += f" --root {shlex.quote(str(root))}" if root != DATA_FOLDER / self.name else ""
         flags += f" --split {split}" if split != self.default_split else ""
         log.info("next: python embed_image_as_faiss.py%s", flags)
         return 0
 
-    def main(self) -> int:
-        """Runs from the command line."""
-        options = self.parser().parse_args()
-        return self.run(options.root, options.split)
-
     def _report(self, dataset: Dataset, split: str) -> None:
+        images, queries, skipped = len(dataset.images), len(dataset.queries), dataset.skipped
         log.info(
             "usable: %d images (%d without a caption), %d queries, %d left out (split %s)",
-            len(dataset.images),
+            images,
             sum(not image.captions for image in dataset.images),
-            len(dataset.queries),
-            len(dataset.skipped),
+            queries,
+            len(skipped),
             split,
         )
-        for skip in dataset.skipped[:_LISTED]:
+        for skip in skipped[:_LISTED]:
             log.info("  left out: %s: %s", skip.what, skip.why)
-        if len(dataset.skipped) > _LISTED:
-            log.info("  and %d more", len(dataset.skipped) - _LISTED)
-        whole = self.sizes.get(split)
-        if whole and whole != Size(len(dataset.images), len(dataset.queries)):
-            log.info("the whole split has %d images and %d queries", whole.images, whole.queries)
+        if len(skipped) > _LISTED:
+            log.info("  and %d more", len(skipped) - _LISTED)
+        sizes = self.sizes.get(split, ())
+        if not any((whole.images, whole.queries) == (images, queries) for whole in sizes):
+            for whole in sizes:
+                log.info("%s has %d images and %d queries", whole.of, whole.images, whole.queries)
 
 
 def start_log() -> None:

@@ -1,27 +1,35 @@
-"""Flickr30k: 31,783 photographs with five captions each. Check it: ``python -m playground.flickr30k``."""
+"""Flickr30k: 31,783 photographs with five captions each. Check it: ``python -m playground.flickr30k``.
+
+Flickr8k, its smaller sibling, comes in nearly the same layouts, and is read too: name its folder with --root.
+"""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from playground.captions import Captions, caption_images
-from playground.captions_csv import read_captions
+from playground.captions import CAPTIONS_FILE, Line, caption_images, table_lines
 from playground.captions_json import split_images, split_lines
-from playground.check import Check, Piece, Size
-from playground.image_folder import CAPTIONS_FILE, list_images
-from records import Dataset, Image
+from playground.check import Check, Size
+from playground.image_folder import list_images
+from records import Dataset
 
-IMAGE_FOLDER = "flickr30k_images"
-CAPTIONS_FILES = (CAPTIONS_FILE, "results.csv", "captions.txt", "results_20130124.token")
+IMAGE_FOLDERS = ("flickr30k_images", "Images", "Flicker8k_Dataset")
+CAPTIONS_FILES = (
+    CAPTIONS_FILE, "results.csv", "captions.txt", "results_20130124.token", "Flickr8k.token.txt",
+)  # fmt: skip
 SPLIT_FILE = "dataset_flickr30k.json"
-SPLITS = ("train", "val", "test")
+SPLIT_LISTS = {
+    "train": "Flickr_8k.trainImages.txt",
+    "val": "Flickr_8k.devImages.txt",
+    "test": "Flickr_8k.testImages.txt",
+}
 # The 158,915th caption of "all" is line 20,001 of Kaggle's results.csv, which lacks a separator.
 SIZES = {
-    "all": Size(31_783, 158_915),
-    "train": Size(29_000, 145_000),
-    "val": Size(1_014, 5_070),
-    "test": Size(1_000, 5_000),
+    "all": (Size(31_783, 158_915, "Flickr30k"), Size(8_091, 40_455, "Flickr8k")),
+    "train": (Size(29_000, 145_000, "Flickr30k's split"), Size(6_000, 30_000, "Flickr8k's split")),
+    "val": (Size(1_014, 5_070, "Flickr30k's split"), Size(1_000, 5_000, "Flickr8k's split")),
+    "test": (Size(1_000, 5_000),),
 }
 DOWNLOAD = "bash playground/download_flickr30k.sh"
 HOW_TO_GET = f"""Flickr30k: {DOWNLOAD}
@@ -34,53 +42,53 @@ _ADVICE = "see how to get it with: python -m playground.flickr30k"
 
 
 def read(root: Path, split: str) -> Dataset:
-    """Reads Flickr30k.
+    """Reads Flickr30k, or Flickr8k.
 
     Args:
-        root: Holds `flickr30k_images/` and a captions file, the first there is of `CAPTIONS_FILES` and
-            Karpathy's.
-        split: "all", or one of Karpathy's: "train", "val", "test".
+        root: Holds one of `IMAGE_FOLDERS`, and the first there is of `CAPTIONS_FILES` and Karpathy's file.
+        split: "all"; or, with Karpathy's file or Flickr8k's `SPLIT_LISTS`, "train", "val" or "test".
 
     Raises:
         FileNotFoundError: If the folder, or the file with captions or splits, is missing.
         ValueError: If the split is another, or the data is of no use.
     """
-    if split not in ("all", *SPLITS):
-        raise ValueError(f"flickr30k: got split {split!r}, expected one of all, {', '.join(SPLITS)}")
-    folder = root / IMAGE_FOLDER
-    if (folder / IMAGE_FOLDER).is_dir():  # as Kaggle's archive has it
-        folder = folder / IMAGE_FOLDER
+    if split not in ("all", *SPLIT_LISTS):
+        raise ValueError(f"flickr30k: got split {split!r}, expected one of all, {', '.join(SPLIT_LISTS)}")
+    folder = next((root / name for name in IMAGE_FOLDERS if (root / name).is_dir()), root / IMAGE_FOLDERS[0])
+    if (folder / folder.name).is_dir():  # as archives have it
+        folder = folder / folder.name
     images, skipped = list_images(folder, _ADVICE)
-    captions = _all_captions(root, images) if split == "all" else _split_captions(root, images, split)
+    path, lines = _captions_file(root, split)
+    if split != "all":
+        if path.name == SPLIT_FILE:
+            names = {image.name for image in split_images(path, _ADVICE) if image.split == split}
+        else:
+            names = set((root / SPLIT_LISTS[split]).read_text(encoding="utf-8-sig").split())
+            lines = [line for line in lines if line.image_name in names]
+        images = tuple(image for image in images if image.id in names)
+    captions = caption_images(path, lines, images, _ADVICE)
     return Dataset("flickr30k", folder, captions.images, captions.queries, skipped + captions.skipped)
 
 
-def _all_captions(root: Path, images: tuple[Image, ...]) -> Captions:
-    for folder in (root, root / IMAGE_FOLDER):
-        for name in CAPTIONS_FILES:
-            if (folder / name).exists():
-                return read_captions(folder / name, images, _ADVICE)
+def _captions_file(root: Path, split: str) -> tuple[Path, list[Line]]:
+    """Finds the captions; Karpathy's where a split is asked for that Flickr8k's lists do not name."""
+    places = (root, *(root / name for name in IMAGE_FOLDERS))
+    tables = [place / name for place in places for name in CAPTIONS_FILES if (place / name).exists()]
     path = root / SPLIT_FILE
-    if not path.exists():
+    if tables and (split == "all" or ((root / SPLIT_LISTS[split]).exists() and not path.exists())):
+        return tables[0], list(table_lines(tables[0], _ADVICE))
+    if split == "all" and not path.exists():
         raise FileNotFoundError(
             f"{root}: no captions file, expected one of {', '.join((*CAPTIONS_FILES, SPLIT_FILE))}; {_ADVICE}"
         )
-    lines = split_lines(split_images(path, _ADVICE), lambda image: image.name)
-    return caption_images(path, lines, images, _ADVICE)
-
-
-def _split_captions(root: Path, images: tuple[Image, ...], split: str) -> Captions:
-    path = root / SPLIT_FILE
-    wanted = [image for image in split_images(path, _ADVICE) if image.split == split]
-    names = {image.name for image in wanted}
-    there = [image for image in images if image.id in names]
-    return caption_images(path, split_lines(wanted, lambda image: image.name), there, _ADVICE)
+    wanted = [image for image in split_images(path, _ADVICE) if split in ("all", image.split)]
+    return path, list(split_lines(wanted, lambda image: image.name))
 
 
 if __name__ == "__main__":
-    PIECES = [
-        Piece(f"{IMAGE_FOLDER}/", "the pictures"),
-        *(Piece(name, "captions, one of these files is enough") for name in CAPTIONS_FILES),
-        Piece(SPLIT_FILE, "Karpathy's captions and splits"),
-    ]
+    PIECES = {
+        f"{IMAGE_FOLDERS[0]}/": "the pictures",
+        **dict.fromkeys(CAPTIONS_FILES, "captions, one of these files is enough"),
+        SPLIT_FILE: "Karpathy's captions and splits",
+    }
     sys.exit(Check("flickr30k", read, HOW_TO_GET, PIECES, sizes=SIZES, download=DOWNLOAD).main())

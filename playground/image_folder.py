@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
-import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
-from playground.captions_csv import read_captions
-from playground.check import Check, Piece
+from playground.captions import CAPTIONS_FILE, read_captions
+from playground.check import Check
 from records import Dataset, Image, Skip
-from scale.places import address_of, is_remote, list_stored, naming_place, read_range
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-CAPTIONS_FILE = "images_captions.csv"
-HOW_TO_GET = """Put pictures there, at any depth, or name another folder with --root. To play rounds, write
-what they show into an images_captions.csv beside them; first line: image_name,comment_number,comment"""
+HOW_TO_GET = """Put pictures there, at any depth, or name another folder with --root. For experiments,
+write what they show into an images_captions.csv beside them; first line: image_name,comment_number,comment
+Tars, Parquet files and data at an address are copied into such a folder by: python -m scale.import_dataset"""
 _ADVICE = "put pictures there, or name another folder"
+_IMPORT = "copy it here first: python -m scale.import_dataset ADDRESS --root FOLDER"
+_NOT_A_FILE = "not a file, or a link that leads nowhere"
+_LEADS_OUT = "a link that leads out of the folder; copy what it names, or name that as the folder"
 
 
 def read(root: Path, split: str) -> Dataset:
@@ -25,7 +26,7 @@ def read(root: Path, split: str) -> Dataset:
 
     Args:
         root: Holds the pictures, at any depth, and perhaps `images_captions.csv`; without that file there are
-            no queries. A folder here or in an object store.
+            no queries.
         split: "all".
 
     Raises:
@@ -36,8 +37,8 @@ def read(root: Path, split: str) -> Dataset:
         raise ValueError(
             f"image_folder: got split {split!r}, expected 'all': the dataset has no split file; use all"
         )
-    if is_remote(root):
-        return _read_remote(root)
+    if re.match(r"\w{2,}:/", root.as_posix()) and not root.exists():
+        raise ValueError(f"image_folder: got the address {root}, expected a folder; {_IMPORT}")
     images, skipped = list_images(root, _ADVICE)
     if not (root / CAPTIONS_FILE).exists():
         return Dataset("image_folder", root, images, (), skipped)
@@ -45,51 +46,10 @@ def read(root: Path, split: str) -> Dataset:
     return Dataset("image_folder", root, captions.images, captions.queries, skipped + captions.skipped)
 
 
-def _read_remote(root: Path) -> Dataset:
-    with naming_place(root):
-        names = list_stored(root)
-    names, skipped = plain_names(names)
-    images = tuple(Image(name, root / name) for name in names if Path(name).suffix.lower() in SUFFIXES)
-    if not images:
-        kinds = ", ".join(sorted(SUFFIXES))
-        raise ValueError(f"{address_of(root)}: got no pictures, expected files ending in {kinds}; {_ADVICE}")
-    if CAPTIONS_FILE not in names:
-        return Dataset("image_folder", root, images, (), skipped)
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / CAPTIONS_FILE
-        with naming_place(root / CAPTIONS_FILE):
-            copy.write_bytes(read_range(root / CAPTIONS_FILE))
-        captions = read_captions(copy, images, _ADVICE)
-    return Dataset("image_folder", root, captions.images, captions.queries, skipped + captions.skipped)
-
-
-def plain_names(names: Sequence[str]) -> tuple[list[str], tuple[Skip, ...]]:
-    """Leaves out a store's hidden names, and those of which a path would make another object's."""
-    odd = {name for name in names if any(not part or part.startswith(".") for part in name.split("/"))}
-    why = "the name has an empty, a '.' or a hidden part"
-    return [name for name in names if name not in odd], tuple(Skip(name, why) for name in sorted(odd))
-
-
 def list_images(
     folder: Path, next_command: str, suffixes: frozenset[str] = SUFFIXES
 ) -> tuple[tuple[Image, ...], tuple[Skip, ...]]:
-    """Lists the pictures of a folder, at any depth, by id, as `list_files` does.
-
-    Raises:
-        FileNotFoundError: If the folder is missing.
-        ValueError: If there is no picture in it.
-    """
-    images, skipped = list_files(folder, next_command, suffixes)
-    if not images:
-        kinds = ", ".join(sorted(suffixes))
-        raise ValueError(f"{folder}: got no pictures, expected files ending in {kinds}; {next_command}")
-    return images, skipped
-
-
-def list_files(
-    folder: Path, next_command: str, suffixes: frozenset[str]
-) -> tuple[tuple[Image, ...], tuple[Skip, ...]]:
-    """Lists the files of a folder that have one of some suffixes, at any depth, by id.
+    """Lists the pictures of a folder, at any depth, by id.
 
     A file counts by its suffix, in either case; it is not opened. Names that begin with a dot do not count.
     The folder itself may be a link. Links in it are followed while they stay in it, each folder once, so that
@@ -98,15 +58,16 @@ def list_files(
 
     Args:
         folder: Where to look.
-        next_command: What to do when the folder is missing; ends the error message.
+        next_command: What to do when there are none; ends the error message.
         suffixes: Of the files that count, in lower case.
 
     Returns:
-        The files, sorted by id, and what was left out: links that lead nowhere or out of the folder, folders
-        that cannot be read, names that are not UTF-8.
+        The pictures, sorted by id; and what was left out: links that lead nowhere or out of the folder,
+        folders that cannot be read, names that are not UTF-8.
 
     Raises:
         FileNotFoundError: If the folder is missing.
+        ValueError: If there is no picture in it.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such image folder; {next_command}")
@@ -133,41 +94,36 @@ def list_files(
             path = current / entry.name
             if entry.name.startswith("."):
                 continue
-            why_not = _flaw_of_link(path, home) if entry.is_symlink() else ""
-            if not why_not and entry.is_dir():  # asks the disk for links only
+            flaw = _flaw_of_link(path, home) if entry.is_symlink() else ""
+            if not flaw and entry.is_dir():  # asks the disk for links only
                 (linked if entry.is_symlink() else folders).append(path)
-            elif path.suffix.lower() in suffixes or why_not == _LEADS_OUT:
-                if not why_not and not entry.is_file():
-                    why_not = _NO_FILE
+            elif path.suffix.lower() in suffixes or flaw == _LEADS_OUT:
                 name = path.relative_to(folder).as_posix()
-                if not why_not and not _is_utf8(name):
-                    why_not = "the file name is not UTF-8"
-                if why_not:
-                    skipped.append(Skip(_printable(path, folder), why_not))
+                if not flaw and not entry.is_file():
+                    flaw = _NOT_A_FILE
+                if not flaw and _printable(path, folder) != name:
+                    flaw = "the file name is not UTF-8"
+                if flaw:
+                    skipped.append(Skip(_printable(path, folder), flaw))
                 else:
                     images.append(Image(name, path))
+    if not images:
+        kinds = ", ".join(sorted(suffixes))
+        raise ValueError(f"{folder}: got no pictures, expected files ending in {kinds}; {next_command}")
     return tuple(sorted(images, key=lambda image: image.id)), tuple(skipped)
-
-
-_NO_FILE = "not a file, or a link that leads nowhere"
-_LEADS_OUT = "a link that leads out of the folder; copy what it names, or name that as the folder"
 
 
 def _flaw_of_link(path: Path, home: Path) -> str:
     goal = Path(os.path.realpath(path))
     if not goal.is_relative_to(home):
         return _LEADS_OUT
-    return "" if goal.exists() else _NO_FILE
-
-
-def _is_utf8(name: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+    return "" if goal.exists() else _NOT_A_FILE
 
 
 def _printable(path: Path, folder: Path) -> str:
     name = path.relative_to(folder).as_posix()
-    return name.encode("utf-8", "replace").decode("utf-8")  # a byte that is no UTF-8 becomes "?"
+    return name.encode("utf-8", "replace").decode("utf-8")  # a byte that is not UTF-8 becomes "?"
 
 
 if __name__ == "__main__":
-    sys.exit(Check("image_folder", read, HOW_TO_GET, [Piece(CAPTIONS_FILE, "needed to play rounds")]).main())
+    sys.exit(Check("image_folder", read, HOW_TO_GET, {CAPTIONS_FILE: "needed to run experiments"}).main())

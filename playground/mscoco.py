@@ -10,11 +10,10 @@ import re
 import sys
 from pathlib import Path
 
-from playground.captions import caption_images
-from playground.captions_csv import table_lines
+from playground.captions import CAPTIONS_FILE, caption_images, table_lines
 from playground.captions_json import SplitImage, coco_lines, split_images, split_lines
-from playground.check import Check, Piece, Size
-from playground.image_folder import CAPTIONS_FILE, list_images
+from playground.check import Check, Size
+from playground.image_folder import list_images
 from records import Dataset, Image, Skip
 
 IMAGE_FOLDER = "val2017"
@@ -23,11 +22,7 @@ SPLIT_FILE = "dataset_coco.json"
 SPLIT_FOLDERS = ("val2014", "train2014", "val2017", "train2017")
 FOLD_SIZE = 1000
 SPLITS = ("train", "restval", "val", "test", *(f"test-1k-{fold}" for fold in range(1, 6)))
-SIZES = {
-    "all": Size(5_000, 25_014),
-    "val": Size(5_000, 25_010),
-    "test": Size(5_000, 25_010),
-}
+SIZES = {"all": (Size(5_000, 25_014),), "val": (Size(5_000, 25_010),), "test": (Size(5_000, 25_010),)}
 DOWNLOAD = "bash playground/download_mscoco.sh"
 HOW_TO_GET = f"""MSCOCO: {DOWNLOAD}
 or unpack val2017.zip and annotations_trainval2017.zip (https://cocodataset.org/#download) into
@@ -107,9 +102,9 @@ def _numbered_images(root: Path) -> tuple[dict[int | None, Image], tuple[Skip, .
 
 
 if __name__ == "__main__":
-    PIECES = [
-        *(Piece(f"{name}/", "pictures") for name in SPLIT_FOLDERS),
-        *(Piece(name, "captions of val2017, one of these files is enough") for name in CAPTIONS_FILES),
-        Piece(SPLIT_FILE, "Karpathy's captions and splits"),
-    ]
+    PIECES = {
+        **{f"{name}/": "pictures" for name in SPLIT_FOLDERS},
+        **dict.fromkeys(CAPTIONS_FILES, "captions of val2017, one of these files is enough"),
+        SPLIT_FILE: "Karpathy's captions and splits",
+    }
     sys.exit(Check("mscoco", read, HOW_TO_GET, PIECES, sizes=SIZES, download=DOWNLOAD).main())

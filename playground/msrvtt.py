@@ -13,10 +13,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from playground.captions import Line, usable_lines
-from playground.captions_csv import table_lines
+from playground.captions import Line, table_lines, usable_lines
 from playground.captions_json import read_lists
-from playground.check import Check, Piece, start_log
+from playground.check import Check, start_log
 from playground.image_folder import list_images
 from playground.video_frames import BROKEN_FILE, PER_VIDEO, SAME_WITHIN, extract_frames, read_broken
 from records import Dataset, Image, Query, Skip
@@ -216,13 +215,13 @@ def _captions(root: Path, wanted: Mapping[str, None], lines: tuple[Line, ...]) -
 
 
 def _main() -> int:
-    pieces = [
-        Piece(f"{VIDEO_FOLDER}/", "the videos, needed once"),
-        Piece(f"{FRAME_FOLDER}/", f"the images, made by {_EXTRACT}"),
-        Piece(f"{FRAME_FOLDER}/{BROKEN_FILE}", "videos that gave no frame or too few"),
-        Piece(TEST_FILE, "sentences of the split 1k-A"),
-        *(Piece(name, "sentences of the other splits") for name in SENTENCE_FILES),
-    ]
+    pieces = {
+        f"{VIDEO_FOLDER}/": "the videos, needed once",
+        f"{FRAME_FOLDER}/": f"the images, made by {_EXTRACT}",
+        f"{FRAME_FOLDER}/{BROKEN_FILE}": "videos that gave no frame or too few",
+        TEST_FILE: "sentences of the split 1k-A",
+        **dict.fromkeys(SENTENCE_FILES, "sentences of the other splits"),
+    }
     check = Check("msrvtt", read, HOW_TO_GET, pieces)
     parser = check.parser()
     parser.add_argument("--extract", action="store_true", help="first take the frames that are not there yet")

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from playground.captions_csv import read_captions
+from playground.captions import read_captions
 from records import Image
 
 HEADER = "image_name,comment_number,comment\n"
@@ -177,7 +177,7 @@ def test_nul_and_other_characters_that_are_no_text_leave_out_their_line_alone(re
     )
     assert [(query.id, query.text) for query in got.queries] == [("a.jpg#3", "A cat")]
     assert [skip.why for skip in got.skipped] == [
-        *["holds characters that are no text, such as NUL"] * 3,
+        *["holds characters that are not text, such as NUL"] * 3,
         "not as many fields as the header",
     ]
     assert "\0" not in "".join(skip.what for skip in got.skipped)

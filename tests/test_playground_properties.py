@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from playground import open_dataset
-from playground.captions_csv import read_captions, table_lines
+from playground.captions import read_captions, table_lines
 from playground.captions_json import coco_lines
 from records import Image
 

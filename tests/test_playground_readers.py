@@ -140,6 +140,34 @@ def test_flickr30k_by_karpathys_splits(tmp_path):
     assert [query.text for query in open_dataset("flickr30k", tmp_path, "all").queries] == ["From the table"]
 
 
+@pytest.mark.parametrize(
+    ("images", "captions", "content"),
+    [
+        ("Images", "captions.txt", "image,caption\n1.jpg,A cat\n2.jpg,A dog\n1.jpg,Cats\n"),
+        (
+            "Flicker8k_Dataset",
+            "Flickr8k.token.txt",
+            "1.jpg#0\tA cat\n2.jpg#0\tA dog\n1.jpg#1\tCats\n3.jpg.1#0\tA bird\n",
+        ),
+    ],
+)
+def test_flickr8k_is_read_too(tmp_path, images, captions, content):
+    fill(tmp_path / images, "1.jpg", "2.jpg")
+    (tmp_path / captions).write_text(content)
+    for name, listed in (("train", "1.jpg\n9.jpg\n"), ("dev", "2.jpg\n"), ("test", "2.jpg\n1.jpg")):
+        (tmp_path / f"Flickr_8k.{name}Images.txt").write_text(listed)
+    everything = open_dataset("flickr30k", tmp_path, "all")
+    assert [query.id for query in everything.queries] == ["1.jpg#0", "2.jpg#0", "1.jpg#1"]
+    assert len(everything.skipped) == content.count("3.jpg")
+    train, val, test = (open_dataset("flickr30k", tmp_path, split) for split in ("train", "val", "test"))
+    assert [(image.id, image.captions) for image in train.images] == [("1.jpg", ("A cat", "Cats"))]
+    assert [query.id for query in val.queries] == ["2.jpg#0"]
+    assert len(test.images) == 2 and len(test.queries) == 3
+    assert not train.skipped and not val.skipped
+    done = check("flickr30k", "--root", str(tmp_path), "--split", "train")
+    assert "Flickr8k's split has 6000 images and 30000 queries" in done.stdout
+
+
 # MSCOCO
 
 
@@ -203,8 +231,8 @@ def test_odd_annotations_are_left_out_and_counted(tmp_path, caplog):
         "the file does not name this image",
         "not of the expected form",
         "not of the expected form",
-        "holds characters that are no text, such as NUL",
-        "holds characters that are no text, such as NUL",
+        "holds characters that are not text, such as NUL",
+        "holds characters that are not text, such as NUL",
         "the comment is empty",
         "not of the expected form",
     ]

@@ -10,7 +10,7 @@ import csv
 from dataclasses import replace
 from pathlib import Path
 
-from playground.captions_csv import read_captions
+from playground.captions import read_captions
 from playground.demo.generate import ensure_split
 from playground.image_folder import list_images
 from records import Dataset

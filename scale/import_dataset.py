@@ -1,0 +1,276 @@
+"""Copies pictures and captions out of tars, Parquet files, an image folder or a dataset of the hub.
+
+    python -m scale.import_dataset 's3://bucket/shards/*.tar' --root ~/shards
+    python -m scale.import_dataset nlphuji/flickr30k --split test --root ~/flickr
+
+writes `FOLDER/pictures` and `FOLDER/images_captions.csv`, which every other command reads with
+``--dataset image_folder --root FOLDER``. Hugging Face's `datasets` reads the source, from a disk or any
+address of fsspec. Pictures are copied byte for byte. `FOLDER/.import` holds a journal and, until the end, the
+pictures too: a stopped import goes on after the last finished part, and half of one is not taken for a whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import itertools
+import logging
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tqdm import tqdm
+
+from files import append_lines, locked_folder, read_lines, replace_file, write_errors
+from playground.captions import CAPTIONS_FILE, COLUMNS, MAX_COMMENT, NOT_TEXT
+from scale.sources import (
+    MAX_PICTURE_BYTES,
+    Row,
+    UnclearColumns,
+    import_datasets,
+    list_sources,
+    open_rows,
+    said,
+    texts_of,
+)
+from settings import run_script
+
+log = logging.getLogger(__name__)
+
+PICTURES = "pictures"
+PART_ROWS = 256  # rows between two lines of the journal: what a kill costs at most
+SUFFIX_OF_FORMAT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
+_LISTED = 10
+
+
+@dataclass
+class Counts:
+    """What an import has copied, and left out so far; the reasons are in the journal."""
+
+    pictures: int = 0
+    captions: int = 0
+    uncaptioned: int = 0
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+
+def import_dataset(
+    source: str,
+    root: Path,
+    split: str = "train",
+    image_column: str = "",
+    caption_column: str = "",
+    skip_damaged: bool = False,
+) -> Counts:
+    """Copies a dataset into a folder, or the rest of it when an earlier import was stopped.
+
+    Args:
+        source: A folder, a file, a pattern such as 'shards/*.tar' or a range such as 'x/{00..31}.tar', on
+            disk or at an address; or the id of a dataset of the hub.
+        root: Where to write; empty, or what the same import left.
+        split: Of a dataset of the hub.
+        image_column: Of Parquet files and the hub; found when it is clear.
+        caption_column: Likewise; "caption" or the like when not given.
+        skip_damaged: Leave out the rest of a file that cannot be read on, rather than stop there.
+
+    Raises:
+        FileNotFoundError: If the source is not there.
+        ModuleNotFoundError: If `datasets`, or the package for this kind of address, is not installed.
+        ValueError: If columns cannot be told, a file is damaged, or the folder holds something else.
+    """
+    import_datasets()
+    given = {"source": source, "split": split, "image_column": image_column, "caption_column": caption_column}
+    path = root / ".import" / "journal.jsonl"
+    if root.exists() and not (root.is_dir() and (path.exists() or not any(root.iterdir()))):
+        raise ValueError(f"{root}: there is something else already; name a new folder with --root")
+    names = list_sources(source)
+    with locked_folder(root, "imports into it", "name another folder with --root"):
+        journal = Journal.open(path, given)
+        if (root / PICTURES).exists():
+            log.info("%s: the import is complete already", root)
+            return journal.counts
+        pictures = path.with_name(PICTURES)
+        with tqdm(desc="importing", unit="picture", initial=journal.counts.pictures, disable=None) as bar:
+            for name in names:
+                start, is_whole = journal.reached.get(name, (0, False))
+                if not is_whole:
+                    rows = open_rows(name, split, image_column, caption_column, start)
+                    _copy_rows(name, rows, pictures, journal, skip_damaged, bar)
+        if not journal.counts.pictures:
+            why = ": ".join(journal.counts.skipped[0]) if journal.counts.skipped else "they are empty"
+            raise ValueError(f"{source}: got no picture in {len(names)} files, expected some; {why}")
+        if journal.counts.captions:
+            replace_file(root / CAPTIONS_FILE, lambda table: _write_captions(table, path))
+        with write_errors(root / PICTURES):
+            pictures.rename(root / PICTURES)  # last: the folder's presence says that the import is complete
+    return journal.counts
+
+
+@dataclass
+class Journal:
+    """What an import has done: a line of JSON for each finished part, the first says what is imported.
+
+    Attributes:
+        path: The file.
+        counts: Of all parts.
+        reached: Rows done of each file that was begun, in that order, and whether that is the whole file.
+    """
+
+    path: Path
+    counts: Counts = field(default_factory=Counts)
+    reached: dict[str, tuple[int, bool]] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: Path, given: dict[str, str]) -> Journal:
+        """Reads the journal, or begins one; refuses that of another import."""
+        if not path.exists():
+            append_lines(path, [given])
+        journal = cls(path)
+        lines = (value for _, value in read_lines(path))
+        theirs = next(lines, {})
+        differing = [name for name in given if theirs.get(name) != given[name]]
+        if differing:
+            raise ValueError(
+                f"{path.parent.parent}: holds an import with another {' and '.join(differing)} "
+                f"({theirs.get(differing[0])!r}); give the same again, or name another folder with --root"
+            )
+        for line in lines:
+            journal._count(line)
+        return journal
+
+    def add(self, **line: Any) -> None:
+        """Notes a finished part, whose pictures are on the disk."""
+        append_lines(self.path, [line])
+        self._count(line)
+
+    def _count(self, line: dict[str, Any]) -> None:
+        self.reached[line["file"]] = line["rows"], line["is_whole"]
+        self.counts.pictures += len(line["images"])
+        self.counts.captions += sum(len(captions) for _, captions in line["images"])
+        self.counts.uncaptioned += sum(not captions for _, captions in line["images"])
+        self.counts.skipped += [(what, why) for what, why in line["skipped"]]
+
+
+def _copy_rows(
+    name: str, rows: Iterator[Row], pictures: Path, journal: Journal, skip_damaged: bool, bar: tqdm
+) -> None:
+    """Copies the rest of a file of the source, part by part."""
+    if (
+        name not in journal.reached
+    ):  # so that a resumed file finds its folder again, whatever the source lists
+        journal.add(file=name, rows=0, is_whole=False, images=[], skipped=[])
+    number, _ = journal.reached[name]
+    place = f"{list(journal.reached).index(name):05}"
+    with write_errors(pictures / place):
+        (pictures / place).mkdir(parents=True, exist_ok=True)
+    row: Row | None = Row("", None)
+    while row is not None:
+        images: list[tuple[str, list[str]]] = []
+        skipped: list[tuple[str, str]] = []
+        damage = None
+        for _ in range(PART_ROWS):
+            try:
+                row = next(rows, None)
+            except (ModuleNotFoundError, UnclearColumns):
+                raise
+            except Exception as error:  # damaged files and stores make `datasets` raise nearly any type
+                damage, row = f"cannot be read on after {number} rows: {said(error)}", None
+            if row is None:
+                break
+            file_name, captions, flaws = _checked(row, number)
+            where = f"{name} row {number} ({NOT_TEXT.sub('?', row.name)[:80]})"
+            skipped += [(where, flaw) for flaw in flaws]
+            if file_name and row.picture:
+                with write_errors(pictures / place / file_name):
+                    (pictures / place / file_name).write_bytes(row.picture)
+                images.append((f"{PICTURES}/{place}/{file_name}", captions))
+                bar.update()
+            number += 1
+        if damage and skip_damaged:
+            skipped.append((name, damage))
+        is_whole = row is None and (skip_damaged or not damage)
+        journal.add(file=name, rows=number, is_whole=is_whole, images=images, skipped=skipped)
+        if damage and not skip_damaged:
+            raise ValueError(
+                f"{name}: {damage}; give the same command again, which goes on from here, or leave out the"
+                " rest of such files with --skip-damaged"
+            )
+
+
+def _checked(row: Row, number: int) -> tuple[str, list[str], list[str]]:
+    """Returns the name for a row's picture, nothing if it has none; its captions; and what is left out."""
+    flaws = [row.flaw] if row.flaw else []
+    if row.picture is None:
+        return "", [], flaws or ["holds no picture"]
+    if len(row.picture) > MAX_PICTURE_BYTES:
+        return "", [], [*flaws, f"the picture is larger than {MAX_PICTURE_BYTES >> 20} MiB"]
+    suffix = _suffix_of(row.picture)
+    if not suffix:
+        return "", [], [*flaws, f"not a picture in one of the formats {', '.join(SUFFIX_OF_FORMAT)}"]
+    texts = [" ".join(text.split()) for text in texts_of(row.captions)]
+    usable = [text for text in texts if 0 < len(text) <= MAX_COMMENT and not NOT_TEXT.search(text)]
+    if len(usable) < len(texts):
+        flaws.append(f"{len(texts) - len(usable)} captions are empty, too long or not text")
+    # No path is taken from the source: its name is only a label behind our own number.
+    label = re.sub(r"[^\w-]+", "_", PurePosixPath(row.name).name.split(".")[0], flags=re.ASCII)[:60]
+    return f"{number:07}-{label}.{suffix}", usable, flaws
+
+
+def _write_captions(path: Path, journal: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for _, line in itertools.islice(read_lines(journal), 1, None):
+            for name, captions in line["images"]:
+                writer.writerows((name, number, text) for number, text in enumerate(captions))
+
+
+def _suffix_of(picture: bytes) -> str:
+    """Returns the suffix of a picture's format, which its first bytes tell; nothing of anything else."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(picture), formats=list(SUFFIX_OF_FORMAT)) as opened:
+            return SUFFIX_OF_FORMAT.get(opened.format or "", "")
+    except UnidentifiedImageError:
+        return ""
+    except Exception:  # damaged, or too large: building the index lists it with its reason
+        return "jpg"
+
+
+def main() -> None:
+    """Reads the command line, imports, and says what came of it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scale.import_dataset",
+        description=(__doc__ or "").split("\n\n")[0],
+        epilog="More: docs/scale.md",
+    )
+    parser.add_argument("source", help="tars, Parquet files or a folder, here or at an address; or a hub id")
+    parser.add_argument("--root", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--split", default="train", help="of a dataset of the hub (default: train)")
+    parser.add_argument("--image-column", default="", help="the column of pictures, where it is not clear")
+    parser.add_argument("--caption-column", default="", help="the column of captions, if another is meant")
+    parser.add_argument(
+        "--skip-damaged", action="store_true", help="leave out the rest of a file that cannot be read on"
+    )
+    counts = import_dataset(**vars(parser.parse_args()))
+    for what, why in counts.skipped[:_LISTED]:
+        log.info("left out: %s: %s", what, why)
+    if len(counts.skipped) > _LISTED:
+        log.info("and %d more, all of them in .import/journal.jsonl", len(counts.skipped) - _LISTED)
+    log.info(
+        "%d pictures (%d without a caption), %d captions, %d left out",
+        counts.pictures,
+        counts.uncaptioned,
+        counts.captions,
+        len(counts.skipped),
+    )
+    root = shlex.quote(str(parser.parse_args().root))
+    log.info("next: python embed_image_as_faiss.py --dataset image_folder --root %s", root)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_script(main))
