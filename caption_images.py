@@ -23,9 +23,9 @@ def main() -> None:
     """Reads the constants and the command line, and captions."""
     settings = read_settings(CaptioningSettings, globals())
     if settings.engine == "ray":
-        from scale.ray_captions import caption_on_ray
+        from scale.ray_jobs import caption_on_ray
 
-        counts = str(caption_on_ray(settings))
+        counts = caption_on_ray(settings)
     else:
         from experiments.setup import caption_dataset
 

@@ -22,7 +22,7 @@ def main() -> None:
     """Reads the constants and the command line, and embeds."""
     settings = read_settings(EmbeddingSettings, globals())
     if settings.engine == "ray":
-        from scale.ray_embedding import embed_on_ray
+        from scale.ray_jobs import embed_on_ray
 
         embed_on_ray(settings)
     else:

@@ -78,7 +78,7 @@ def build_index(
         shard_size: After so many images the work so far is safe from a kill.
         max_failed_share: With more broken images than this share, something else is wrong.
         rebuild: Embed everything again, whatever is there.
-        embed_parts: Does the embedding elsewhere, with the same model (see `scale.ray_embedding`); here, part
+        embed_parts: Does the embedding elsewhere, with the same model (see `scale.ray_jobs`); here, part
             by part, when None.
 
     Raises:
