@@ -31,7 +31,7 @@ from starlette.staticfiles import StaticFiles
 from index.decode import BrokenImage
 from interactive.actions import Action, Actions, integer, sentence
 from interactive.guard import read_body, read_form
-from interactive.pictures import LARGE_PIXELS, MAX_UPLOADED_BYTES, SMALL_PIXELS, PictureCache
+from interactive.pictures import LARGE_PIXELS, MAX_UPLOADED_BYTES, SMALL_PIXELS, jpeg
 from interactive.saved import MAX_BYTES, export_rounds, save_session
 from interactive.search_context import SearchContext, UserError
 from interactive.session import Options, Say, Session
@@ -86,7 +86,6 @@ class Page:
         self._describe = describe
         self._names_shown = names_shown
         self._undescribed: deque[str] = deque(maxlen=256)
-        self._pictures = PictureCache()
         self._templates = jinja2.Environment(
             loader=jinja2.FileSystemLoader(HERE / "templates"),
             autoescape=True,
@@ -173,7 +172,7 @@ class Page:
     async def _jpeg(self, request: Request, side: int) -> Response:
         try:
             path = self.context.paths[self.context.id_of(request.path_params["number"])]
-            data = await run_in_threadpool(self._pictures.jpeg, path, side)
+            data = await run_in_threadpool(jpeg, path, side)
         except (UserError, KeyError) as error:
             raise HTTPException(404, "There is no such picture.") from error
         except BrokenImage as error:

@@ -6,7 +6,7 @@ import io
 import tempfile
 import threading
 import warnings
-from collections import OrderedDict
+from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image
@@ -16,46 +16,27 @@ from interactive.search_context import UserError
 
 SMALL_PIXELS = 384  # longest side in the grid, sharp on high-density screens
 LARGE_PIXELS = 1024
-MAX_CACHED_BYTES = 64 * 2**20
-MAX_DECODING = 2  # at a time: a decoded picture may take half a gigabyte
+MAX_CACHED = 512  # pictures of 10 to 200 kB
 MAX_UPLOADED_BYTES = 10 * 2**20
 MAX_UPLOADED_PIXELS = 40_000_000
+_DECODING = threading.Semaphore(2)  # at a time: a decoded picture may take half a gigabyte
 
 
-class PictureCache:
-    """JPEGs by path and size, least recently used dropped first. Re-encoded, so no camera data goes out."""
+@lru_cache(maxsize=MAX_CACHED)
+def jpeg(path: Path, side: int) -> bytes:
+    """Returns a picture as JPEG, upright, its longest side at most ``side`` pixels; the latest are kept.
 
-    def __init__(self, max_bytes: int = MAX_CACHED_BYTES) -> None:
-        self.max_bytes = max_bytes
-        self.bytes = 0
-        self._made: OrderedDict[tuple[Path, int], bytes] = OrderedDict()
-        self._lock = threading.Lock()
-        self._decoding = threading.Semaphore(MAX_DECODING)
+    It is re-encoded, so that no camera data goes out.
 
-    def jpeg(self, path: Path, side: int) -> bytes:
-        """Returns a picture as JPEG, upright, its longest side at most ``side`` pixels.
-
-        Raises:
-            BrokenImage: (a ValueError) If the file gives no picture.
-        """
-        key = (path, side)
-        with self._lock:
-            if key in self._made:
-                self._made.move_to_end(key)
-                return self._made[key]
-        with self._decoding:
-            picture = open_image(path)
-        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-        stream = io.BytesIO()
-        picture.save(stream, "JPEG", quality=85, optimize=True)
-        data = stream.getvalue()
-        with self._lock:
-            if key not in self._made:  # another thread may have made it meanwhile
-                self._made[key] = data
-                self.bytes += len(data)
-            while self.bytes > self.max_bytes and len(self._made) > 1:
-                self.bytes -= len(self._made.popitem(last=False)[1])
-        return data
+    Raises:
+        BrokenImage: (a ValueError) If the file gives no picture.
+    """
+    with _DECODING:
+        picture = open_image(path)
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=85, optimize=True)
+    return stream.getvalue()
 
 
 def read_upload(data: bytes) -> Image.Image:

@@ -8,7 +8,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
@@ -93,38 +93,54 @@ class Terminal:
         return line.strip() if line else None
 
     def _answer(self, line: str) -> None:
-        if not line:
-            self._show(self._session.next_round(say=self._say))
-        elif line[0] in "+-":
-            self._mark(line)
-        elif line[0] == "/":
-            name, _, rest = line[1:].partition(" ")
-            commands = self._commands()
-            if name not in commands:
-                raise UserError(f"got /{name}, expected words or a command; /help lists them")
-            commands[name](rest.strip())
-        else:
-            self._show(self._session.search(line, say=self._say))
-
-    def _commands(self) -> dict[str, Callable[[str], None]]:
         session = self._session
-        return {
-            "help": lambda rest: self._write(HELP),
-            "next": lambda rest: self._propose(),
-            "edit": lambda rest: self._show(session.next_round(rest, self._say)),
-            "back": lambda rest: self._show(session.go_to(session.position - 1)),
-            "round": lambda rest: self._show(session.go_to(_integer(rest) - 1)),
-            "over": lambda rest: session.start_over(),
-            "picture": self._search_picture,
-            "strategy": lambda rest: self._set(replace(session.options, strategy=rest)),
-            "shown": lambda rest: self._set(replace(session.options, shown=_integer(rest))),
-            "save": lambda rest: self._write_file(rest, save_session(session)),
-            "open": self._open,
-            "export": lambda rest: self._write_file(rest, export_rounds(session.records())),
-        }
+        word, _, rest = line.partition(" ")
+        rest = rest.strip()
+        match word:
+            case "/help":
+                self._write(HELP)
+                return
+            case "/next":
+                self._propose()
+                return
+            case "/over":
+                session.start_over()
+                return
+            case "/save":
+                self._write_file(rest, save_session(session))
+                return
+            case "/export":
+                self._write_file(rest, export_rounds(session.records()))
+                return
+            case "":
+                session.next_round(say=self._say)
+            case "/edit":
+                session.next_round(rest, self._say)
+            case "/back":
+                session.go_to(session.position - 1)
+            case "/round":
+                session.go_to(_integer(rest) - 1)
+            case "/strategy" | "/shown":
+                value = rest if word == "/strategy" else _integer(rest)
+                self._write(session.set_options(replace(session.options, **{word[1:]: value}), self._say))
+            case "/picture":
+                name, *words = shlex.split(rest) or [""]
+                picture = read_upload(_read_file(_path(name), MAX_UPLOADED_BYTES))
+                session.search(" ".join(words), picture, self._say)
+            case "/open":
+                text = _read_file(_path(rest), MAX_BYTES).decode("utf-8", errors="replace")
+                self._session = open_session(text, self._context)
+            case _ if word[0] == "/":
+                raise UserError(f"got {word}, expected words or a command; /help lists them")
+            case _ if word[0] in "+-":
+                self._mark(line)
+                return
+            case _:
+                session.search(line, say=self._say)
+        if self._session.turns:
+            self._show()
 
-    def _show(self, done: None = None) -> None:
-        """Prints the round on view; the argument lets a call say which step comes first."""
+    def _show(self) -> None:
         session, turn = self._session, self._session.current
         record = turn.record
         forms = {"same": "{}", "added": "[+{}]", "removed": "[-{}]"}
@@ -132,7 +148,7 @@ class Terminal:
         self._write(f"\nRound {session.position + 1}: {query}")
         if record.fallback:
             self._write(f"  ({record.fallback})")
-        self._write_liked(session.past[-1].captions if session.past else ())
+        self._write_captions(session.past[-1].captions if session.past else (), "liked: ")
         if self._describe:
             self._say("Describing the pictures")
             self._context.captions_of(turn.shown_ids)
@@ -147,9 +163,9 @@ class Terminal:
         if record.stop:
             self._write("all pictures have been shown; /back or /over")
 
-    def _write_liked(self, captions: tuple[str, ...]) -> None:
+    def _write_captions(self, captions: Sequence[str], head: str = "") -> None:
         for caption in captions:
-            self._write(f"  liked: {caption}")
+            self._write(f"  {head}{caption}")
 
     def _mark(self, line: str) -> None:
         kind = "like" if line[0] == "+" else "dislike"
@@ -161,7 +177,7 @@ class Terminal:
             self._session.mark(image_id, "none" if marks.get(image_id) == kind else kind)
         if kind == "like":
             self._say("Describing the pictures")
-            self._write("\n".join(f"  {caption}" for caption in self._context.captions_of(image_ids)))
+            self._write_captions(self._context.captions_of(image_ids))
         record = self._session.current.record
         self._write(f"{len(record.liked)} liked, {len(record.disliked)} disliked")
 
@@ -174,27 +190,9 @@ class Terminal:
     def _propose(self) -> None:
         proposal = self._session.propose(self._say)
         record = self._session.current.record
-        self._write_liked(record.captions)
+        self._write_captions(record.captions, "liked: ")
         self._write(f"now:  {record.text}\nnext: {proposal.search.text or ''}")
         self._write("an empty line searches with it; /edit WORDS with your own words")
-
-    def _set(self, options: Options) -> None:
-        is_strategy = options.strategy != self._session.options.strategy
-        effect = self._session.set_options(options, self._say)
-        if self._session.turns and not is_strategy:
-            self._show()
-        if effect:
-            self._write(effect)
-
-    def _search_picture(self, rest: str) -> None:
-        name, *words = shlex.split(rest) or [""]
-        picture = read_upload(_read_file(_path(name), MAX_UPLOADED_BYTES))
-        self._show(self._session.search(" ".join(words), picture, self._say))
-
-    def _open(self, rest: str) -> None:
-        data = _read_file(_path(rest), MAX_BYTES)
-        self._session = open_session(data.decode("utf-8", errors="replace"), self._context)
-        self._show()
 
     def _write_file(self, rest: str, text: str) -> None:
         path = _path(rest)
@@ -207,6 +205,8 @@ class Terminal:
 
     def _write(self, text: str) -> None:
         """Writes lines, without the control characters that a file name or caption may hold."""
+        if not text:
+            return
         lines = ("".join(c if c.isprintable() else "?" for c in line) for line in text.split("\n"))
         self._out.write("\n".join(lines) + "\n")
         self._out.flush()

@@ -21,7 +21,7 @@ from starlette.testclient import TestClient
 from evaluation.runs import read_rounds
 from interactive.guard import MAX_FORM_BYTES, Guard
 from interactive.page import COOKIE, Page
-from interactive.pictures import MAX_UPLOADED_BYTES, MAX_UPLOADED_PIXELS, PictureCache
+from interactive.pictures import MAX_UPLOADED_BYTES, MAX_UPLOADED_PIXELS, jpeg
 from interactive.session import Session
 from interactive.visitors import MAX_WAITING, TooManySessions, Visitors, Worker
 
@@ -538,22 +538,15 @@ def test_thumbnails_are_upright_and_carry_no_camera_data(tmp_path):
     exif[0x0112] = 6  # turn right to see it upright
     exif[0x010F] = "a camera"
     picture.save(tmp_path / "turned.jpg", exif=exif)
-    made = Image.open(io.BytesIO(PictureCache().jpeg(tmp_path / "turned.jpg", 200)))
+    made = Image.open(io.BytesIO(jpeg(tmp_path / "turned.jpg", 200)))
     assert made.size == (100, 200) and made.getpixel((50, 20))[2] > 200 > 50 > made.getpixel((50, 20))[0]
     assert not made.getexif()
 
 
-def test_thumbnails_are_made_once_and_the_cache_is_bounded(tmp_path):
-    paths = []
-    for number in range(12):
-        paths.append(tmp_path / f"{number}.png")
-        Image.effect_noise((100, 100), 80).save(paths[-1])
-    cache = PictureCache(max_bytes=30_000)
-    first = cache.jpeg(paths[0], 100)
-    paths[0].unlink()
-    assert cache.jpeg(paths[0], 100) is first
-    for path in paths[1:]:
-        cache.jpeg(path, 100)
-    assert cache.bytes <= 30_000
+def test_thumbnails_are_made_once(tmp_path):
+    Image.new("RGB", (9, 9)).save(tmp_path / "small.png")
+    first = jpeg(tmp_path / "small.png", 100)
+    (tmp_path / "small.png").unlink()
+    assert jpeg(tmp_path / "small.png", 100) is first and jpeg.cache_info().maxsize
     with pytest.raises(ValueError, match="no such file"):
-        cache.jpeg(paths[0], 100)  # dropped, and gone since
+        jpeg(tmp_path / "small.png", 99)
