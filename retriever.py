@@ -14,11 +14,8 @@ import numpy as np
 from PIL import Image
 
 from index.encoder import Encoder, checked_rows
-from index.exact_scores import UNIT_TOLERANCE
-from index.exclusions import Exclusions
-from index.faiss_index import FaissIndex, Ranking
-from index.image_index import ImageIndex
-from index.score_rankings import count_ranks, list_best
+from index.faiss_index import FaissIndex, ImageIndex, Ranking, count_ranks, list_best
+from index.scores import UNIT_TOLERANCE, Exclusions
 
 BATCH_SIZE = 64
 

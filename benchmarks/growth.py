@@ -147,8 +147,8 @@ def make_index(folder: Path, count: int, kind: IndexKind, seed: int) -> None:
         kind: Of the index.
         seed: Of the vectors.
     """
-    from index.exact_scores import unit_rows
     from index.folder import write_folder
+    from index.scores import unit_rows
 
     vectors = clustered(count, DIMENSION, seed, 1, max(1, count // CLUSTER))
     write_folder(

@@ -185,7 +185,7 @@ def _fleet(
 
 
 def _search_rows(images: int, constants: Mapping[str, float]) -> Iterator[Row]:
-    from index.kinds import choose_kind
+    from index.approximate import choose_kind
 
     kind = choose_kind(images, 256, int(constants["search_memory"]))
     limit = next(limit for limit in limits(constants) if limit.engine == kind)

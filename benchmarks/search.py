@@ -161,28 +161,27 @@ def in_a_process(threads: int, work: Callable[..., Any], *arguments: Any) -> Any
 
 
 def _make(folder: Path, count: int, dimension: int, queries: int, seed: int) -> None:
-    from index.exact_scores import unit_rows
-    from index.vector_file import write_vectors
+    from index.folder import write_vectors
+    from index.scores import unit_rows
 
     clusters = max(1, count // CLUSTER)
     blocks = (
         unit_rows(block, dimension, "vectors") for block in clustered(count, dimension, seed, 1, clusters)
     )
-    write_vectors(folder / "vectors.faiss", blocks, dimension)
+    write_vectors(folder / "vectors.faiss", blocks, count, dimension)
     asked = np.concatenate(list(clustered(queries, dimension, seed, 2, clusters)))
     np.save(folder / "queries.npy", unit_rows(asked, dimension, "queries"))
     np.save(folder / "shape.npy", np.array([count, dimension]))
 
 
 def _stored(folder: Path) -> np.ndarray:
-    from index.vector_file import open_vectors
+    from index.folder import open_vectors
 
     count, dimension = np.load(folder / "shape.npy").tolist()
-    return open_vectors(folder / "vectors.faiss", count, dimension, "run the benchmark again")
+    return open_vectors(folder / "vectors.faiss", count, dimension)
 
 
 def _build(engine: str, folder: Path) -> dict[str, float]:
-    from index.exact_search import blocks_of
     from index.folder import write_folder
 
     vectors = _stored(folder)
@@ -191,7 +190,7 @@ def _build(engine: str, folder: Path) -> dict[str, float]:
         write_folder(
             folder / engine,
             [f"{number}.jpg" for number in range(len(vectors))],
-            (block for _, block in blocks_of(vectors)),
+            (vectors[first : first + 4096] for first in range(0, len(vectors), 4096)),
             dimension=vectors.shape[1],
             model_name="synthetic",
             model_fingerprint="synthetic",
@@ -204,7 +203,8 @@ def _build(engine: str, folder: Path) -> dict[str, float]:
         from usearch.index import Index  # type: ignore[import-not-found]
 
         index = Index(ndim=vectors.shape[1], metric="ip", dtype="f16")
-        for first, block in blocks_of(vectors):
+        for first in range(0, len(vectors), 4096):
+            block = np.array(vectors[first : first + 4096])
             index.add(np.arange(first, first + len(block)), block, threads=os.cpu_count() or 1)
         index.save(str(folder / "usearch"))
         disk = (folder / "usearch").stat().st_size
@@ -237,7 +237,7 @@ def _search(engine: str, folder: Path) -> dict[str, float]:
         results["ranks_per_cpu_second"] = len(queries) / watch.seconds()[1]
     truth = folder / "truth.npy"
     if not truth.exists():
-        from index.exact_search import list_rows
+        from index.scores import list_rows
 
         nobody = [np.empty(0, dtype=np.int64)] * len(queries)
         np.save(truth, np.array([rows for rows, _ in list_rows(queries, _stored(folder), DEPTH, nobody)]))

@@ -10,8 +10,7 @@ from pathlib import Path
 from experiments.models import open_encoder
 from index.build import EmbedParts, build_index
 from index.encoder import Encoder
-from index.faiss_index import FaissIndex
-from index.image_index import ImageIndex
+from index.faiss_index import FaissIndex, ImageIndex
 from playground import open_dataset
 from records import Dataset
 from retriever import Retriever

@@ -1,28 +1,33 @@
-"""FAISS's approximate indexes for very many vectors: HNSW, IVF, IVF with product quantisation.
+"""Which kind of index suits how many vectors, and FAISS's approximate ones: HNSW, IVF, IVF with codes.
 
-They name candidates only, by distance, which orders unit vectors as the cosine does and suits these
-structures. The candidates are scored exactly from the stored vectors, so that scores and their order are
-those of an exact search, and only what was not named can be missing. How much that is is measured against
-exact search, and the effort of a search is raised until recall at 10 is high enough.
+They name candidates, by distance, which orders unit vectors as the cosine does and suits these structures.
+The candidates are scored exactly from the stored vectors: scores and their order are those of an exact
+search, and only what was not named can be missing. When an index is built, its recall at 10 is measured
+against exact search, and the effort of a search is raised until the recall is high enough.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import faiss
 import numpy as np
 
-from index.exact_search import blocks_of, exact_pairs, list_rows, take_rows
-from index.kinds import LINKS
-from index.manifest import REBUILD, Manifest
+from index.scores import REBUILD, ROWS_AT_ONCE, best_rows, list_rows
 from settings import IndexKind
 
 log = logging.getLogger(__name__)
+
+FLAT_BELOW = 1_000_000  # vectors; below it an exact search costs less than anything around it
+HNSW_BELOW = 3_000_000  # building its graph is slow
+MEMORY_SHARE = 0.5  # of the machine's, for what an approximate index keeps there
+LINKS = 32  # of a vector in HNSW's graph, and twice as many on its lowest level
 
 RECALL_DEPTH = 10
 RECALL_WANTED = 0.95
@@ -36,6 +41,22 @@ FAISS_TYPES = {
     "ivf": faiss.IndexIVFScalarQuantizer,
     "ivfpq": faiss.IndexIVFPQ,
 }
+
+
+def choose_kind(count: int, dimension: int, memory: int | None = None) -> IndexKind:
+    """Picks the kind of index for a collection: exact while that is fast, then the best that fits.
+
+    Args:
+        count: Vectors.
+        dimension: Width of a vector.
+        memory: Bytes of the machine; asked of the system when None.
+    """
+    allowed = MEMORY_SHARE * (_memory_bytes() if memory is None else memory)
+    if count < FLAT_BELOW:
+        return "flat"
+    if count < HNSW_BELOW and count * (dimension + 2 * LINKS * 4 + 16) <= allowed:  # a byte a number, links
+        return "hnsw"
+    return "ivf" if count * (dimension + 8) <= allowed else "ivfpq"
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,36 +78,28 @@ class Approximate:
     def list_rows(
         self, queries: np.ndarray, vectors: np.ndarray, k: int, excluded: Sequence[np.ndarray]
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """As `index.exact_search.list_rows`, but a row may be missing.
+        """As `index.scores.list_rows`, but a row may be missing.
 
         Where the candidates do not suffice, because many are excluded, the search is exact.
         """
-        most = max((len(rows) for rows in excluded), default=0)
-        wanted = min(len(vectors), k * CANDIDATES[self.kind] + most)
+        wanted = k * CANDIDATES[self.kind] + max((len(rows) for rows in excluded), default=0)
         if 2 * wanted > len(vectors):
             return list_rows(queries, vectors, k, excluded)
-        rows = np.sort(self._named(queries, wanted), axis=1)  # of equal scores the lower row comes first
-        which = np.repeat(np.arange(len(queries)), wanted)
-        scores = exact_pairs(queries, which, vectors, rows.ravel().clip(0)).reshape(rows.shape)
-        scores[rows < 0] = -np.inf  # FAISS's sign for "no more"
+        if self.kind == "hnsw":
+            options = faiss.SearchParametersHNSW(efSearch=max(self.effort, wanted))  # type: ignore[attr-defined]
+        else:
+            options = faiss.SearchParametersIVF(nprobe=self.effort)  # type: ignore[call-arg]
+        named = self.store.search(queries, wanted, params=options)[1]
         found = []
         for number, left_out in enumerate(excluded):
-            if len(left_out):
-                scores[number, np.isin(rows[number], left_out)] = -np.inf
-            best = np.argsort(-scores[number], kind="stable")[:k]
-            best = best[scores[number, best] > -np.inf]
+            rows = np.setdiff1d(named[number], [-1, *left_out])  # sorted; -1 is FAISS's sign for "no more"
+            scores = vectors[rows].astype(np.float64) @ queries[number].astype(np.float64)
+            best = best_rows(scores, k)
             if len(best) < min(k, len(vectors) - len(left_out)):
                 found += list_rows(queries[number : number + 1], vectors, k, [left_out])
             else:
-                found.append((rows[number, best], scores[number, best]))
+                found.append((rows[best], scores[best]))
         return found
-
-    def _named(self, queries: np.ndarray, count: int) -> np.ndarray:
-        if self.kind == "hnsw":
-            options = faiss.SearchParametersHNSW(efSearch=max(self.effort, count))  # type: ignore[attr-defined]
-        else:
-            options = faiss.SearchParametersIVF(nprobe=self.effort)  # type: ignore[call-arg]
-        return self.store.search(queries, count, params=options)[1]
 
     def write(self, path: Path) -> None:
         """Writes the FAISS index; kind, effort and recall are the manifest's."""
@@ -96,21 +109,21 @@ class Approximate:
             raise OSError(" ".join(str(error).split())) from error
 
     @classmethod
-    def read(cls, path: Path, manifest: Manifest) -> Approximate:
-        """Reads what `write` wrote; the manifest says the rest.
+    def read(
+        cls, path: Path, vectors: np.ndarray, kind: IndexKind, effort: int, recall: float
+    ) -> Approximate:
+        """Reads what `write` wrote.
 
         Raises:
             ValueError: If it is of another kind or size.
         """
-        kind = cast(IndexKind, manifest.kind)
-        expected = FAISS_TYPES[kind]
-        store = faiss.read_index(str(path))
-        if (type(store), store.ntotal, store.d) != (expected, manifest.count, manifest.dimension):
+        store, expected = faiss.read_index(str(path)), FAISS_TYPES[kind]
+        if (type(store), store.ntotal, store.d) != (expected, *vectors.shape):
             raise ValueError(
                 f"{path}: got a {type(store).__name__} of {store.ntotal} vectors, expected a "
-                f"{expected.__name__} of {manifest.count}; {REBUILD}"
+                f"{expected.__name__} of {len(vectors)}; {REBUILD}"
             )
-        return cls(kind, store, manifest.effort, manifest.recall_at_10)
+        return cls(kind, store, effort, recall)
 
 
 def build_approximate(
@@ -134,63 +147,60 @@ def build_approximate(
     random = np.random.default_rng(seed)
     chosen = random.choice(count, min(count, max(TRAINING_ROWS_PER_LIST * lists, 20_000)), replace=False)
     log.info("%s index: training on %d of %d vectors", kind, len(chosen), count)
-    store.train(take_rows(vectors, np.sort(chosen)))
-    for _, block in blocks_of(vectors):
-        store.add(block)
+    store.train(vectors[np.sort(chosen)])
+    for first in range(0, count, ROWS_AT_ONCE):
+        store.add(np.array(vectors[first : first + ROWS_AT_ONCE]))  # a copy is aligned, as FAISS needs it
     asked = _between(vectors, random) if sampled is None else sampled
     largest = LARGEST_EFFORT if kind == "hnsw" else lists
-    return _tuned(Approximate(kind, store, 1, 0.0), vectors, asked, largest)
+    return _tuned(Approximate(kind, store, min(16, largest), 0.0), vectors, asked, largest)
 
 
-def measure_recall(approximate: Approximate, vectors: np.ndarray, queries: np.ndarray) -> float:
-    """Returns the share of the truly 10 best rows that a search lists, on average; equal scores are equal."""
+def measure_recall(
+    approximate: Approximate,
+    vectors: np.ndarray,
+    queries: np.ndarray,
+    truth: Sequence[tuple[np.ndarray, np.ndarray]] | None = None,
+) -> float:
+    """Returns the share of the truly 10 best rows that a search lists, on average; equal scores are equal.
+
+    Args:
+        approximate: What is measured.
+        vectors: (n, d) float32 unit rows that it was built from.
+        queries: (q, d) float32 unit rows.
+        truth: What `index.scores.list_rows` finds, if that is known.
+    """
     nobody = [np.empty(0, dtype=np.int64)] * len(queries)
-    truth = list_rows(queries, vectors, RECALL_DEPTH, nobody)
-    return _recall(approximate, vectors, queries, truth)
+    found = approximate.list_rows(queries, vectors, RECALL_DEPTH, nobody)
+    truth = truth or list_rows(queries, vectors, RECALL_DEPTH, nobody)
+    shares = [
+        np.sum(scores >= best[-1]) / len(best) for (_, scores), (_, best) in zip(found, truth, strict=True)
+    ]
+    return float(np.mean(shares))
+
+
+def _tuned(approximate: Approximate, vectors: np.ndarray, queries: np.ndarray, largest: int) -> Approximate:
+    truth = list_rows(queries, vectors, RECALL_DEPTH, [np.empty(0, dtype=np.int64)] * len(queries))
+    recall = measure_recall(approximate, vectors, queries, truth)
+    while recall < max(RECALL_AIMED, RECALL_WANTED) and approximate.effort < largest:
+        approximate = dataclasses.replace(approximate, effort=min(2 * approximate.effort, largest))
+        recall = measure_recall(approximate, vectors, queries, truth)
+    enough = recall >= RECALL_WANTED
+    log.log(
+        logging.INFO if enough else logging.WARNING,
+        "%s index: recall@%d %.3f against exact search, on %d sampled queries with effort %d%s",
+        approximate.kind, RECALL_DEPTH, recall, len(queries), approximate.effort,
+        "" if enough else f"; {RECALL_WANTED} cannot be reached: use --index-kind flat",
+    )  # fmt: skip
+    return dataclasses.replace(approximate, recall=recall)
 
 
 def _between(vectors: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Makes unit rows that each lie between two stored ones."""
     pairs = random.integers(len(vectors), size=(2, SAMPLED_QUERIES))
-    sums = take_rows(vectors, pairs[0]).astype(np.float64) + take_rows(vectors, pairs[1])
+    sums = vectors[pairs[0]].astype(np.float64) + vectors[pairs[1]]
     lengths = np.linalg.norm(sums, axis=1, keepdims=True)
     usable = lengths[:, 0] > 1e-3  # opposite vectors have nothing between them
     return (sums[usable] / lengths[usable]).astype(np.float32)
-
-
-def _tuned(approximate: Approximate, vectors: np.ndarray, queries: np.ndarray, largest: int) -> Approximate:
-    nobody = [np.empty(0, dtype=np.int64)] * len(queries)
-    truth = list_rows(queries, vectors, RECALL_DEPTH, nobody)
-    effort = min(16, largest)
-    while True:
-        approximate = Approximate(approximate.kind, approximate.store, effort, 0.0)
-        recall = _recall(approximate, vectors, queries, truth)
-        approximate = Approximate(approximate.kind, approximate.store, effort, recall)
-        if recall >= max(RECALL_AIMED, RECALL_WANTED) or effort >= largest:
-            break
-        effort = min(2 * effort, largest)
-    say = log.info if recall >= RECALL_WANTED else log.warning
-    say(
-        "%s index: recall@%d %.3f against exact search, on %d sampled queries with effort %d%s",
-        approximate.kind, RECALL_DEPTH, recall, len(queries), effort,
-        "" if recall >= RECALL_WANTED else f"; {RECALL_WANTED} cannot be reached: use --index-kind flat",
-    )  # fmt: skip
-    return approximate
-
-
-def _recall(
-    approximate: Approximate,
-    vectors: np.ndarray,
-    queries: np.ndarray,
-    truth: Sequence[tuple[np.ndarray, np.ndarray]],
-) -> float:
-    nobody = [np.empty(0, dtype=np.int64)] * len(queries)
-    found = approximate.list_rows(queries, vectors, RECALL_DEPTH, nobody)
-    shares = [
-        np.count_nonzero(scores >= best[-1]) / len(best)
-        for (_, scores), (_, best) in zip(found, truth, strict=True)
-    ]
-    return float(np.mean(shares))
 
 
 def _description(kind: IndexKind, dimension: int, lists: int) -> str:
@@ -203,3 +213,10 @@ def _description(kind: IndexKind, dimension: int, lists: int) -> str:
         parts = next(parts for parts in range(max(1, dimension // 8), 0, -1) if dimension % parts == 0)
         return f"IVF{lists},PQ{parts}np"  # without polysemous training, which is slow and not used
     raise ValueError(f"approximate index: got kind {kind!r}, expected hnsw, ivf or ivfpq")
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # a system that does not say
+        return 8 << 30

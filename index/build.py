@@ -20,13 +20,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from files import FolderBusy, locked_folder
 from index.decode import BrokenImage, check_still_there, open_image
 from index.encoder import ImageEncoder
-from index.exact_scores import unit_rows
-from index.exact_search import ROWS_AT_ONCE, take_rows
 from index.failures import FAILED_FILE, check_failures, put_in_order, read_failed, write_failed
 from index.faiss_index import FaissIndex
-from index.folder import write_folder
-from index.manifest import Manifest
+from index.folder import Manifest, write_folder
 from index.pipeline import embed
+from index.scores import ROWS_AT_ONCE, unit_rows
 from index.shards import Shard, ShardStore
 from records import Image, Skip
 from settings import IndexKind, IndexSettings
@@ -227,7 +225,7 @@ def _collected(sources: Sequence[Shard], where: np.ndarray) -> Iterator[np.ndarr
         numbers, rows = where[first : first + ROWS_AT_ONCE].T
         block = np.empty((len(rows), sources[0].vectors.shape[1]), dtype=np.float32)
         for number in np.unique(numbers):
-            block[numbers == number] = take_rows(sources[number].vectors, rows[numbers == number])
+            block[numbers == number] = sources[number].vectors[rows[numbers == number]]
         yield block
 
 

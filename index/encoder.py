@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from index.exact_scores import unit_rows
+from index.scores import unit_rows
 
 
 class ImageEncoder(Protocol):

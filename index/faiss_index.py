@@ -1,32 +1,42 @@
-"""Image vectors in a FAISS file with their ids: search, exact ranks.
+"""Image vectors in a FAISS file with their ids: search and exact ranks.
 
-A folder holds `vectors.faiss` (an IndexFlatIP), `ids.json` (a list; row i is entry i) and `manifest.json`;
-see docs/formats.md. An opened folder's vectors stay in the file, mapped into memory. The scores are those of
-`index.exact_scores`, for searching and for ranking alike: FAISS's own float32 scores change in the last bit
-with the batch size, and a rank counted with one rounding would contradict a list sorted with another. For
-millions of images an approximate index of FAISS names the candidates (`index.approximate`).
+An opened folder's vectors stay in the file, mapped into memory. Scores and order are those of `index.scores`,
+for lists and for ranks alike: FAISS's own float32 scores change in the last bit with the batch size, and a
+rank counted with one rounding would contradict a list sorted with another. For millions of images an
+approximate index of FAISS names the candidates (`index.approximate`).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol, cast
 
 import numpy as np
 
-from index.exact_scores import unit_rows
-from index.exact_search import count_places, list_rows, take_rows
-from index.exclusions import Exclusions, excluded_rows, rows_of
-from index.folder import write_folder
-from index.manifest import APPROXIMATE_FILE, IDS_FILE, REBUILD, VECTORS_FILE, Manifest
-from index.vector_file import open_vectors
+from index.approximate import Approximate
+from index.folder import (
+    APPROXIMATE_FILE,
+    IDS_FILE,
+    VECTORS_FILE,
+    Manifest,
+    open_vectors,
+    read_ids,
+    write_folder,
+)
+from index.scores import (
+    REBUILD,
+    Exclusions,
+    best_rows,
+    count_places,
+    excluded_rows,
+    list_rows,
+    rows_of,
+    target_rows,
+    unit_rows,
+)
 from settings import IndexKind
-
-if TYPE_CHECKING:
-    from index.approximate import Approximate
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,41 @@ class Ranking:
 
     ids: tuple[str, ...]
     scores: tuple[float, ...]
+
+
+class ImageIndex(Protocol):
+    """What the retriever asks of an index, wherever its vectors are; `FaissIndex` says the rest."""
+
+    @property
+    def dimension(self) -> int:
+        """Width of a vector."""
+        ...
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """Names the model that made the vectors; None while the index lives in memory only."""
+        ...
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The image ids, by row."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
+        """Looks up vectors, (n, dimension) float32."""
+        ...
+
+    def search(self, vectors: np.ndarray, k: int, exclude: Exclusions | None = None) -> list[Ranking]:
+        """Lists the nearest images of each query."""
+        ...
+
+    def rank_of(
+        self, vectors: np.ndarray, target_ids: Sequence[str], exclude: Exclusions | None = None
+    ) -> np.ndarray:
+        """Counts the place of one image per query, (q,) int64 from 1."""
+        ...
 
 
 class FaissIndex:
@@ -119,7 +164,7 @@ class FaissIndex:
 
     @property
     def vectors(self) -> np.ndarray:
-        """(n, dimension) float32, read-only, by row; a file's are not aligned: see `index.exact_search`."""
+        """(n, dimension) float32, read-only, by row; those in a file are not aligned."""
         view = self._vectors.view()
         view.flags.writeable = False
         return view
@@ -136,7 +181,7 @@ class FaissIndex:
         Raises:
             ValueError: If an id is not in the index.
         """
-        return take_rows(self._vectors, rows_of(ids, self._rows))
+        return self._vectors[rows_of(ids, self._rows)]
 
     def search(self, vectors: np.ndarray, k: int, exclude: Exclusions | None = None) -> list[Ranking]:
         """Lists the nearest images of each query.
@@ -154,11 +199,8 @@ class FaissIndex:
             ValueError: If the vectors do not fit, k is below 1, or an exclusion is unknown.
         """
         queries = unit_rows(vectors, self.dimension, "query vectors")
-        if k < 1:
-            raise ValueError(f"search: got k={k}, expected at least 1")
+        _check_k(k)
         excluded = excluded_rows(exclude, self._rows, len(queries))
-        if not len(self):
-            return [Ranking((), ()) for _ in queries]
         find = self._approximate.list_rows if self._approximate else list_rows
         return [
             Ranking(tuple(self._ids[row] for row in rows), tuple(scores.tolist()))
@@ -185,18 +227,8 @@ class FaissIndex:
             ValueError: If the arguments do not fit, or a target is unknown or itself excluded.
         """
         queries = unit_rows(vectors, self.dimension, "query vectors")
-        if len(target_ids) != len(queries):
-            raise ValueError(
-                f"rank_of: got {len(target_ids)} targets for {len(queries)} queries, expected as many"
-            )
-        targets = rows_of(target_ids, self._rows)
         excluded = excluded_rows(exclude, self._rows, len(queries))
-        for number, (target, left_out) in enumerate(zip(targets, excluded, strict=True)):
-            if target in left_out:
-                raise ValueError(
-                    f"rank_of: query {number}: target {self._ids[target]!r} is excluded, so it has no rank; "
-                    "take it out of the exclusions or leave the query out"
-                )
+        targets = target_rows(target_ids, self._rows, excluded)
         return count_places(queries, self._vectors, targets, excluded)
 
     def save(
@@ -209,9 +241,7 @@ class FaissIndex:
         image_folder: Path,
         kind: IndexKind = "auto",
     ) -> None:
-        """Writes the index, `manifest.json` last.
-
-        A kill leaves the folder's old index whole, or a folder without manifest, which `open` refuses.
+        """Writes the index; a kill leaves the folder's old one whole, or a folder that `open` refuses.
 
         Args:
             folder: Created if missing; an index in it is replaced.
@@ -262,19 +292,96 @@ class FaissIndex:
                 f"{folder}: got dimension {manifest.dimension}, expected {expect_dimension}; {REBUILD}"
             )
         manifest.verify_files(folder)
-        ids = json.loads((folder / IDS_FILE).read_text(encoding="utf-8"))
-        if not isinstance(ids, list) or len(ids) != manifest.count:
-            got = len(ids) if isinstance(ids, list) else "no list of"
-            raise ValueError(f"{folder / IDS_FILE}: got {got} entries, expected {manifest.count}; {REBUILD}")
         index = cls(manifest.dimension)
-        index._vectors = open_vectors(folder / VECTORS_FILE, manifest.count, manifest.dimension, REBUILD)
-        index._ids = tuple(ids)
+        index._ids = read_ids(folder / IDS_FILE, manifest.count)
+        index._vectors = open_vectors(folder / VECTORS_FILE, manifest.count, manifest.dimension)
         index._rows = {image_id: row for row, image_id in enumerate(index._ids)}
-        if len(index._rows) < len(ids) or not all(isinstance(one, str) and one for one in ids):
-            raise ValueError(f"{folder / IDS_FILE}: got empty or repeated ids; {REBUILD}")
         if manifest.kind != "flat":
-            from index.approximate import Approximate
-
-            index._approximate = Approximate.read(folder / APPROXIMATE_FILE, manifest)
+            index._approximate = Approximate.read(
+                folder / APPROXIMATE_FILE, index._vectors, cast(IndexKind, manifest.kind),
+                manifest.effort, manifest.recall_at_10,
+            )  # fmt: skip
         index.manifest = manifest
         return index
+
+
+def list_best(
+    scores: Sequence[np.ndarray], ids: Sequence[str], k: int, exclude: Exclusions | None = None
+) -> list[Ranking]:
+    """Lists the k best images of each query by given scores of all images; fewer when fewer are left.
+
+    A query is not always one vector: a posterior over the collection, or several rankings fused, scores each
+    image by itself.
+
+    Args:
+        scores: For each of q queries (n,) finite floats, one an image.
+        ids: n image ids, by row.
+        k: At least 1.
+        exclude: For each query the images that may not be listed, or None.
+
+    Returns:
+        q rankings.
+
+    Raises:
+        ValueError: If k is below 1, the scores are not one an image, or an exclusion is unknown.
+    """
+    _check_k(k)
+    rankings = []
+    for row_scores, left_out in _by_query(scores, excluded_rows(exclude, _row_of(ids), len(scores)), ids):
+        row_scores[left_out] = -np.inf
+        best = best_rows(row_scores, k)
+        rankings.append(Ranking(tuple(ids[int(row)] for row in best), tuple(row_scores[best].tolist())))
+    return rankings
+
+
+def count_ranks(
+    scores: Sequence[np.ndarray],
+    ids: Sequence[str],
+    target_ids: Sequence[str],
+    exclude: Exclusions | None = None,
+) -> np.ndarray:
+    """Counts the place of one image a query, as `list_best` would list it.
+
+    Args:
+        scores: For each of q queries (n,) finite floats, one an image.
+        ids: n image ids, by row.
+        target_ids: q image ids.
+        exclude: For each query the images that may not be listed, or None.
+
+    Returns:
+        (q,) int64, from 1.
+
+    Raises:
+        ValueError: If the arguments do not fit, or a target is unknown or itself excluded.
+    """
+    row_of = _row_of(ids)
+    excluded = excluded_rows(exclude, row_of, len(scores))
+    targets = target_rows(target_ids, row_of, excluded)
+    ranks = np.ones(len(scores), dtype=np.int64)
+    for number, (row_scores, left_out) in enumerate(_by_query(scores, excluded, ids)):
+        target = targets[number]
+        goal = row_scores[target]
+        row_scores[left_out] = -np.inf
+        ranks[number] += np.count_nonzero(row_scores > goal) + np.count_nonzero(row_scores[:target] == goal)
+    return ranks
+
+
+def _by_query(
+    scores: Sequence[np.ndarray], excluded: Sequence[np.ndarray], ids: Sequence[str]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields a float64 copy of each query's scores, so that a batch is never doubled in memory."""
+    for row_scores, left_out in zip(scores, excluded, strict=True):
+        if len(row_scores) != len(ids):
+            raise ValueError(
+                f"query: got {len(row_scores)} scores, expected one for each of {len(ids)} images"
+            )
+        yield row_scores.astype(np.float64), left_out
+
+
+def _check_k(k: int) -> None:
+    if k < 1:
+        raise ValueError(f"search: got k={k}, expected at least 1")
+
+
+def _row_of(ids: Sequence[str]) -> dict[str, int]:
+    return {image_id: row for row, image_id in enumerate(ids)}

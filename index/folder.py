@@ -1,32 +1,107 @@
-"""Writing an index folder: vectors, ids and, for very many, an approximate index; `manifest.json` last.
+"""The index folder: what is in it, how it is written so that a kill cannot spoil it, how it is checked.
 
-The vectors come block by block, so that an index larger than the memory can be written, merged and extended.
+`vectors.faiss`, `ids.json`, of an approximate index `approximate.faiss`, and `manifest.json`, whose presence
+means that the folder is whole; see docs/formats.md.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import faiss
 import numpy as np
 
-from files import file_sha256, replace_file, write_errors
-from index.kinds import choose_kind
-from index.manifest import (
-    APPROXIMATE_FILE,
-    FORMAT_VERSION,
-    IDS_FILE,
-    MANIFEST_FILE,
-    REBUILD,
-    VECTORS_FILE,
-    Manifest,
-)
-from index.vector_file import open_vectors, write_vectors
+from files import file_sha256, replace_file, write_errors, write_json
+from index.approximate import build_approximate, choose_kind
+from index.scores import REBUILD
 from settings import IndexKind
 
 log = logging.getLogger(__name__)
+
+FORMAT_VERSION = 2
+MANIFEST_FILE = "manifest.json"
+VECTORS_FILE = "vectors.faiss"
+IDS_FILE = "ids.json"
+APPROXIMATE_FILE = "approximate.faiss"  # of all kinds but "flat"
+NEW = ".new"  # ends the names of the files that are to take the old ones' places
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The contents of `manifest.json`.
+
+    Attributes:
+        format_version: Of the folder's layout.
+        dataset: Name of the dataset.
+        image_folder: Where the images lay when the index was built.
+        model_name: Of the model that made the vectors, for people.
+        model_fingerprint: Of the same model, for comparing.
+        dimension: Width of a vector.
+        count: Number of vectors and of ids.
+        kind: Of the index: "flat", "hnsw", "ivf" or "ivfpq".
+        effort: Of a search in an approximate index; 0 for a flat one.
+        recall_at_10: Share of the truly 10 best that a search listed when the index was built.
+        sha256: Checksum of each other file of the index, by file name.
+    """
+
+    format_version: int
+    dataset: str
+    image_folder: str
+    model_name: str
+    model_fingerprint: str
+    dimension: int
+    count: int
+    kind: str
+    effort: int
+    recall_at_10: float
+    sha256: dict[str, str]
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Reads `manifest.json`.
+
+        Raises:
+            FileNotFoundError: If the folder or the file is missing.
+            ValueError: If the file is not a manifest, or one of another version.
+        """
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such index folder; {REBUILD}")
+        path = folder / MANIFEST_FILE
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{folder}: incomplete index: {MANIFEST_FILE}, which is written last, is missing; {REBUILD}"
+            )
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: not JSON ({error}); {REBUILD}") from error
+        version = values.get("format_version") if isinstance(values, dict) else None
+        if version != FORMAT_VERSION:
+            raise ValueError(f"{path}: got format version {version!r}, expected {FORMAT_VERSION}; {REBUILD}")
+        _check_fields(path, values)
+        return cls(**values)
+
+    def verify_files(self, folder: Path) -> None:
+        """Compares the folder's files with their checksums.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If a file's content differs from the one written.
+        """
+        for name, expected in self.sha256.items():
+            path = folder / name
+            if not path.is_file():
+                raise FileNotFoundError(f"{path}: missing, though {MANIFEST_FILE} lists it; {REBUILD}")
+            got = file_sha256(path)
+            if got != expected:
+                raise ValueError(
+                    f"{path}: damaged: got sha256 {got[:12]}..., expected {expected[:12]}...; {REBUILD}"
+                )
 
 
 def write_folder(
@@ -42,7 +117,10 @@ def write_folder(
     kind: IndexKind = "auto",
     sampled: Callable[[], np.ndarray | None] | None = None,
 ) -> Manifest:
-    """Writes an index; a kill leaves the folder's old one whole, or a folder without manifest.
+    """Writes an index in the memory of one block.
+
+    A kill leaves the folder's old index whole, or a folder without manifest whose new files are all there:
+    `finish_swap` then puts them in place.
 
     Args:
         folder: Created if missing; an index in it is replaced.
@@ -64,23 +142,19 @@ def write_folder(
         raise ValueError(f"{folder}: got an empty index to save, expected at least one image")
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for left_by_a_kill in (*folder.glob("*.new"), *folder.glob("*.building")):
+        (folder / (MANIFEST_FILE + NEW)).unlink(missing_ok=True)  # first: without it the others are nothing
+        for left_by_a_kill in (*folder.glob("*" + NEW), *folder.glob("*.building")):
             left_by_a_kill.unlink()
-    new = {name: folder / (name + ".new") for name in (VECTORS_FILE, IDS_FILE)}
-    counted: list[int] = []
-    replace_file(new[VECTORS_FILE], lambda path: counted.append(write_vectors(path, blocks, dimension)))
-    if counted != [len(ids)]:
-        raise ValueError(f"{folder}: got {len(ids)} ids for {counted[0]} vectors, expected as many")
+    new = {name: folder / (name + NEW) for name in (VECTORS_FILE, IDS_FILE)}
+    replace_file(new[VECTORS_FILE], lambda path: write_vectors(path, blocks, len(ids), dimension))
     replace_file(new[IDS_FILE], lambda path: _write_ids(path, ids))
     chosen = choose_kind(len(ids), dimension) if kind == "auto" else kind
     effort, recall = 0, 1.0
     if chosen != "flat":
-        from index.approximate import build_approximate  # imports FAISS, which the others do without
-
-        vectors = open_vectors(new[VECTORS_FILE], len(ids), dimension, REBUILD)
+        vectors = open_vectors(new[VECTORS_FILE], len(ids), dimension)
         approximate = build_approximate(vectors, chosen, sampled() if sampled else None)
         effort, recall = approximate.effort, approximate.recall
-        new[APPROXIMATE_FILE] = folder / (APPROXIMATE_FILE + ".new")
+        new[APPROXIMATE_FILE] = folder / (APPROXIMATE_FILE + NEW)
         replace_file(new[APPROXIMATE_FILE], approximate.write)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -95,21 +169,125 @@ def write_folder(
         recall_at_10=recall,
         sha256={name: file_sha256(path) for name, path in new.items()},
     )
-    with write_errors(folder):
-        (folder / MANIFEST_FILE).unlink(missing_ok=True)
-        for name, path in new.items():
-            path.replace(folder / name)
-        if chosen == "flat":
-            (folder / APPROXIMATE_FILE).unlink(missing_ok=True)
-    manifest.write(folder)
+    write_json(folder / (MANIFEST_FILE + NEW), dataclasses.asdict(manifest))
+    finish_swap(folder)
     return manifest
+
+
+def finish_swap(folder: Path) -> None:
+    """Puts a new index in the place of the old one, also where a kill stopped this midway.
+
+    The new manifest is written when all else is. It is moved last, and the old one removed first: in between
+    there is no index to be opened.
+    """
+    new_manifest = folder / (MANIFEST_FILE + NEW)
+    if not new_manifest.exists():
+        return
+    with write_errors(folder):
+        names = json.loads(new_manifest.read_text(encoding="utf-8"))["sha256"]
+        (folder / MANIFEST_FILE).unlink(missing_ok=True)
+        for name in names:
+            if (path := folder / (name + NEW)).exists():
+                path.replace(folder / name)
+        if APPROXIMATE_FILE not in names:
+            (folder / APPROXIMATE_FILE).unlink(missing_ok=True)
+        new_manifest.replace(folder / MANIFEST_FILE)
+
+
+def write_vectors(path: Path, blocks: Iterable[np.ndarray], count: int, dimension: int) -> None:
+    """Writes a file that `open_vectors` and `faiss.read_index` open, block by block.
+
+    Raises:
+        ValueError: If the blocks do not hold `count` rows.
+    """
+    written = 0
+    with path.open("wb") as file:
+        file.write(_header(count, dimension))
+        for block in blocks:
+            file.write(np.ascontiguousarray(block, dtype="<f4").data)
+            written += len(block)
+    if written != count:
+        raise ValueError(f"{path}: got {count} ids for {written} vectors, expected as many")
+
+
+def open_vectors(path: Path, count: int, dimension: int) -> np.ndarray:
+    """Maps a file of vectors into memory, read-only.
+
+    Args:
+        path: As `faiss.write_index` writes an IndexFlatIP.
+        count: How many rows it must hold.
+        dimension: How wide they must be.
+
+    Returns:
+        (count, dimension) float32; not aligned, since FAISS's header has 45 bytes.
+
+    Raises:
+        ValueError: If the file is of another kind or size.
+    """
+    expected = _header(count, dimension)
+    with path.open("rb") as file:
+        header = file.read(len(expected))
+    size = len(expected) + 4 * count * dimension
+    if header != expected or path.stat().st_size != size:
+        raise ValueError(
+            f"{path}: got {path.stat().st_size} bytes that begin with {header[:4]!r}, expected {size} bytes, "
+            f"FAISS's IndexFlatIP of {count} vectors of dimension {dimension}; {REBUILD}"
+        )
+    return np.asarray(np.memmap(path, "<f4", "r", len(expected), (count, dimension)))
+
+
+def read_ids(path: Path, count: int) -> tuple[str, ...]:
+    """Reads `ids.json`.
+
+    Raises:
+        ValueError: If it is not a list of so many different ids.
+    """
+    ids = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(ids, list) or len(ids) != count:
+        got = len(ids) if isinstance(ids, list) else "no list of"
+        raise ValueError(f"{path}: got {got} entries, expected {count}; {REBUILD}")
+    if not all(isinstance(one, str) and one for one in ids) or len(set(ids)) < count:
+        raise ValueError(f"{path}: got empty or repeated ids; {REBUILD}")
+    return tuple(ids)
+
+
+def _header(count: int, dimension: int) -> bytes:
+    """Returns the head of FAISS's file of an IndexFlatIP.
+
+    `faiss.write_index` would need all vectors in memory. So FAISS writes an empty index, and the two numbers
+    that depend on the vectors are filled in: how many there are, and how many floats follow.
+    """
+    header = bytearray(faiss.serialize_index(faiss.IndexFlatIP(dimension)).tobytes())
+    header[8:16] = count.to_bytes(8, "little")
+    header[-8:] = (count * dimension).to_bytes(8, "little")
+    return bytes(header)
 
 
 def _write_ids(path: Path, ids: Iterable[str]) -> None:
     """Writes a JSON list, one id a line."""
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        opening = "[\n"
-        for image_id in ids:
-            file.write(opening + json.dumps(image_id, ensure_ascii=False))
-            opening = ",\n"
-        file.write("\n]")
+    lines = ",\n".join(json.dumps(image_id, ensure_ascii=False) for image_id in ids)
+    path.write_text(f"[\n{lines}\n]", encoding="utf-8", newline="\n")
+
+
+def _check_fields(path: Path, values: dict[str, object]) -> None:
+    kinds = {"int": int, "float": float, "str": str, "dict[str, str]": dict}
+    expected = {field.name: kinds[str(field.type)] for field in dataclasses.fields(Manifest)}
+    if set(values) != set(expected):
+        differing = ", ".join(sorted(set(values) ^ set(expected)))
+        raise ValueError(f"{path}: missing or unknown fields: {differing}; {REBUILD}")
+    for name, kind in expected.items():
+        if not isinstance(values[name], kind):
+            raise ValueError(f"{path}: {name}: got {values[name]!r}, expected {kind.__name__}; {REBUILD}")
+    dimension = values["dimension"]
+    if not isinstance(dimension, int) or not 1 <= dimension < 1 << 20:
+        raise ValueError(f"{path}: dimension: got {dimension}, expected 1 to {(1 << 20) - 1}; {REBUILD}")
+    if values["kind"] not in ("flat", "hnsw", "ivf", "ivfpq"):
+        raise ValueError(
+            f"{path}: kind: got {values['kind']!r}, expected flat, hnsw, ivf or ivfpq; {REBUILD}"
+        )
+    files = {VECTORS_FILE, IDS_FILE} | (set() if values["kind"] == "flat" else {APPROXIMATE_FILE})
+    listed = values["sha256"]
+    if not isinstance(listed, dict) or set(listed) != files:
+        raise ValueError(
+            f"{path}: sha256: got {listed!r}, expected one of {' and '.join(sorted(files))}; {REBUILD}"
+        )

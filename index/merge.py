@@ -35,9 +35,9 @@ def merge_indexes(folders: Sequence[Path], output: Path) -> int:
         ValueError: If one is damaged, their models differ, or two have different vectors under one id.
     """
     from files import locked_folder
-    from index.exact_search import blocks_of
     from index.faiss_index import FaissIndex
     from index.folder import write_folder
+    from index.scores import ROWS_AT_ONCE
 
     if len(folders) < 2:
         raise ValueError(f"merge: got {len(folders)} index folders, expected at least two")
@@ -78,9 +78,8 @@ def merge_indexes(folders: Sequence[Path], output: Path) -> int:
 
     def blocks() -> Iterator[np.ndarray]:
         for index, rows in zip(indexes, chosen, strict=True):
-            for start, block in blocks_of(index.vectors):
-                some = slice(*np.searchsorted(rows, (start, start + len(block))))
-                yield block[rows[some] - start]
+            for first in range(0, len(rows), ROWS_AT_ONCE):
+                yield index.vectors[rows[first : first + ROWS_AT_ONCE]]
 
     with locked_folder(output):
         manifest = write_folder(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from index.manifest import FORMAT_VERSION, Manifest
+from index.folder import FORMAT_VERSION, Manifest
 from scale.milvus_address import MilvusAddress
 
 if TYPE_CHECKING:

@@ -17,12 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from index.exact_scores import best_rows, count_ahead, score_blocks, unit_rows
-from index.exact_search import exact_pairs, score_error
-from index.exclusions import Exclusions, excluded_rows, rows_of
+from index.approximate import FLAT_BELOW
 from index.faiss_index import FaissIndex, Ranking
-from index.kinds import FLAT_BELOW
-from index.manifest import FORMAT_VERSION, Manifest
+from index.folder import FORMAT_VERSION, Manifest
+from index.scores import Exclusions, best_rows, excluded_rows, rows_of, score_blocks, unit_rows
 from scale.milvus_collection import BYTES_AT_ONCE, LONGEST_ID, MAX_RECORDS, REBUILD, MilvusCollection
 from settings import IndexKind
 
@@ -458,3 +456,20 @@ class MilvusIndex:
             f"{self._collection.address}: the collection no longer holds the {len(self)} images that it held "
             "when it was opened: another process changed it; start again"
         )
+
+
+def score_error(dimension: int) -> float:
+    """Returns how far a float32 score of two unit rows can be from the exact one."""
+    return (dimension + 4) * 2.0**-24 * (1 + 1e-3) ** 2 * 1.01
+
+
+def exact_pairs(queries: np.ndarray, which: np.ndarray, vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Scores pairs of a query and a row exactly, (p,) float64."""
+    return np.einsum("pd,pd->p", queries[which].astype(np.float64), vectors[rows].astype(np.float64))
+
+
+def count_ahead(scores: np.ndarray, rows: np.ndarray, goals: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Counts, for each query, the rows that come before its target, (q,) int64."""
+    higher = scores > goals[:, None]
+    earlier = (scores == goals[:, None]) & (rows[None, :] < targets[:, None])
+    return np.count_nonzero(higher | earlier, axis=1)

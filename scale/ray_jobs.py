@@ -31,7 +31,7 @@ from generation.image_captions import Captioner, ImageCaptions
 from generation.model_identity import model_identity
 from index.build import Done
 from index.decode import BrokenImage, open_image
-from index.image_index import ImageIndex
+from index.faiss_index import ImageIndex
 from index.pipeline import embed
 from index.shards import Shard
 from records import Image, Skip

@@ -15,7 +15,7 @@ import pytest
 
 from files import WriteFailed, replace_file
 from index.approximate import build_approximate
-from index.exact_scores import unit_rows
+from index.scores import unit_rows
 from tests.faults_world import World, make_pictures, run
 from tests.test_faults_stops import PLAY, said
 
@@ -106,7 +106,7 @@ def test_a_read_only_disk_is_named_and_costs_nothing(filled):
     world, disk, _, reference = filled
     remount(disk, "ro")
     (error,) = commands(world)
-    assert str(disk) in error and "may be written" in error
+    assert str(disk) in error and "cannot be written" in error
     remount(disk, "rw")
     assert commands(world) == []
     assert world.result() == reference

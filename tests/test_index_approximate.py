@@ -9,11 +9,9 @@ import pytest
 
 from files import file_sha256
 from index import approximate
-from index.approximate import build_approximate, measure_recall
-from index.exact_scores import unit_rows
-from index.exact_search import list_rows
+from index.approximate import build_approximate, choose_kind, measure_recall
 from index.faiss_index import FaissIndex
-from index.kinds import choose_kind
+from index.scores import list_rows, unit_rows
 
 COUNT, DIMENSION = 3000, 16
 KINDS = ("hnsw", "ivf", "ivfpq")

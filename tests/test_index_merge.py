@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index.exact_scores import unit_rows
 from index.faiss_index import FaissIndex
 from index.merge import merge_indexes
+from index.scores import unit_rows
 
 PROJECT = Path(__file__).parent.parent
 
@@ -31,7 +31,7 @@ def save(folder, ids, vectors, image_folder="/photos", fingerprint="f00d"):
 
 
 def test_all_images_are_in_the_joined_index_with_their_vectors(tmp_path, monkeypatch):
-    monkeypatch.setattr("index.exact_search.ROWS_AT_ONCE", 3)
+    monkeypatch.setattr("index.scores.ROWS_AT_ONCE", 3)
     first, second, third = rows(1, 10), rows(2, 7), rows(3, 5)
     second[:4] = first[6:]  # four images are in both
     folders = [

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index import exact_search
-from index.exact_scores import unit_rows
+from index import scores as exact
 from index.faiss_index import FaissIndex, Ranking
+from index.scores import unit_rows
 
 
 def random_rows(seed, count, dimension, distinct=None):
@@ -55,9 +55,8 @@ def test_search_and_rank_match_brute_force(seed, count, dimension, distinct, que
     ids = names(count)
     index = FaissIndex.build(ids, vectors)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exact_search, "ROWS_AT_ONCE", block)
-        patch.setattr(exact_search, "QUERIES_AT_ONCE", 2)
-        patch.setattr(exact_search, "PAIRS_AT_ONCE", 3)
+        patch.setattr(exact, "ROWS_AT_ONCE", block)
+        patch.setattr(exact, "QUERIES_AT_ONCE", 2)
         found = index.search(asked, k, exclude=[{ids[row] for row in rows} for rows in rows_left_out])
         same = index.search(asked, k, exclude=[np.array(sorted(rows), dtype=int) for rows in rows_left_out])
         assert found == same
@@ -88,6 +87,19 @@ def test_rank_is_the_place_in_the_full_list_for_every_image_of_a_larger_collecti
             np.repeat(query, len(listed.ids), axis=0), listed.ids, exclude=[exclude] * len(listed.ids)
         )
         assert ranks.tolist() == list(range(1, len(listed.ids) + 1))
+
+
+def test_a_thousand_equal_vectors_come_in_the_order_of_their_rows(monkeypatch):
+    monkeypatch.setattr(exact, "ROWS_AT_ONCE", 128)
+    vectors, query = random_rows(16, 3000, 64), random_rows(17, 2, 64)
+    vectors[500:2500:2] = query[0]  # as near as can be, a thousand times
+    index = FaissIndex.build(names(3000), vectors)
+    twins = names(3000)[500:2500:2]
+    for k in (1, 10, 999, 1001):
+        near, far = index.search(query, k)
+        assert list(near.ids[:1000]) == twins[:k] and len(near.ids) == len(far.ids) == k
+    ranks = index.rank_of(np.repeat(query[:1], 1000, axis=0), twins)
+    assert ranks.tolist() == list(range(1, 1001))
 
 
 def test_scores_do_not_depend_on_the_batch():
@@ -202,7 +214,7 @@ def test_search_refuses_what_does_not_fit(arguments, message):
 
 def test_rank_refuses_an_unknown_or_excluded_target():
     index = FaissIndex.build(["a", "b"], GOOD)
-    with pytest.raises(ValueError, match="got 1 targets for 2 queries"):
+    with pytest.raises(ValueError, match="rank: got 1 targets for 2 queries"):
         index.rank_of(GOOD, ["a"])
     with pytest.raises(ValueError, match="got image id 'z'"):
         index.rank_of(GOOD, ["a", "z"])

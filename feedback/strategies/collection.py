@@ -8,8 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from index.exact_scores import score_blocks, unit_rows
-from index.exclusions import rows_of
+from index.scores import rows_of, score_blocks, unit_rows
 from retriever import Retriever
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from feedback.history import History, NextQuery, Strategy
 from feedback.strategies.collection import Collection
-from index.exact_scores import best_rows
+from index.scores import best_rows
 from retriever import SearchQuery
 
 DEPTH = 50
