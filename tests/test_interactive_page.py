@@ -361,25 +361,21 @@ def test_loading_the_models_is_called_by_its_name_and_counts_as_nobody(person, p
 # Refused
 
 
-@pytest.mark.parametrize(
-    ("host", "status"),
-    [
-        ("localhost", 200),
-        ("localhost:7860", 200),
-        ("127.0.0.1:7860", 200),
-        ("[::1]:7860", 200),
-        ("192.168.1.5:80", 200),
-        ("My-Machine.example:7860", 200),
-        ("evil.example", 421),
-        ("localhost.evil.example", 421),
-        ("127.0.0.1.evil.example", 421),
-        ("evil.example:7860@localhost", 421),
-        ("[", 421),
-        ("", 421),
-    ],
+KNOWN_HOSTS = ("localhost", "localhost:7860", "127.0.0.1:7860", "[::1]:7860", "My-Machine.example:7860")
+OTHER_HOSTS = (
+    "evil.example",
+    "localhost.evil.example",
+    "127.0.0.1.evil.example",
+    "e.example@localhost",
+    "[",
+    "",
 )
-def test_only_our_own_names_are_answered(person, host, status):
+
+
+@pytest.mark.parametrize("host", KNOWN_HOSTS + OTHER_HOSTS)
+def test_only_our_own_names_are_answered(person, host):
     client = person(names=("my-machine.example",))
+    status = 200 if host in KNOWN_HOSTS else 421
     assert client.get("/", headers={"Host": host}).status_code == status
 
 
@@ -389,12 +385,8 @@ def test_other_pages_cannot_send_forms(person, page, origin, path):
     client = person()
     headers = {"X-Fragment": "1"} | ({"Origin": origin} if origin else {})
     assert client.post(path, data={"text": "a dog"}, headers=headers).status_code == 403
+    assert client.get(path).status_code == 405  # nor does a link do anything
     assert len(page.visitors) == 0
-
-
-def test_actions_cannot_be_reached_by_a_link(person):
-    assert person().get("/search?text=x").status_code == 405
-    assert person().get("/over").status_code == 405
 
 
 def test_headers_stand_on_every_answer(person):
@@ -472,7 +464,7 @@ def test_uploads_and_forms_are_bounded_in_bytes(person):
         assert client.post(path, content=parts(), headers=FETCH).status_code == 413
 
 
-def test_pictures_are_called_by_number_and_only_the_index_s_are_served(person, page, picture_folder):  # noqa: F811
+def test_only_the_index_s_pictures_are_served_by_number(person, page, picture_folder, tmp_path):  # noqa: F811
     client = person()
     answer = client.get("/thumbnail/7")
     assert answer.headers["content-type"] == "image/jpeg"
@@ -490,11 +482,8 @@ def test_pictures_are_called_by_number_and_only_the_index_s_are_served(person, p
         "/templates/page.html.j2",
     ):
         assert client.get(path).status_code == 404, path
-
-
-def test_a_picture_that_is_gone_is_404_without_its_path(person, page, tmp_path):
     page.context.paths[IMAGE_IDS[3]] = tmp_path / "gone.png"
-    answer = person().get(f"/picture/{page.context.number_of(IMAGE_IDS[3])}")
+    answer = client.get("/picture/3")
     assert answer.status_code == 404 and "gone" not in answer.text
 
 
