@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evaluation.runs import read_rounds
 from evaluation.tables import as_markdown
 from experiments.setup import Setup
 from feedback.protocols import PROTOCOLS
@@ -139,10 +140,10 @@ def _row(
     path = settings.output / "rounds.jsonl" if settings.output else Path("rounds.jsonl")
     path.unlink(missing_ok=True)
     started = time.perf_counter()
-    records = parts.play(STRATEGY, parts.user("reference"), path)
+    parts.play(STRATEGY, parts.user("reference"), path)
     seconds = time.perf_counter() - started
     stages = {stage: account.seconds for stage, account in parts.costs.spent[parts.costs.run].items()}
-    ranks = _ranks(records)
+    ranks = _ranks(read_rounds(path))
     compared = [query_id for query_id in known if query_id in ranks]
     others = [query_id for query_id in compared if ranks[query_id] != known[query_id]]
     return _timed(name, len(queries), seconds, stages) | {

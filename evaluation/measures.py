@@ -15,6 +15,7 @@ earlier in the collection's order. Ranks and lists arrive that way; nothing here
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ import numpy as np
 
 from evaluation.sessions import Session, build_sessions
 from records import Query, Round
+
+QUERIES_AT_ONCE = 10_000  # given to ir-measures, which wants dictionaries
 
 DEFINITIONS = {
     "Recall@k": "Share of queries whose target ranks k-th or better among this round's candidates.",
@@ -119,7 +122,20 @@ def evaluate(
     """
     if k < 1:
         raise ValueError(f"k is {k}; expected at least 1")
-    sessions = build_sessions(rounds, round_count, queries)
+    return measure_sessions(build_sessions(rounds, round_count, queries, k), round_count, image_count, k)
+
+
+def measure_sessions(
+    sessions: Sequence[Session], round_count: int, image_count: int | None = None, k: int = 10
+) -> Measures:
+    """Measures a run whose records have been grouped, with at least k images of each list.
+
+    Args:
+        sessions: Of `build_sessions`.
+        round_count: As `evaluate`, like the other arguments, the result and the errors.
+        image_count: As `evaluate`.
+        k: As `evaluate`.
+    """
     ranks = target_ranks(sessions, round_count, image_count)
     values = target_measures(ranks, sorted({1, 5, k}), image_count)
     values |= relevant_measures(sessions, round_count, k) | session_measures(sessions, round_count)
@@ -229,19 +245,19 @@ def relevant_measures(sessions: Sequence[Session], round_count: int, k: int) -> 
     }
     names = {measure: name for name, measure in measures.items()}
     values = {name: np.full((round_count, len(sessions)), np.nan) for name in measures}
-    columns = {session.query_id: column for column, session in enumerate(sessions) if session.relevant}
-    for number in range(round_count):
+    columns = [column for column, session in enumerate(sessions) if session.relevant]
+    parts = [columns[start : start + QUERIES_AT_ONCE] for start in range(0, len(columns), QUERIES_AT_ONCE)]
+    for number, part in itertools.product(range(round_count), parts):
         qrels, run = {}, {}
-        for query_id, column in columns.items():
+        for column in part:
             session = sessions[column]
             state = session.state(number)
-            qrels[query_id] = dict.fromkeys(session.relevant if state is None else state.relevant, 1)
+            qrels[str(column)] = dict.fromkeys(session.relevant if state is None else state.relevant, 1)
             if state is not None:
                 # Falling scores keep the order; ir-measures would break ties by image id.
-                run[query_id] = {image: -float(place) for place, image in enumerate(state.image_ids[:k])}
-        if qrels:
-            for metric in ir_measures.iter_calc(list(measures.values()), qrels, run):
-                values[names[metric.measure]][number, columns[metric.query_id]] = metric.value
+                run[str(column)] = {image: -float(place) for place, image in enumerate(state.image_ids[:k])}
+        for metric in ir_measures.iter_calc(list(measures.values()), qrels, run):
+            values[names[metric.measure]][number, int(metric.query_id)] = metric.value
     return values | {f"F1@{k}": harmonic_mean(values[f"P@{k}"], values[f"R@{k}"])}
 
 
@@ -272,8 +288,8 @@ def session_measures(sessions: Sequence[Session], round_count: int) -> dict[str,
         seen: set[str] = set()
         for number in range(round_count):
             if number < len(session.rounds):
-                record = session.rounds[number]
-                seen.update(record.image_ids[: record.shown])
+                outcome = session.rounds[number]
+                seen.update(outcome.image_ids[: outcome.shown])
             found = len(seen & session.relevant)
             recall[number, column] = found / len(session.relevant)
             precision[number, column] = found / len(seen) if seen else 0.0

@@ -62,7 +62,8 @@ def plot_recall_f1(
                 # A leading underscore would hide the run from the legend.
                 label=name if not name.startswith("_") else f" {name}",
                 color=COLOURS[place % len(COLOURS)],
-                marker=MARKERS[place % len(MARKERS)],
+                # Shifted by one for each turn of the palette, so that no two runs look alike.
+                marker=MARKERS[(place + place // len(COLOURS)) % len(MARKERS)],
                 linestyle=DASHES[place % len(DASHES)],
                 linewidth=1.8,
                 markersize=5,

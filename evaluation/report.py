@@ -1,7 +1,8 @@
 """The report of a run: one HTML file with settings, table, plot and the cases worth looking at.
 
 It reads the run folder and the pictures, nothing else, and opens without a network: pictures are embedded as
-thumbnails, each once, as the background of a CSS class.
+thumbnails, each once, as the background of a CSS class. Cases and listed queries are few, however long the
+run; everything is in rounds.jsonl.
 """
 
 from __future__ import annotations
@@ -12,21 +13,25 @@ import io
 import logging
 import math
 import re
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from evaluation.runs import read_rounds
-from evaluation.sessions import Session, build_sessions
+from evaluation.runs import stream_rounds
+from evaluation.sessions import Session
 from evaluation.tables import COLUMNS, COLUMNS_WITHOUT_TARGET, format_value
 from files import read_json, write_bytes
 from records import Round
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 THUMBNAIL_PIXELS = 160  # shown at 60 to 150; the rest is for dense screens
 PICTURES_PER_ROUND = 10
+CASES = 4  # of each kind
+LISTED_QUERIES = 200
 TEMPLATE = "report.html.j2"
 
 
@@ -54,7 +59,11 @@ class Thumbnails:
 
 
 def write_report(
-    run_folder: Path, image_folder: Path, cases: int = 4, title: str = "Interactive image retrieval"
+    run_folder: Path,
+    image_folder: Path,
+    sessions: Sequence[Session],
+    title: str = "Interactive image retrieval",
+    control: str = "scrolling",
 ) -> Path:
     """Writes ``report.html`` into a run folder.
 
@@ -62,15 +71,16 @@ def write_report(
         run_folder: Holds ``rounds.jsonl``, ``settings.json``, ``measures.json`` and ``recall_f1.png``.
         image_folder: Image ids are paths relative to it. A picture that is not there becomes a placeholder,
             and the report counts them.
-        cases: How many of the best and how many of the worst queries to show round by round.
+        sessions: The run's records, as `evaluation.sessions.build_sessions` groups them.
         title: Heading of the report.
+        control: What to call the run without feedback, if ``measures.json`` has one.
 
     Returns:
         The path of the report.
 
     Raises:
         FileNotFoundError: If a file of the run is missing.
-        ValueError: If one is broken, or the records are not whole.
+        ValueError: If one is broken.
     """
     import jinja2
 
@@ -81,13 +91,21 @@ def write_report(
     means = measures.get("means_per_round")
     if not isinstance(means, dict) or not means:
         raise ValueError(f"{run_folder / 'measures.json'}: no means_per_round; evaluate the run again")
-    round_count = len(next(iter(means.values())))
-    sessions = build_sessions(read_rounds(run_folder / "rounds.jsonl"), round_count)
-    best, worst = choose_cases(sessions, cases)
+    cases = choose_cases(sessions)
+    listed = sessions[:LISTED_QUERIES]
+    records: dict[str, list[Round]] = {session.query_id: [] for session in listed}
+    records |= {session.query_id: [] for chosen in cases.values() for session in chosen}
+    for record in stream_rounds(run_folder / "rounds.jsonl"):
+        if record.query_id in records:
+            records[record.query_id].append(record)
     thumbnails = Thumbnails(image_folder)
+    round_count = len(next(iter(means.values())))
     sections = [
-        {"title": heading, "cases": [_describe_case(session, thumbnails) for session in chosen]}
-        for heading, chosen in (("Most gained", best), ("Least gained, or lost", worst))
+        {
+            "title": heading,
+            "cases": [_describe_case(session, records[session.query_id], thumbnails) for session in chosen],
+        }
+        for heading, chosen in cases.items()
     ]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -98,12 +116,14 @@ def write_report(
     )
     html = environment.get_template(TEMPLATE).render(
         title=title,
+        facts=_facts(settings, (run_folder / "rounds.jsonl").stat().st_mtime),
         settings=_flatten(settings),
         measures=measures,
-        table=_table(means),
+        table=_table(means, measures.get("scrolling"), control),
         plot=base64.b64encode((run_folder / "recall_f1.png").read_bytes()).decode(),
         sections=sections,
-        queries=[_describe_query(session, round_count) for session in sessions],
+        queries=[_describe_query(session, records[session.query_id], round_count) for session in listed],
+        query_count=len(sessions),
         round_count=round_count,
         thumbnails=thumbnails.data,
         missing=thumbnails.missing(),
@@ -112,30 +132,41 @@ def write_report(
     # A dataset's text may hold halves of surrogate pairs, which UTF-8 cannot; they become question marks.
     write_bytes(path, html.encode("utf-8", errors="replace"))
     if thumbnails.missing():
-        logger.warning("%s: %d pictures could not be read", path, len(thumbnails.missing()))
+        log.warning("%s: %d pictures could not be read", path, len(thumbnails.missing()))
     return path
 
 
-def choose_cases(sessions: Sequence[Session], count: int) -> tuple[list[Session], list[Session]]:
-    """Picks the queries that gained most and least, without overlap.
+def choose_cases(sessions: Sequence[Session], count: int = CASES) -> dict[str, list[Session]]:
+    """Picks the queries that gained most, those that lost most, and some that were never found.
 
     The gain is log(first rank / last rank) of the target, so that 20 to 2 counts as much as 1,000 to 100;
-    without a target, the share of the relevant images shown in the end. Equal gains go by query id.
+    without a target, the growth of the share of relevant images shown. Never found are those of which no
+    round showed the target (or any relevant image); the worst rank comes first. Ties go by query id. No query
+    stands in two groups.
 
     Args:
         sessions: All queries.
         count: At most how many of each.
 
     Returns:
-        The best, best first, and the worst, worst first.
+        The chosen queries under a heading each.
     """
-    ordered = sorted(
-        (session for session in sessions if session.rounds),
-        key=lambda session: (-_gain(session), session.query_id),
+    played = [session for session in sessions if session.rounds]
+    gains = sorted((-_gain(session), session.query_id, place) for place, session in enumerate(played))
+    gained = [place for loss, _, place in gains[:count] if loss < 0]
+    lost = [place for loss, _, place in gains[: -count - 1 : -1] if loss > 0]
+    shown = {*gained, *lost}
+    hidden = sorted(
+        (-(session.rounds[-1].target_rank or 0), session.query_id, place)
+        for place, session in enumerate(played)
+        if place not in shown and not _is_found(session)
     )
-    best = ordered[: min(count, (len(ordered) + 1) // 2)]
-    worst = ordered[len(best) :][::-1][:count]
-    return best, worst
+    chosen = {
+        "Most gained": gained,
+        "Most lost": lost,
+        "Never found": [place for *_, place in hidden[:count]],
+    }
+    return {heading: [played[place] for place in places] for heading, places in chosen.items()}
 
 
 def mark_changes(before: str, after: str) -> list[tuple[str, str]]:
@@ -177,18 +208,26 @@ def _joined(words: list[str]) -> str:
 
 
 def _gain(session: Session) -> float:
-    ranks = [record.target_rank for record in session.rounds if record.target_rank is not None]
+    ranks = [outcome.target_rank for outcome in session.rounds if outcome.target_rank is not None]
     if ranks:
         return math.log(ranks[0] / ranks[-1])
-    seen = {image for record in session.rounds for image in record.image_ids[: record.shown]}
-    return len(seen & session.relevant) / max(1, len(session.relevant))
+    first = session.rounds[0]
+    seen = {image for outcome in session.rounds for image in outcome.image_ids[: outcome.shown]}
+    later = (seen - set(first.image_ids[: first.shown])) & session.relevant
+    return len(later) / max(1, len(session.relevant))
 
 
-def _describe_case(session: Session, thumbnails: Thumbnails) -> dict[str, Any]:
+def _is_found(session: Session) -> bool:
+    wanted = session.relevant if session.target is None else {session.target}
+    return any(wanted.intersection(outcome.image_ids[: outcome.shown]) for outcome in session.rounds)
+
+
+def _describe_case(session: Session, records: list[Round], thumbnails: Thumbnails) -> dict[str, Any]:
     wanted = [session.target] if session.target is not None else sorted(session.relevant)[:3]
+    records.sort(key=lambda record: record.number)
     rounds = []
-    for place, record in enumerate(session.rounds):
-        before = session.rounds[place - 1].text if place else record.text
+    for place, record in enumerate(records):
+        before = records[place - 1].text if place else record.text
         shown = record.image_ids[: record.shown]
         telling = {*record.liked, *record.disliked, session.target}
         # Of a long list, the first pictures and those that something happened to.
@@ -209,7 +248,7 @@ def _describe_case(session: Session, thumbnails: Thumbnails) -> dict[str, Any]:
     return {
         "session": session,
         "wanted": [{"id": image, "css_class": thumbnails.css_class(image)} for image in wanted],
-        "ranks": [record.target_rank for record in session.rounds],
+        "ranks": [record.target_rank for record in records],
         "rounds": rounds,
     }
 
@@ -229,25 +268,56 @@ def _describe_picture(
     return {"id": image, "rank": rank, "css_class": thumbnails.css_class(image), "marks": marks}
 
 
-def _describe_query(session: Session, round_count: int) -> dict[str, Any]:
-    ranks = [record.target_rank for record in session.rounds]
+def _describe_query(session: Session, records: Sequence[Round], round_count: int) -> dict[str, Any]:
+    ranks = [outcome.target_rank for outcome in session.rounds]
     return {
         "id": session.query_id,
-        "text": session.rounds[0].text,
+        "text": next((record.text for record in records if record.number == 0), "not in the run"),
         "ranks": ranks + [None] * (round_count - len(ranks)),
-        "stop": session.rounds[-1].stop,
+        "stop": session.rounds[-1].stop if session.rounds else "",
     }
 
 
-def _table(means: dict[str, list[float]]) -> dict[str, Any]:
+def _facts(settings: Mapping[str, Any], played: float) -> list[str]:
+    """Names what a reader of the figures must know, as far as the settings tell."""
+    named = {
+        "strategy": "strategy {}",
+        "user": "simulated user {}",
+        "protocol": "protocol {}",
+        "dataset": "dataset {}",
+        "split": "split {}",
+        "seed": "seed {}",
+    }
+    facts = [text.format(settings[name]) for name, text in named.items() if settings.get(name) is not None]
+    facts.append(f"played {datetime.fromtimestamp(played, timezone.utc):%Y-%m-%d}")
+    commit = _commit()
+    return [*facts, f"commit {commit}"] if commit else facts
+
+
+def _commit() -> str:
+    """Returns the short hash of the code's commit; empty where there is no git or no repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _table(
+    means: Mapping[str, list[float]], control: Mapping[str, list[float]] | None, control_name: str
+) -> dict[str, Any]:
     usual = (*COLUMNS, "Hits@10", "MRR", "BRI") if "Mean rank" in means else COLUMNS_WITHOUT_TARGET
     columns = [name for name in usual if name in means]
-    rows = zip(*(means[name] for name in columns), strict=True)
+    groups = {"with feedback": means} | ({f"{control_name}, the control": control} if control else {})
     return {
         "columns": columns,
-        "rows": [
-            [format_value(name, value) for name, value in zip(columns, row, strict=True)] for row in rows
-        ],
+        "groups": {
+            title: [
+                [format_value(name, value) for name, value in zip(columns, row, strict=True)]
+                for row in zip(*(summary[name] for name in columns), strict=True)
+            ]
+            for title, summary in groups.items()
+        },
     }
 
 
@@ -262,12 +332,12 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def _encode_thumbnail(path: Path) -> str | None:
-    from index.decode import BrokenImage, open_image  # Pillow is loaded for a report with pictures only
+    from index.decode import BrokenImage, open_image
 
     try:
         picture = open_image(path)
-    except (BrokenImage, OSError) as error:
-        logger.debug("no thumbnail: %s", error)  # counted in the report and in one warning at its end
+    except BrokenImage as error:
+        log.debug("no thumbnail: %s", error)  # counted in the report and in one warning at its end
         return None
     picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
     buffer = io.BytesIO()

@@ -1,10 +1,12 @@
-"""The rounds of each query, put in order, checked, and carried forward to the rounds after its stop.
+"""The rounds of each query: checked, put in order, and carried forward after the query stopped.
 
 One rule says which record stands for a query in round t, and measures and TREC files both follow it: the
 latest record up to t in which there was still something to find. A query that stopped keeps its last record,
-so that every round averages over all queries; and once the target (or, without a target, every relevant
-image) has been shown and is no longer a candidate, later records have nothing to measure and the earlier one
-stands.
+so every round averages over all queries. Once the target (or, without a target, every relevant image) has
+been shown and is no longer a candidate, later records have nothing to measure and the earlier one stands.
+
+Records are read as a stream. What is kept of one is an `Outcome` of a few hundred bytes: 158,915 queries of
+Flickr30k with four rounds each fit into memory.
 """
 
 from __future__ import annotations
@@ -12,11 +14,35 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from records import Query, Round
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the measures need of a record; the fields are those of `records.Round`.
+
+    Attributes:
+        number: The round, from 0.
+        target: Id of the wanted image, or None.
+        target_rank: Rank of the target among the candidates, from 1; None where it is not a candidate.
+        relevant: Relevant images that had not been shown before this round.
+        image_ids: The top of the round's list: what was shown, and at least the measures' cutoff.
+        shown: How many images were shown.
+        stop: Why the query ended after this round; empty while it goes on.
+    """
+
+    number: int
+    target: str | None
+    target_rank: int | None
+    relevant: tuple[str, ...]
+    image_ids: tuple[str, ...]
+    shown: int
+    stop: str
+
+
+@dataclass(frozen=True, slots=True)
 class Session:
     """Everything that happened to one query.
 
@@ -24,37 +50,38 @@ class Session:
         query_id: The query's id.
         target: Id of the wanted image, or None.
         relevant: All relevant images, before anything was shown.
-        rounds: Its records, round 0 first, without gaps; empty when the run does not know the query.
+        rounds: Round 0 first, without gaps; empty when the run does not hold the query.
     """
 
     query_id: str
     target: str | None
     relevant: frozenset[str]
-    rounds: tuple[Round, ...]
+    rounds: tuple[Outcome, ...]
 
-    def state(self, number: int) -> Round | None:
-        """Returns the record that stands for this query in round ``number``.
+    def state(self, number: int) -> Outcome | None:
+        """Returns the outcome that stands for this query in round ``number``.
 
         Returns:
-            The latest record up to that round in which the target was a candidate (without a target: in which
+            The latest one up to that round in which the target was a candidate (without a target: in which
             a relevant image had not been shown); None when there is none.
         """
-        for record in reversed(self.rounds[: number + 1]):
-            if record.target_rank is not None or (self.target is None and record.relevant):
-                return record
+        for outcome in reversed(self.rounds[: number + 1]):
+            if outcome.target_rank is not None or (self.target is None and outcome.relevant):
+                return outcome
         return None
 
 
 def build_sessions(
-    rounds: Iterable[Round], round_count: int, queries: Sequence[Query] | None = None
+    rounds: Iterable[Round], round_count: int, queries: Sequence[Query] | None = None, depth: int = 10
 ) -> tuple[Session, ...]:
-    """Groups the records of a run by query and checks that they are whole.
+    """Groups the records of a run by query and checks that they are complete.
 
     Args:
-        rounds: The run's records in any order.
+        rounds: The run's records in any order, such as `evaluation.runs.stream_rounds` yields.
         round_count: How many rounds the run was to have; a query has that many records unless it stopped.
         queries: The queries that were asked. Those the run lacks become sessions without rounds. None: only
             the queries that the run holds.
+        depth: How many images of each list to keep, where fewer were shown.
 
     Returns:
         One session per query, in the order of ``queries``, else in order of first appearance.
@@ -65,10 +92,20 @@ def build_sessions(
     """
     if round_count < 1:
         raise ValueError(f"round_count is {round_count}; expected at least 1")
-    by_query: dict[str, list[Round]] = {}
+    shared: dict[Any, Any] = {}  # equal ids and tuples of ids are kept once
+    by_query: dict[str, list[Outcome]] = {}
     for record in rounds:
-        by_query.setdefault(record.query_id, []).append(record)
-    sessions = {query_id: _session(query_id, records, round_count) for query_id, records in by_query.items()}
+        known = by_query.setdefault(record.query_id, [])
+        if known and record.target != known[0].target:
+            raise ValueError(
+                f"query {record.query_id!r}, round {record.number}: target is {record.target!r}, in round "
+                f"{known[0].number} it was {known[0].target!r}"
+            )
+        _check_record(record, round_count)
+        known.append(_outcome(record, depth, shared))
+    sessions: dict[str, Session] = {}
+    for query_id in list(by_query):
+        sessions[query_id] = _session(query_id, by_query.pop(query_id), round_count, shared)
     if queries is not None:
         sessions = _match(sessions, queries)
     if not sessions:
@@ -76,51 +113,66 @@ def build_sessions(
     return tuple(sessions.values())
 
 
-def _session(query_id: str, records: list[Round], round_count: int) -> Session:
-    records = sorted(records, key=lambda record: record.number)
-    for position, record in enumerate(records):
-        where = f"query {query_id!r}, round {record.number}"
-        if not 0 <= record.number < round_count:
-            raise ValueError(f"{where}: expected rounds 0 to {round_count - 1}; is round_count right?")
-        if record.number < position:
+def _outcome(record: Round, depth: int, shared: dict[Any, Any]) -> Outcome:
+    def same(ids: Iterable[str]) -> tuple[str, ...]:
+        return tuple(shared.setdefault(image_id, image_id) for image_id in ids)
+
+    target, relevant = record.target, same(record.relevant)
+    if isinstance(target, str):
+        (target,) = same([target])
+    return Outcome(
+        number=record.number,
+        target=target,
+        target_rank=record.target_rank,
+        relevant=shared.setdefault(relevant, relevant),
+        image_ids=same(record.image_ids[: max(depth, record.shown)]),
+        shown=record.shown,
+        stop=record.stop,
+    )
+
+
+def _session(query_id: str, outcomes: list[Outcome], round_count: int, shared: dict[Any, Any]) -> Session:
+    outcomes.sort(key=lambda outcome: outcome.number)
+    first = outcomes[0]
+    relevant = frozenset(first.relevant)
+    for position, outcome in enumerate(outcomes):
+        where = f"query {query_id!r}, round {outcome.number}"
+        if outcome.number < position:
             raise ValueError(f"{where}: recorded twice; remove one of the two records")
-        if record.number > position:
+        if outcome.number > position:
             raise ValueError(f"{where}: round {position} is missing; resume or repeat the run")
-        _check_record(where, record, records[0])
-        if record.stop and position + 1 < len(records):
+        if new := set(outcome.relevant) - relevant:
+            raise ValueError(f"{where}: {min(new)!r} is relevant but was not in round 0")
+        if outcome.stop and position + 1 < len(outcomes):
             raise ValueError(
-                f"{where}: stopped ({record.stop}), yet round {records[position + 1].number} follows"
+                f"{where}: stopped ({outcome.stop}), yet round {outcomes[position + 1].number} follows"
             )
-    last = records[-1]
-    if len(records) < round_count and not last.stop:
+    if first.target is not None and first.target_rank is None:
+        raise ValueError(f"query {query_id!r}, round 0: no target_rank for target {first.target!r}")
+    last = outcomes[-1]
+    if len(outcomes) < round_count and not last.stop:
         raise ValueError(
-            f"query {query_id!r}, round {len(records)}: missing, and the query did not stop in round "
+            f"query {query_id!r}, round {len(outcomes)}: missing, and the query did not stop in round "
             f"{last.number}; resume the run to complete it"
         )
-    first = records[0]
-    return Session(query_id, first.target, frozenset(first.relevant), tuple(records))
+    return Session(query_id, first.target, shared.setdefault(relevant, relevant), tuple(outcomes))
 
 
-def _check_record(where: str, record: Round, first: Round) -> None:
-    if record.target != first.target:
-        raise ValueError(f"{where}: target is {record.target!r}, in round 0 it was {first.target!r}")
+def _check_record(record: Round, round_count: int) -> None:
+    """Checks what a record says by itself, while its whole list is at hand."""
+    where = f"query {record.query_id!r}, round {record.number}"
+    if not 0 <= record.number < round_count:
+        raise ValueError(f"{where}: expected rounds 0 to {round_count - 1}; is round_count right?")
     if not 0 <= record.shown <= len(record.image_ids):
         raise ValueError(f"{where}: {record.shown} images shown of {len(record.image_ids)} recorded")
     if len(set(record.image_ids)) < len(record.image_ids):
         image_id = Counter(record.image_ids).most_common(1)[0][0]
         raise ValueError(f"{where}: image {image_id!r} is listed twice")
-    new = set(record.relevant) - set(first.relevant)
-    if new:
-        raise ValueError(f"{where}: {sorted(new)[0]!r} is relevant but was not in round 0")
     rank = record.target_rank
-    if record.target is None:
-        if rank is not None:
-            raise ValueError(f"{where}: target_rank is {rank} but there is no target")
-        return
-    if first.target_rank is None:
-        raise ValueError(f"query {record.query_id!r}, round 0: no target_rank for target {record.target!r}")
     if rank is None:
         return
+    if record.target is None:
+        raise ValueError(f"{where}: target_rank is {rank} but there is no target")
     if rank < 1:
         raise ValueError(f"{where}: target_rank is {rank}; ranks start at 1")
     if record.target not in record.relevant:

@@ -1,4 +1,4 @@
-"""TREC run files and relevance judgements (qrels), so that outside tools can check the measures.
+"""Writes a run as TREC run files and relevance judgements (qrels), which other tools can measure.
 
 Files: ``round0.run``, ``round1.run``, ... (query, Q0, image, rank, score, tag); ``round0.relevant.qrels``,
 ... (query, 0, image, 1) with the relevant images not shown before that round; ``target.qrels`` with the one
@@ -16,121 +16,63 @@ space.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from urllib.parse import quote, unquote
+from typing import TextIO
+from urllib.parse import quote
 
-from evaluation.sessions import build_sessions
-from files import write_bytes
-from records import Query, Round
+from evaluation.sessions import Session
+from files import replace_file
+from records import Round
 
 
 def write_trec(
     folder: Path,
     rounds: Iterable[Round],
+    sessions: Sequence[Session],
     round_count: int,
-    queries: Sequence[Query] | None = None,
     tag: str = "interactive",
 ) -> list[Path]:
-    """Writes a run as TREC files.
+    """Writes a run as TREC files, line by line.
 
     Args:
         folder: Where to; made when missing.
-        rounds: The run's records in any order.
+        rounds: The run's records, read once more: the sessions hold only the top of each list.
+        sessions: The same records, as `evaluation.sessions.build_sessions` grouped them.
         round_count: How many rounds the run was to have.
-        queries: The queries that were asked; None: those that the run holds.
         tag: Name of the run, the last column.
 
     Returns:
         The files written.
 
     Raises:
-        ValueError: As `evaluation.sessions.build_sessions`, or if an id or the tag is empty.
+        ValueError: If an id or the tag is empty.
     """
-    sessions = build_sessions(rounds, round_count, queries)
     folder.mkdir(parents=True, exist_ok=True)
-    files = {
-        "target.qrels": [
-            f"{encode_id(session.query_id)} 0 {encode_id(session.target)} 1"
-            for session in sessions
-            if session.target is not None
-        ]
-    }
-    for number in range(round_count):
-        run = files[f"round{number}.run"] = []
-        qrels = files[f"round{number}.relevant.qrels"] = []
-        for session in sessions:
-            state = session.state(number)
-            query = encode_id(session.query_id)
-            relevant = session.relevant if state is None else state.relevant
-            qrels.extend(f"{query} 0 {encode_id(image)} 1" for image in sorted(relevant))
-            images = () if state is None else state.image_ids
-            run.extend(
-                f"{query} Q0 {encode_id(image)} {rank} {len(images) - rank + 1} {encode_id(tag)}"
-                for rank, image in enumerate(images, start=1)
-            )
-    for name, lines in files.items():
-        write_bytes(folder / name, "".join(f"{line}\n" for line in lines).encode())
-    return [folder / name for name in files]
+    targets = folder / "target.qrels"
+    relevant = [folder / f"round{number}.relevant.qrels" for number in range(round_count)]
+    _write_lines(targets, _target_lines(sessions))
+    for number, path in enumerate(relevant):
+        _write_lines(path, _relevant_lines(sessions, number))
+    runs = [folder / f"round{number}.run" for number in range(round_count)]
+    by_query = {session.query_id: session for session in sessions}
+    label = encode_id(tag)
 
+    def fill(opened: Sequence[TextIO]) -> None:
+        for record in rounds:
+            session = by_query[record.query_id]
+            lines = list(_run_lines(record, label))
+            for number in range(record.number, round_count):
+                state = session.state(number)
+                if state is not None and state.number == record.number:
+                    opened[number].writelines(lines)
 
-def read_run(path: Path) -> dict[str, list[tuple[str, float]]]:
-    """Reads a TREC run file.
-
-    Returns:
-        For each query its images and scores, best first; equal scores stay in the order of the rank column.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a line is not six columns with a whole rank and a number as score, or lists an image
-            twice; names file and line.
-    """
-    ranked: dict[str, dict[str, tuple[float, int]]] = {}
-    for where, columns in _read_columns(path, 6, "query Q0 image rank score tag"):
-        query, image = decode_id(columns[0]), decode_id(columns[2])
-        try:
-            place = (-float(columns[4]), int(columns[3]))
-        except ValueError as error:
-            raise ValueError(
-                f"{where}: rank {columns[3]!r} and score {columns[4]!r} must be numbers"
-            ) from error
-        images = ranked.setdefault(query, {})
-        if image in images:
-            raise ValueError(f"{where}: image {image!r} is listed twice for query {query!r}")
-        images[image] = place
-    return {
-        query: [(image, -images[image][0]) for image in sorted(images, key=lambda image: images[image])]
-        for query, images in ranked.items()
-    }
-
-
-def read_qrels(path: Path) -> dict[str, dict[str, int]]:
-    """Reads a TREC file of relevance judgements.
-
-    Returns:
-        For each query its judged images with their grades.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a line is not four columns with a whole grade, or judges an image twice; names file and
-            line.
-    """
-    judged: dict[str, dict[str, int]] = {}
-    for where, columns in _read_columns(path, 4, "query 0 image grade"):
-        query, image = decode_id(columns[0]), decode_id(columns[2])
-        try:
-            grade = int(columns[3])
-        except ValueError as error:
-            raise ValueError(f"{where}: grade {columns[3]!r} must be a whole number") from error
-        grades = judged.setdefault(query, {})
-        if image in grades:
-            raise ValueError(f"{where}: image {image!r} is judged twice for query {query!r}")
-        grades[image] = grade
-    return judged
+    _replace_together(runs, fill)
+    return [targets, *relevant, *runs]
 
 
 def encode_id(name: str) -> str:
-    """Returns an id without white space, reversibly.
+    """Returns an id without white space; `urllib.parse.unquote` gives it back.
 
     Raises:
         ValueError: If the id is empty, which would shift the columns.
@@ -148,15 +90,42 @@ def encode_id(name: str) -> str:
     )
 
 
-def decode_id(name: str) -> str:
-    """Returns the id that `encode_id` was given."""
-    return unquote(name, errors="surrogatepass")
+def _run_lines(record: Round, tag: str) -> Iterator[str]:
+    query, count = encode_id(record.query_id), len(record.image_ids)
+    for rank, image in enumerate(record.image_ids, start=1):
+        yield f"{query} Q0 {encode_id(image)} {rank} {count - rank + 1} {tag}\n"
 
 
-def _read_columns(path: Path, count: int, names: str) -> Iterable[tuple[str, list[str]]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            columns = line.split()
-            if len(columns) != count:
-                raise ValueError(f"{path}, line {number}: {len(columns)} columns; expected {count}: {names}")
-            yield f"{path}, line {number}", columns
+def _target_lines(sessions: Sequence[Session]) -> Iterator[str]:
+    for session in sessions:
+        if session.target is not None:
+            yield f"{encode_id(session.query_id)} 0 {encode_id(session.target)} 1\n"
+
+
+def _relevant_lines(sessions: Sequence[Session], number: int) -> Iterator[str]:
+    for session in sessions:
+        state = session.state(number)
+        query = encode_id(session.query_id)
+        for image in sorted(session.relevant if state is None else state.relevant):
+            yield f"{query} 0 {encode_id(image)} 1\n"
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    _replace_together([path], lambda opened: opened[0].writelines(lines))
+
+
+def _replace_together(paths: Sequence[Path], fill: Callable[[Sequence[TextIO]], None]) -> None:
+    """Replaces several files at once: all are open while they are filled, and each appears only complete."""
+
+    def open_next(opened: tuple[TextIO, ...]) -> None:
+        if len(opened) == len(paths):
+            fill(opened)
+            return
+
+        def write(temporary: Path) -> None:
+            with temporary.open("w", encoding="utf-8", newline="\n") as file:
+                open_next((*opened, file))
+
+        replace_file(paths[len(opened)], write)
+
+    open_next(())

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from evaluation.comparison import Difference, adjusted_by_holm, compare, mean_over_seeds
 from evaluation.measures import Measures, evaluate
 from evaluation.plots import plot_differences, plot_recall_f1
+from evaluation.runs import stream_rounds
 from evaluation.tables import as_csv, as_latex, as_markdown, format_value
 from experiments.models import hardware
 from experiments.own_models import OwnModels
@@ -21,7 +23,6 @@ from feedback.protocols import PROTOCOLS
 from feedback.strategies import STRATEGIES
 from feedback.user_names import CONTROLS
 from files import write_bytes, write_json
-from records import Round
 from settings import ComparisonSettings
 
 log = logging.getLogger(__name__)
@@ -62,12 +63,29 @@ class Play:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """What is kept of one play: its means, and query by query the headline measure alone.
+
+    Attributes:
+        summary: Means per round, see `Measures.summary`.
+        written: For comparison.json, see `Measures.to_json`.
+        headline: Holds one measure.
+        counts: How much of each stage it asked for, see `counts_of`; means over its seeds.
+    """
+
+    summary: dict[str, list[float]]
+    written: dict[str, Any]
+    headline: Measures
+    counts: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Compared:
     """What a comparison found for one play.
 
     Attributes:
         play: The play.
-        measures: Means over its seeds, query by query.
+        scores: Means over its seeds.
         minus_scrolling: Its headline measure in the last round minus that of its control.
         p_value: Of that difference, adjusted for all rows of the table.
         minus_controls: Minus the same strategy with the controls that pick at random or the first image.
@@ -75,7 +93,7 @@ class Compared:
     """
 
     play: Play
-    measures: Measures
+    scores: Scores
     minus_scrolling: Difference
     p_value: float
     minus_controls: Mapping[str, Difference]
@@ -99,45 +117,61 @@ def run_comparison(settings: ComparisonSettings, own: OwnModels | None = None) -
         ValueError: If they cannot be used, or the folder holds a comparison with other settings.
     """
     settings = settings.resolved()
-    parts = Setup.open(settings, own=own)
-    parts.check_rewriter()
+    setup = Setup.open(settings, own=own)
+    setup.check_rewriter()
     plays = plays_of(settings)
     for play in plays:  # a user that cannot judge is found out before anything is played
-        parts.user(play.user, play.noise)
-    with run_folder(settings, parts.identity()) as folder:
-        _compare_in(folder, parts, plays)
+        setup.user(play.user, play.noise)
+    with run_folder(settings, setup.identity()) as folder:
+        _compare_in(folder, setup, plays)
     return folder
 
 
-def _compare_in(folder: Path, parts: Setup, plays: Sequence[Play]) -> None:
+def _compare_in(folder: Path, setup: Setup, plays: Sequence[Play]) -> None:
     """Plays what the folder does not hold yet, and writes the comparison into it."""
-    settings = parts.settings
-    parts.costs.keep_in(folder / "costs.json")
-    runs, counts = {}, {}
+    setup.costs.keep_in(folder / "costs.json")
+    measure = PROTOCOLS[setup.settings.protocol].measure_of(setup.queries)
+    runs: dict[str, Scores] = {}
     for play in plays:
         log.info("playing %s", play.name)
-        played = [_play(parts, play, seed, folder) for seed in play.seeds]
-        runs[play.name] = mean_over_seeds(
-            [
-                evaluate(rounds, settings.rounds, parts.queries, len(parts.retriever.index))
-                for rounds in played
-            ]
+        setup.costs.run = play.name
+        for seed in play.seeds:
+            setup.play(play.strategy, setup.user(play.user, play.noise, seed), play.file(folder, seed))
+        runs[play.name] = _scores(folder, setup, play, measure)
+    setup.costs.save()
+    found = _compare(plays, runs, measure, setup.settings.seed)
+    query_count = len(setup.queries)
+    compared = [
+        Compared(
+            play,
+            runs[play.name],
+            *found[play.name],
+            costs=setup.costs.per_query(play.name, runs[play.name].counts, query_count),
         )
-        needs = STRATEGIES[play.strategy]
-        collection = len(parts.retriever.index) if needs.captions_collection else 0
-        by_seed = [
-            counts_of(rounds, needs.needs_captions, needs.needs_rewriter, collection) for rounds in played
-        ]
-        counts[play.name] = {
-            stage: sum(count[stage] for count in by_seed) / len(by_seed) for stage in by_seed[0]
-        }
-    parts.costs.save()
-    found = _compare(plays, runs, PROTOCOLS[settings.protocol].measure_of(parts.queries), settings.seed)
-    costs = {
-        play.name: parts.costs.per_query(play.name, counts[play.name], len(parts.queries)) for play in plays
-    }
-    compared = [Compared(play, runs[play.name], *found[play.name], costs=costs[play.name]) for play in plays]
-    _write(folder, compared, parts)
+        for play in plays
+    ]
+    _write(folder, compared, setup)
+
+
+def _scores(folder: Path, setup: Setup, play: Play, measure: str) -> Scores:
+    """Measures a play's files, one after the other."""
+    files = [play.file(folder, seed) for seed in play.seeds]
+    round_count, image_count = setup.settings.rounds, len(setup.retriever.index)
+    measures = mean_over_seeds(
+        [evaluate(stream_rounds(file), round_count, setup.queries, image_count) for file in files]
+    )
+    needs = STRATEGIES[play.strategy]
+    collection = image_count if needs.captions_collection else 0
+    counted = [
+        counts_of(stream_rounds(file), needs.needs_captions, needs.needs_rewriter, collection)
+        for file in files
+    ]
+    return Scores(
+        measures.summary(),
+        measures.to_json(),
+        replace(measures, values={measure: measures.values[measure]}),
+        {stage: sum(counts[stage] for counts in counted) / len(counted) for stage in counted[0]},
+    )
 
 
 def plays_of(settings: ComparisonSettings) -> list[Play]:
@@ -170,19 +204,13 @@ def plays_of(settings: ComparisonSettings) -> list[Play]:
     return plays
 
 
-def _play(parts: Setup, play: Play, seed: int, folder: Path) -> list[Round]:
-    parts.costs.run = play.name
-    rounds = parts.play(play.strategy, parts.user(play.user, play.noise, seed), play.file(folder, seed))
-    parts.costs.save()
-    return rounds
-
-
 def _compare(
-    plays: Sequence[Play], runs: Mapping[str, Measures], measure: str, seed: int
+    plays: Sequence[Play], runs: Mapping[str, Scores], measure: str, seed: int
 ) -> dict[str, tuple[Difference, float, dict[str, Difference]]]:
     """Compares every play with its control, and with the same strategy's random and first picks."""
     minus_scrolling = {
-        play.name: compare(runs[play.control], runs[play.name], measure, seed=seed) for play in plays
+        play.name: compare(runs[play.control].headline, runs[play.name].headline, measure, seed=seed)
+        for play in plays
     }
     family = [play.name for play in plays if play.name != play.control]
     adjusted = adjusted_by_holm([minus_scrolling[name].p_value for name in family])
@@ -195,7 +223,7 @@ def _compare(
             if play.user != user and play.name != play.control
         }
         minus_controls = {
-            user: compare(runs[name], runs[play.name], measure, seed=seed)
+            user: compare(runs[name].headline, runs[play.name].headline, measure, seed=seed)
             for user, name in picks.items()
             if name in runs
         }
@@ -203,11 +231,11 @@ def _compare(
     return found
 
 
-def _write(folder: Path, compared: Sequence[Compared], parts: Setup) -> None:
-    measure = PROTOCOLS[parts.settings.protocol].measure_of(parts.queries)
+def _write(folder: Path, compared: Sequence[Compared], setup: Setup) -> None:
+    measure = PROTOCOLS[setup.settings.protocol].measure_of(setup.queries)
     scores, costs = _score_rows(compared, measure), _cost_rows(compared)
     table = as_markdown(scores)
-    text = f"{table}\n\n{_explanation(compared, parts)}\n\nCost of one query:\n\n{as_markdown(costs)}\n"
+    text = f"{table}\n\n{_explanation(compared, setup)}\n\nCost of one query:\n\n{as_markdown(costs)}\n"
     for name, content in {
         "comparison.md": text,
         "comparison.csv": as_csv(scores),
@@ -216,8 +244,8 @@ def _write(folder: Path, compared: Sequence[Compared], parts: Setup) -> None:
         "costs.tex": as_latex(costs),
     }.items():
         write_bytes(folder / name, content.encode())
-    write_json(folder / "comparison.json", _json(compared, parts))
-    summaries = {row.play.name: row.measures.summary() for row in compared}
+    write_json(folder / "comparison.json", _json(compared, setup))
+    summaries = {row.play.name: row.scores.summary for row in compared}
     plot_recall_f1(summaries, folder / "comparison.png", measure=measure)
     differences = {
         row.play.name: row.minus_scrolling for row in compared if row.play.name != row.play.control
@@ -230,7 +258,7 @@ def _write(folder: Path, compared: Sequence[Compared], parts: Setup) -> None:
 
 
 def _score_rows(compared: Sequence[Compared], measure: str) -> list[list[str]]:
-    summaries = [row.measures.summary() for row in compared]
+    summaries = [row.scores.summary for row in compared]
     round_count = len(summaries[0][measure])
     extra = [name for name in EXTRA_MEASURES if name in summaries[0]]
     controls = [user for user in CONTROLS if any(user in row.minus_controls for row in compared)]
@@ -279,23 +307,23 @@ def _cost_rows(compared: Sequence[Compared]) -> list[list[str]]:
     return rows
 
 
-def _explanation(compared: Sequence[Compared], parts: Setup) -> str:
+def _explanation(compared: Sequence[Compared], setup: Setup) -> str:
     several = max(len(row.play.seeds) for row in compared)
     family = sum(row.play.name != row.play.control for row in compared)
     return (
-        f"{compared[0].minus_scrolling.query_count} queries, protocol {parts.settings.protocol}, seed "
-        f"{parts.settings.seed}; {hardware()}. Shares in percent. Intervals: paired bootstrap over queries, "
+        f"{compared[0].minus_scrolling.query_count} queries, protocol {setup.settings.protocol}, seed "
+        f"{setup.settings.seed}; {hardware()}. Shares in percent. Intervals: paired bootstrap over queries, "
         f"10,000 resamples, each for itself. p: of no difference from the control, adjusted for the "
         f"{family} comparisons of the table (Holm). What is random is the mean over {several} seeds; all "
         "else is deterministic and played once. Costs: as if each run had been played alone; seconds per "
         "caption and rewrite are means over all runs. "
-        f"{len(parts.left_out)} queries were left out because no picture that answers them could be read."
+        f"{len(setup.left_out)} queries were left out because no picture that answers them could be read."
     )
 
 
-def _json(compared: Sequence[Compared], parts: Setup) -> dict[str, object]:
+def _json(compared: Sequence[Compared], setup: Setup) -> dict[str, object]:
     runs = {
-        row.play.name: row.measures.to_json()
+        row.play.name: row.scores.written
         | {
             "strategy": row.play.strategy,
             "user": row.play.user,
@@ -310,6 +338,6 @@ def _json(compared: Sequence[Compared], parts: Setup) -> dict[str, object]:
     }
     return {
         "runs": runs,
-        "queries_left_out": [asdict(skip) for skip in parts.left_out],
+        "queries_left_out": [asdict(skip) for skip in setup.left_out],
         "hardware": hardware(),
     }

@@ -14,17 +14,18 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from evaluation.measures import Measures, evaluate
+from evaluation.measures import measure_sessions
 from evaluation.plots import plot_recall_f1
 from evaluation.report import write_report
-from evaluation.runs import append_rounds, read_rounds
+from evaluation.runs import append_rounds, stream_rounds
+from evaluation.sessions import Session, build_sessions
 from evaluation.tables import format_table
 from evaluation.trec import write_trec
 from experiments.dataset_index import open_retriever
@@ -118,9 +119,8 @@ def play_dialogues(
     *,
     alone: bool = False,
     batch_size: int = 256,
-    played: Sequence[Round] = (),
-    keep: Callable[[list[Round]], None] = lambda rounds: None,
-) -> list[Round]:
+    played: Iterable[Round] = (),
+) -> Iterator[list[Round]]:
     """Searches every round of every dialogue; none stops early, found or not.
 
     Args:
@@ -130,31 +130,26 @@ def play_dialogues(
         alone: As `Dialogue.text`.
         batch_size: Dialogues searched together.
         played: Records of an earlier run; what they hold is not searched again.
-        keep: Called with each batch's records as soon as they are there.
 
-    Returns:
-        All records, those of the earlier run first.
+    Yields:
+        The new records, batch by batch.
 
     Raises:
         ValueError: If an image is not in the index.
     """
     done = {(record.query_id, record.number) for record in played}
-    records = list(played)
     queries = queries_of(dialogues)
     with tqdm(total=round_count * len(queries), desc="searching", unit="turn") as bar:
         for number in range(round_count):
             for start in range(0, len(queries), batch_size):
                 part = range(start, min(start + batch_size, len(queries)))
                 due = [place for place in part if (queries[place].id, number) not in done]
-                texts = [dialogues[place].text(number, alone) for place in due]
                 if due:
+                    texts = [dialogues[place].text(number, alone) for place in due]
                     searches = [NextQuery(SearchQuery(text=text)) for text in texts]
                     batch = [queries[place] for place in due]
-                    fresh = search_round(batch, [[] for _ in due], searches, number, retriever, PROTOCOL)
-                    keep(fresh)
-                    records += fresh
+                    yield search_round(batch, [[] for _ in due], searches, number, retriever, PROTOCOL)
                 bar.update(len(part))
-    return records
 
 
 def queries_of(dialogues: Sequence[Dialogue]) -> tuple[Query, ...]:
@@ -209,34 +204,32 @@ def run_dialogues(settings: DialogueSettings) -> Path:
     }
     with run_folder(settings, identity) as folder:
         path = folder / "rounds.jsonl"
-        rounds = play_dialogues(
+        for fresh in play_dialogues(
             asked,
             retriever,
             round_count,
             alone=settings.turns == "alone",
             batch_size=settings.query_batch,
-            played=read_rounds(path) if path.is_file() else (),
-            keep=lambda fresh: append_rounds(path, fresh),
-        )
-        measures = evaluate(rounds, round_count, queries_of(asked), len(retriever.index))
-        _write_results(folder, measures, dataset, rounds, left_out)
+            played=stream_rounds(path) if path.is_file() else (),
+        ):
+            append_rounds(path, fresh)
+        sessions = build_sessions(stream_rounds(path), round_count, queries_of(asked))
+        summary = _write_measures(folder, sessions, round_count, len(retriever.index), left_out)
+        write_trec(folder / "trec", stream_rounds(path), sessions, round_count)
+        plot_recall_f1({"dialogues": summary}, folder / "recall_f1.png")
+        write_report(folder, dataset.folder, sessions, title="Dialogues")
+        print(format_table(summary, COLUMNS))  # noqa: T201  the final table is the command's answer
+        log.info("written: %s", folder / "report.html")
     return folder
 
 
-def _write_results(
-    folder: Path, measures: Measures, dataset: Dataset, rounds: Sequence[Round], left_out: Sequence[str]
-) -> None:
-    summary = measures.summary()
-    round_count = len(summary["BRI"])
-    write_json(
-        folder / "measures.json",
-        measures.to_json() | {"images": len(dataset.images), "queries_left_out": list(left_out)},
-    )
-    write_trec(folder / "trec", rounds, round_count)
-    plot_recall_f1({"dialogues": summary}, folder / "recall_f1.png")
-    write_report(folder, dataset.folder, title="Dialogues")
-    print(format_table(summary, COLUMNS))  # noqa: T201  the final table is the command's answer
-    log.info("written: %s", folder / "report.html")
+def _write_measures(
+    folder: Path, sessions: Sequence[Session], round_count: int, image_count: int, left_out: Sequence[str]
+) -> dict[str, list[float]]:
+    measures = measure_sessions(sessions, round_count, image_count)
+    extra = {"images": image_count, "queries_left_out": list(left_out)}
+    write_json(folder / "measures.json", measures.to_json() | extra)
+    return measures.summary()
 
 
 def _read_list(path: Path, what: str) -> list[Any]:

@@ -6,12 +6,14 @@ import dataclasses
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from evaluation.measures import evaluate
+from evaluation.measures import evaluate, measure_sessions
 from evaluation.plots import plot_recall_f1
 from evaluation.report import write_report
+from evaluation.runs import stream_rounds
+from evaluation.sessions import build_sessions
 from evaluation.tables import format_table
 from evaluation.trec import write_trec
 from experiments.own_models import OwnModels
@@ -26,6 +28,7 @@ from settings import ExperimentSettings
 log = logging.getLogger(__name__)
 
 SCROLLING = "scrolling"  # the control: the person's own words in every round, only more images
+CONTROL_ROUNDS = f"{SCROLLING}.rounds.jsonl"
 
 
 def scrolling_name(protocol: str) -> str:
@@ -34,7 +37,7 @@ def scrolling_name(protocol: str) -> str:
 
 
 def run_experiment(settings: ExperimentSettings, own: OwnModels | None = None) -> Path:
-    """Plays the rounds, or what is left of them, and writes all results.
+    """Runs the feedback loop, or what is left of it, and writes all results.
 
     Args:
         settings: Everything; see `ExperimentSettings`.
@@ -50,61 +53,74 @@ def run_experiment(settings: ExperimentSettings, own: OwnModels | None = None) -
     """
     started = time.monotonic()
     settings = settings.resolved()
-    parts = Setup.open(settings, own=own)
-    parts.check_rewriter()
-    user = parts.user(settings.user, settings.user_noise)
-    with run_folder(settings, parts.identity()) as folder:
-        parts.costs.keep_in(folder / "costs.json")
-        parts.costs.run = settings.strategy
-        rounds = parts.play(settings.strategy, user, folder / "rounds.jsonl")
-        parts.costs.run = SCROLLING
-        # Nobody's feedback moves the control; a user who may give up gives up there too.
-        control_user = parts.user("first") if settings.user_patience is None else user
-        control = parts.play("original", control_user, folder / f"{SCROLLING}.rounds.jsonl")
-        parts.costs.save()
-        _write_results(folder, parts, settings.strategy, rounds, control)
-    captioned = parts.captions.counts() if STRATEGIES[settings.strategy].needs_captioner else "no captions"
-    _log_summary(rounds, captioned, time.monotonic() - started)
+    setup = Setup.open(settings, own=own)
+    setup.check_rewriter()
+    user = setup.user(settings.user, settings.user_noise)
+    with run_folder(settings, setup.identity()) as folder:
+        setup.costs.keep_in(folder / "costs.json")
+        setup.costs.run = settings.strategy
+        setup.play(settings.strategy, user, folder / "rounds.jsonl")
+        setup.costs.run = SCROLLING
+        # The control ignores feedback; a user who may abandon a search does so there too.
+        control_user = setup.user("first") if settings.user_patience is None else user
+        setup.play("original", control_user, folder / CONTROL_ROUNDS)
+        setup.costs.save()
+        fallbacks = write_results(folder, setup)
+    captioned = setup.captions.counts() if STRATEGIES[settings.strategy].needs_captioner else "no captions"
+    reasons = ", ".join(f"{count} {reason}" for reason, count in fallbacks.most_common() if reason)
+    log.info(
+        "%d refined queries, %d fell back to appending%s; %s; %.0f s",
+        fallbacks.total(),
+        fallbacks.total() - fallbacks[""],
+        f" ({reasons})" if reasons else "",
+        captioned,
+        time.monotonic() - started,
+    )
     return folder
 
 
-def _write_results(
-    folder: Path, parts: Setup, strategy: str, rounds: Sequence[Round], control: Sequence[Round]
-) -> None:
-    settings, queries, image_count = parts.settings, parts.queries, len(parts.retriever.index)
-    measures = evaluate(rounds, settings.rounds, queries, image_count)
-    control_measures = evaluate(control, settings.rounds, queries, image_count)
+def write_results(folder: Path, setup: Setup) -> Counter[str]:
+    """Measures the run in a folder, and writes measures, plot, report and TREC files.
+
+    Args:
+        folder: Holds ``settings.json`` and the records of the run and of its control.
+        setup: What the run was made with.
+
+    Returns:
+        How many refined queries there are, by why their rewrite was replaced; under "" those as written.
+    """
+    settings, queries, image_count = setup.settings, setup.queries, len(setup.retriever.index)
+    control = evaluate(stream_rounds(folder / CONTROL_ROUNDS), settings.rounds, queries, image_count)
+    fallbacks: Counter[str] = Counter()
+    records = _counted(stream_rounds(folder / "rounds.jsonl"), fallbacks)
+    sessions = build_sessions(records, settings.rounds, queries)
+    measures = measure_sessions(sessions, settings.rounds, image_count)
     write_json(
         folder / "measures.json",
         measures.to_json()
         | {
-            SCROLLING: control_measures.to_json()["means_per_round"],
+            SCROLLING: control.summary(),
             "images": image_count,
-            "left_out_by_the_reader": len(parts.dataset.skipped),
-            "queries_left_out": [dataclasses.asdict(skip) for skip in parts.left_out],
-            "fallbacks": sum(bool(record.fallback) for record in rounds),
+            "left_out_by_the_reader": len(setup.dataset.skipped),
+            "queries_left_out": [dataclasses.asdict(skip) for skip in setup.left_out],
+            "fallbacks": fallbacks.total() - fallbacks[""],
         },
     )
-    write_trec(folder / "trec", rounds, settings.rounds, queries)
+    write_trec(folder / "trec", stream_rounds(folder / "rounds.jsonl"), sessions, settings.rounds)
     name, measure = scrolling_name(settings.protocol), PROTOCOLS[settings.protocol].measure_of(queries)
-    curves = {strategy: measures.summary(), name: control_measures.summary()}
+    curves = {setup.strategies[0]: measures.summary(), name: control.summary()}
     plot_recall_f1(curves, folder / "recall_f1.png", measure=measure)
-    write_report(folder, parts.dataset.folder)
+    write_report(folder, setup.dataset.folder, sessions, control=name)
     print(format_table(measures.summary()))  # noqa: T201  the final table is the script's answer
-    values = " ".join(f"{100 * value:.1f}" for value in control_measures.summary()[measure])
+    values = " ".join(f"{100 * value:.1f}" for value in control.summary()[measure])
     log.info("%s, the control without feedback: %s %s", name, measure, values)
     log.info("written: %s", folder / "report.html")
+    return fallbacks
 
 
-def _log_summary(rounds: Sequence[Round], captions: str, seconds: float) -> None:
-    moved = sum(record.number > 0 for record in rounds)
-    reasons = Counter(record.fallback.split(" ")[0] for record in rounds if record.fallback)
-    fell_back = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-    log.info(
-        "%d refined queries, %d fell back to appending%s; %s; %.0f s",
-        moved,
-        sum(reasons.values()),
-        f" ({fell_back})" if fell_back else "",
-        captions,
-        seconds,
-    )
+def _counted(rounds: Iterable[Round], fallbacks: Counter[str]) -> Iterator[Round]:
+    """Passes records on; counts refined queries by the first word of why their rewrite was replaced."""
+    for record in rounds:
+        if record.number:
+            fallbacks[record.fallback.split(" ")[0]] += 1
+        yield record

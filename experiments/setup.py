@@ -40,7 +40,7 @@ from generation.image_captions import ImageCaptions
 from generation.residency import Residency
 from generation.servers import SERVED
 from generation.text_model import PACKAGED as LANGUAGE_MODELS
-from records import Dataset, Query, Round, Skip
+from records import Dataset, Query, Skip
 from retriever import Retriever
 from settings import (
     CaptionSettings,
@@ -270,16 +270,13 @@ class Setup:
         rewriter = self.rewriter if STRATEGIES[name].needs_rewriter else None
         return make_strategy(name, rewriter, self.collection)
 
-    def play(self, strategy: str, user: User, path: Path) -> list[Round]:
-        """Plays the rounds of all queries, or what the file does not hold yet.
+    def play(self, strategy: str, user: User, path: Path) -> None:
+        """Runs the feedback loop over all queries, or over what the file does not hold yet.
 
         Args:
             strategy: Name of a strategy.
             user: Gives the feedback.
             path: A ``rounds.jsonl``; grows batch by batch.
-
-        Returns:
-            All records.
         """
         if path.is_file():
             log.info("%s: going on after the records that it holds", path)

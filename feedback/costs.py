@@ -8,7 +8,8 @@ long one caption or rewrite took: what the run would have cost alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -179,22 +180,30 @@ class CountedCaptioner:
 
 
 def counts_of(
-    rounds: Sequence[Round], needs_captions: bool, rewrites: bool, collection: int = 0
+    rounds: Iterable[Round], needs_captions: bool, rewrites: bool, collection: int = 0
 ) -> dict[str, int]:
     """Counts from its records what a run asked for: captions of distinct images, rewrites of distinct pairs.
 
     Args:
-        rounds: The run's.
+        rounds: The run's, in any order; read once.
         needs_captions: Whether its strategy has picked images captioned.
         rewrites: Whether its strategy has a language model write.
         collection: Images that its strategy has captioned whether they are picked or not.
     """
-    moved = sum(record.number > 0 for record in rounds)
-    liked = {image_id for record in rounds for image_id in record.liked}
-    captioned = {(record.query_id, record.number) for record in rounds if any(record.captions)}
-    asked = sum((record.query_id, record.number - 1) in captioned for record in rounds if record.number)
+    searched = moved = 0
+    liked: set[str] = set()
+    played: dict[str, int] = defaultdict(int)  # of each query the rounds there are, a bit each
+    captioned: dict[str, int] = defaultdict(int)  # and those that led to captions
+    for record in rounds:
+        searched += 1
+        moved += record.number > 0
+        liked.update(record.liked)
+        played[record.query_id] |= 1 << record.number
+        if any(record.captions):
+            captioned[record.query_id] |= 1 << record.number
+    asked = sum((bits << 1 & played[query_id]).bit_count() for query_id, bits in captioned.items())
     return {
-        "search": len(rounds),
+        "search": searched,
         "move": moved,
         "caption": max(collection, len(liked) if needs_captions else 0),
         "rewrite": asked if rewrites else 0,

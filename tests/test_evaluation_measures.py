@@ -1,4 +1,5 @@
 import math
+import tracemalloc
 from dataclasses import replace
 from statistics import mean, median
 
@@ -8,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.measures import evaluate
+from evaluation.runs import append_rounds, stream_rounds
+from evaluation.sessions import build_sessions
 from records import Query, Round
 
 COLLECTION = [f"{number}.jpg" for number in range(25)]
@@ -268,3 +271,20 @@ def test_run_and_queries_must_agree():
         evaluate([FIRST], 1, [query, query])
     with pytest.raises(ValueError, match="collection of 20"):
         evaluate([FIRST], 1, [query], image_count=20)
+
+
+def test_records_are_read_as_a_stream_and_little_is_kept_of_each(tmp_path):
+    path, queries, round_count = tmp_path / "rounds.jsonl", 400, 4
+    for number in range(queries):
+        targets, shown = [f"target {number}.jpg"], [f"{place}.jpg" for place in range(50)]
+        turns = [make_round(f"q{number}", turn, shown, targets[0], targets, rank=900) for turn in range(4)]
+        append_rounds(path, turns)
+    evaluate(stream_rounds(path), round_count)  # what stays in caches is not counted
+    tracemalloc.start()
+    try:
+        sessions = build_sessions(stream_rounds(path), round_count)
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(sessions) == queries
+    assert max(kept, peak) / (queries * round_count) < 600  # bytes; a whole record holds more than 4,000

@@ -8,8 +8,8 @@ from PIL import Image
 
 from evaluation.measures import evaluate
 from evaluation.plots import plot_recall_f1
-from evaluation.report import choose_cases, mark_changes, write_report
-from evaluation.runs import append_rounds
+from evaluation.report import CASES, LISTED_QUERIES, choose_cases, mark_changes, write_report
+from evaluation.runs import append_rounds, stream_rounds
 from evaluation.sessions import build_sessions
 from evaluation.tables import format_table
 from files import write_json
@@ -19,12 +19,17 @@ HOSTILE = '<script>alert("x")</script>'
 IMAGES = [f"{number} é.png" for number in range(12)]
 
 
-def make_run(folder, rounds, round_count, settings=None):
+def make_run(folder, rounds, round_count, settings=None, **extra):
     append_rounds(folder / "rounds.jsonl", rounds)
     measures = evaluate(rounds, round_count)
-    write_json(folder / "measures.json", measures.to_json())
+    write_json(folder / "measures.json", measures.to_json() | extra)
     write_json(folder / "settings.json", settings or {"rounds": round_count})
     plot_recall_f1({"run": measures.summary()}, folder / "recall_f1.png")
+
+
+def report_of(folder, images=None):
+    sessions = build_sessions(stream_rounds(folder / "rounds.jsonl"), 2)
+    return write_report(folder, images or folder / "images", sessions).read_text()
 
 
 @pytest.fixture
@@ -35,66 +40,103 @@ def run(tmp_path):
         Image.new("RGBA", (300, 200), (place * 20, 90, 40, 200)).save(images / name)
     first = make_round(HOSTILE, 0, IMAGES, IMAGES[4], [IMAGES[4]])
     second = replace(first, number=1, text=f"words {HOSTILE}", liked=(IMAGES[0],), captions=(HOSTILE,))
-    second = replace(second, fallback=HOSTILE, stop=HOSTILE)
-    gone = make_round("gone", 0, IMAGES[::-1], IMAGES[-1], [IMAGES[-1]], stop="found")
+    closer = (*IMAGES[:3], IMAGES[4], IMAGES[3], *IMAGES[5:])
+    second = replace(second, image_ids=closer, target_rank=4, fallback=HOSTILE, stop=HOSTILE)
+    gone = make_round("gone", 0, IMAGES, IMAGES[-1], [IMAGES[-1]], stop="exhausted")
     make_run(tmp_path, [first, second, gone], 2, {"prompt": HOSTILE, "model": {HOSTILE: 1}})
     return tmp_path
 
 
 def test_report_escapes_what_others_wrote(run):
-    html = write_report(run, run / "images").read_text()
+    html = report_of(run)
     assert "<script" not in html
     assert html.count("&lt;script&gt;") >= 6
 
 
 def test_report_needs_nothing_outside_itself(run):
-    html = write_report(run, run / "images").read_text()
+    html = report_of(run)
     assert not re.search(r"https?:|file:|//[a-z]|<link|<iframe|@import", re.sub(r"base64,[\w+/=]+", "", html))
     sources = re.findall(r"(?:src=\"|href=\"|url\()([^\")]*)", html)
     assert sources
     assert all(source.startswith("data:image/") for source in sources)
-    assert html.count("data:image/jpeg") == len(IMAGES) - 1, "each thumbnail once"
+    assert html.count("data:image/jpeg") == 10, "each thumbnail once"
 
 
 def test_missing_picture_is_a_placeholder_and_counted(run):
-    html = write_report(run, run / "images").read_text()
+    html = report_of(run)
     assert "1 picture could not be read" in html
     assert ">not found<" in html
     assert re.search(r'class="thumb  target" role="img" aria-label="The target: 11 é.png"', html)
 
 
 def test_report_marks_the_picked_and_the_target_and_names_every_picture(run):
-    html = write_report(run, run / "images").read_text()
+    html = report_of(run)
     assert 'aria-label="Place 1 (picked): 0 é.png"' in html
     assert 'aria-label="Place 5 (target): 4 é.png"' in html
     assert html.count('role="img"') == html.count("aria-label=")
     assert "alt=" in html
-    assert "Rank 5 → 5" in html
+    assert "Rank 5 → 4" in html
 
 
 def test_report_names_a_missing_file(run):
     (run / "recall_f1.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"recall_f1\.png is missing"):
-        write_report(run, run / "images")
+        report_of(run)
 
 
 def test_report_without_targets_shows_relevant_images(tmp_path):
-    make_run(tmp_path, [make_round("q", 0, IMAGES, None, IMAGES[:2])], 1)
-    html = write_report(tmp_path, tmp_path).read_text()
-    assert "A relevant image: 0 é.png" in html
+    make_run(tmp_path, [make_round("q", 0, IMAGES, None, IMAGES[-1:], stop="exhausted")], 2)
+    html = report_of(tmp_path, tmp_path)
+    assert "A relevant image: 11 é.png" in html
     assert "Session recall" in html
 
 
-def test_cases_are_the_largest_gain_and_loss():
+def test_cases_are_the_largest_gains_the_largest_losses_and_what_was_never_found():
     rounds = []
-    for name, before, after in [("same", 3, 3), ("gain", 100, 10), ("small", 12, 10), ("loss", 2, 30)]:
+    for name, before, after in [
+        ("same", 30, 30), ("gain", 100, 8), ("small", 12, 10), ("loss", 2, 30), ("worse", 3, 9),
+        ("hidden", 90, 80), ("far", 900, 900), ("still", 4, 4),
+    ]:  # fmt: skip
         for number, rank in enumerate((before, after)):
-            rounds.append(make_round(name, number, [], "t", ["t"], rank=rank))
-    best, worst = choose_cases(build_sessions(rounds, 2), 1)
-    assert [session.query_id for session in (*best, *worst)] == ["gain", "loss"]
-    best, worst = choose_cases(build_sessions(rounds[::-1], 2), 9)
-    assert [session.query_id for session in best] == ["gain", "small"]
-    assert [session.query_id for session in worst] == ["loss", "same"]
+            others = [f"other {place}" for place in range(30) if place != rank - 1]
+            images = [*others[: rank - 1], *(["t"] if rank <= 30 else []), *others[rank - 1 :]]
+            rounds.append(make_round(name, number, images, "t", ["t"], rank=rank))
+
+    def chosen(count, given=rounds):
+        cases = choose_cases(build_sessions(given, 2), count)
+        return [[session.query_id for session in group] for group in cases.values()]
+
+    assert list(choose_cases((), 1)) == ["Most gained", "Most lost", "Never found"]
+    assert chosen(1) == [["gain"], ["loss"], ["far"]]
+    assert chosen(9) == [["gain", "small", "hidden"], ["loss", "worse"], ["far", "same"]]
+    assert chosen(9, rounds[::-1]) == chosen(9)
+
+
+def test_a_long_run_has_a_bounded_report_that_says_how_many_queries_there_are(tmp_path):
+    rounds = [
+        make_round(f"query {number:04}", 0, IMAGES, IMAGES[11], [IMAGES[11]], stop="found")
+        for number in range(3000)
+    ]
+    make_run(tmp_path, rounds, 2)
+    html = report_of(tmp_path, tmp_path)
+    assert '<p class="soft">3,000 queries, 2 rounds.' in html
+    assert f"The first {LISTED_QUERIES} of 3,000 queries" in html and "The others are in rounds.jsonl" in html
+    assert len(set(re.findall(r"query \d{4}", html))) == LISTED_QUERIES
+    assert len(re.findall("<article", html)) == CASES
+
+
+def test_the_report_names_what_was_run_and_shows_the_control(tmp_path):
+    settings = {
+        "dataset": "demo", "split": "test", "strategy": "append", "user": "independent", "seed": 7,
+        "protocol": "honest", "rounds": 2,
+    }  # fmt: skip
+    rounds = [make_round("q", 0, IMAGES, IMAGES[0], [IMAGES[0]], stop="found")]
+    control = {name: [0.25, 0.75] for name in evaluate(rounds, 2).values}
+    make_run(tmp_path, rounds, 2, settings, scrolling=control)
+    html = report_of(tmp_path, tmp_path)
+    facts = "strategy append · simulated user independent · protocol honest · dataset demo · split test · "
+    assert re.search(rf"<p>{facts}seed 7 · played \d{{4}}-\d\d-\d\d", html)
+    assert "scrolling, the control" in html and "<td>75.0</td>" in html
 
 
 def test_changes_are_marked_by_word():
