@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from evaluation.runs import append_rounds, read_rounds, stream_rounds
+from evaluation.runs import append_rounds, stream_rounds
 from experiments.dataset_index import open_named_dataset, open_retriever
 from experiments.identity import image_set_identity, query_set_identity, weights_identity
 from experiments.models import (
@@ -296,7 +296,6 @@ class Setup:
             )
         finally:  # what a run that stops has spent is spent
             self.costs.save()
-        return read_rounds(path)
 
 
 def choose_queries(
