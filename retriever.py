@@ -15,9 +15,10 @@ from PIL import Image
 
 from index.encoder import Encoder, checked_rows
 from index.faiss_index import FaissIndex, ImageIndex, Ranking, count_ranks, list_best
-from index.scores import UNIT_TOLERANCE, Exclusions
+from index.scores import Exclusions
 
 BATCH_SIZE = 64
+ROUNDING = 1e-6  # a float32 row that was scaled to length 1 is no farther from it
 
 
 @dataclass(frozen=True, eq=False)
@@ -308,6 +309,6 @@ def _unit(vector: np.ndarray) -> np.ndarray:
     scaled = vector.astype(np.float64) / largest
     length = float(np.linalg.norm(scaled))
     # Scaling a unit row again would move its last bits and break ties: what `prepared` gave stays as it is.
-    if abs(largest * length - 1) < UNIT_TOLERANCE:
+    if abs(largest * length - 1) < ROUNDING:
         return vector.astype(np.float32)
     return (scaled / length).astype(np.float32)
