@@ -20,8 +20,8 @@ from experiments.run_folder import run_folder
 from experiments.setup import Setup
 from feedback.costs import counts_of
 from feedback.protocols import PROTOCOLS
+from feedback.simulated_users import CONTROLS
 from feedback.strategies import STRATEGIES
-from feedback.user_names import CONTROLS
 from files import write_bytes, write_json
 from settings import ComparisonSettings
 

@@ -19,9 +19,8 @@ from experiments.setup import Setup
 from feedback.protocols import PROTOCOLS
 from feedback.rounds import run_rounds
 from feedback.strategies import make_strategy
-from feedback.strategies.bayes import NOISE, log_sum
+from feedback.strategies.bayes import NOISE, WordOverlap, log_sum
 from feedback.strategies.collection import Collection
-from feedback.strategies.word_overlap import WordOverlap
 from records import Round
 from settings import ExperimentSettings, read_settings, run_script
 

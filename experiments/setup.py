@@ -30,10 +30,10 @@ from feedback.history import Strategy
 from feedback.protocols import PROTOCOLS
 from feedback.rounds import run_rounds
 from feedback.sentence_encoder import PACKAGED as SENTENCE_ENCODERS
+from feedback.simulated_users import CAPTION_READERS, SimulatedUsers
 from feedback.strategies import STRATEGIES, make_strategy
 from feedback.strategies.collection import Collection
 from feedback.strategies.rewrite import Rewriter
-from feedback.user_names import SimulatedUsers
 from feedback.users import User
 from generation.caption_cache import CaptionCache
 from generation.image_captions import ImageCaptions
@@ -51,8 +51,6 @@ from settings import (
 )
 
 log = logging.getLogger(__name__)
-
-CAPTION_READERS = frozenset({"independent", "caption"})  # the users who judge with a sentence encoder
 
 
 def caption_dataset(settings: CaptionSettings) -> ImageCaptions:

@@ -57,6 +57,16 @@ class History:
         return self.turns[0].text
 
     @property
+    def captions(self) -> tuple[str, ...]:
+        """All captions so far, each once, in the order in which they came."""
+        return tuple(dict.fromkeys(caption for turn in self.turns for caption in turn.captions))
+
+    @property
+    def liked(self) -> tuple[str, ...]:
+        """All picks so far; an image that was picked twice is there twice."""
+        return tuple(image_id for turn in self.turns for image_id in turn.liked)
+
+    @property
     def last(self) -> Turn:
         """The latest round."""
         return self.turns[-1]

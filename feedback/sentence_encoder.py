@@ -18,22 +18,22 @@ PACKAGED = {
 LONGEST = 128  # tokens read of a text
 
 
-def open_sentence_encoder(model: str) -> SentenceEncoder:
+def open_sentence_encoder(model: str) -> TransformerEncoder:
     """Opens an encoder by packaged name, folder or hub id.
 
     Raises:
         ModuleNotFoundError: If its package is not installed.
     """
     if model not in PACKAGED:
-        return SentenceEncoder(model)
+        return TransformerEncoder(model)
     package, folder, command = PACKAGED[model]
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"the sentence encoder {model} comes in a package; run: {command}")
-    return SentenceEncoder(str(Path(spec.origin).parent / folder))
+    return TransformerEncoder(str(Path(spec.origin).parent / folder))
 
 
-class SentenceEncoder:
+class TransformerEncoder:
     """Texts to unit vectors (Reimers and Gurevych 2019, arXiv 1908.10084)."""
 
     def __init__(self, model: str) -> None:

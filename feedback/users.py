@@ -1,16 +1,18 @@
 """Simulated users: each looks at what was shown and points at images.
 
-What every user may see is in its `View`: the goal (it knows what it looks for), the shown images that may be
-picked, and what it picked before. It never sees the query text, the scores or the images not shown, and
-nothing of it but the picked ids reaches the strategy. With what eye a user judges is in its own docstring;
-`feedback/habits.py` adds to any of them mistakes and an end of patience.
+A user sees only its `View`: what it is looking for, the shown images that may be picked, and what it picked
+before. It never sees the query's text, the scores or images that were not shown, and nothing of it but the
+picked ids reaches the strategy. By which similarity function a user judges is in its own docstring;
+`NoisyUser` and `ImpatientUser` make any judging user more like a person.
+
+No user remembers anything, so a stopped run goes on as if it had not been stopped.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -40,7 +42,7 @@ class View:
 
 
 class User(Protocol):
-    """Someone who judges."""
+    """Someone who gives feedback."""
 
     def judge(self, views: Sequence[View]) -> list[Feedback]:
         """Returns one feedback a view; an empty one where there is nothing to pick."""
@@ -51,32 +53,32 @@ class JudgingUser(User, Protocol):
     """A user with a judgement of its own, not a control: it can tell progress."""
 
     def improves(self, view: View, liked: tuple[str, ...]) -> bool:
-        """Says whether what it likes now brings it further than what it liked before."""
+        """Says whether these likes bring it closer to the goal than all earlier ones."""
         ...
 
 
 class NearestUser:
-    """Picks the candidate nearest to a goal, as seen by one embedding of the images.
+    """Picks the candidate most similar to a goal, by the cosine of image vectors.
 
-    With the retriever's own embedding this is the reference's user, and it flatters: it judges with the eye
-    of the system that it tests. With another encoder's it is an independent user. Of equally near candidates
-    the one shown first is picked.
+    With the retriever's own vectors this is the reference's user, and it flatters: it judges by the
+    similarity function of the system under test. With another encoder's vectors it is an independent user. Of
+    equally similar candidates it picks the one shown first.
 
     May see: the vectors of the goals and of the candidates.
     """
 
     def __init__(self, vectors_of: Encode, dislikes: int = 0) -> None:
-        """Takes the eye.
+        """Takes the similarity function.
 
         Args:
             vectors_of: Image ids to (n, d) float32 unit rows.
-            dislikes: How many candidates it turns down: those farthest from every goal.
+            dislikes: How many candidates it turns down: those least similar to every goal.
         """
         self._vectors_of = vectors_of
         self._dislikes = dislikes
 
     def judge(self, views: Sequence[View]) -> list[Feedback]:
-        """Picks by cosine similarity, the greatest over the goals."""
+        """Picks by the greatest similarity over the goals."""
         return [self._judge(view) for view in views]
 
     def improves(self, view: View, liked: tuple[str, ...]) -> bool:
@@ -90,7 +92,7 @@ class NearestUser:
         """Judges images.
 
         Returns:
-            (n,) floats: the greatest cosine similarity with a goal.
+            (n,) floats: the greatest similarity with a goal.
         """
         goals = self._vectors_of(sorted(view.goals))
         return (self._vectors_of(image_ids) @ goals.T).max(axis=1)
@@ -108,13 +110,17 @@ class NearestUser:
 class CaptionUser(NearestUser):
     """Judges by other words for the same picture: the goal's captions that are not the query.
 
-    With T the captions of a goal by people, those that say what the query says left out, and C those of a
-    candidate, the candidate's nearness is  mean over t in T of max over c in C of cos(e(t), e(c)):  how well
-    each thing that can be said of the goal is said of the candidate too. Of several goals the greatest
-    counts, those left out of which only the query tells; with none left it cannot judge.
+    With T the captions that people wrote about a goal, without those that say what the query says, and C
+    those of a candidate, the candidate's similarity is
 
-    May see: people's captions of the goals and of the candidates. The words of the query are known only to be
-    left out: the independent user, whose eye is the mean of all captions, has the query among them.
+        mean over t in T of max over c in C of cos(e(t), e(c)):
+
+    how well each thing that can be said of the goal is said of the candidate too. Of several goals the
+    greatest counts; goals described by nothing but the query are left out, and with none left it cannot
+    judge.
+
+    May see: people's captions of the goals and of the candidates. It knows the query's words only to leave
+    them out; the independent user, who judges by the mean of all captions, has the query among them.
     """
 
     def __init__(
@@ -165,7 +171,7 @@ class GroundTruthUser:
     """Likes every candidate that answers the query: the paper's artificial actor (arXiv 2404.18746).
 
     It makes sense only where images that answer the query may be picked, and there are several of them: under
-    the protocol ``paper``. It likes nothing where nothing of the kind was shown.
+    the protocol ``paper``. Where none was shown it likes nothing.
 
     May see: which images answer the query.
     """
@@ -184,7 +190,7 @@ class GroundTruthUser:
         return [self._judge(view) for view in views]
 
     def improves(self, view: View, liked: tuple[str, ...]) -> bool:
-        """Says whether anything was found: picked images are never shown again, so each one is new."""
+        """Says whether anything was found: picked images are no candidates again, so each one is new."""
         return bool(view.goals.intersection(liked))
 
     def _judge(self, view: View) -> Feedback:
@@ -222,8 +228,102 @@ class FirstUser:
         return [Feedback(liked=view.candidates[:1]) for view in views]
 
 
+class NoisyUser:
+    """With a given probability points at wrong candidates instead of those that the inner user likes.
+
+    Wrong candidates are those that the inner user did not like and that are no goal. It draws, evenly, as
+    many as the inner user liked, at least one; where there is none, it makes no mistake. What the inner user
+    turned down stays so, except what is now liked. The same seed, query and round give the same mistake
+    whoever the inner user is, so that all users err in the same rounds.
+    """
+
+    def __init__(self, inner: JudgingUser, chance: float, seed: int) -> None:
+        """Wraps a user.
+
+        Args:
+            inner: The user.
+            chance: Of a mistake, in each round of each query.
+            seed: Of the draws.
+
+        Raises:
+            ValueError: If the chance is none.
+        """
+        if not 0 <= chance <= 1:
+            raise ValueError(f"user noise: got {chance}, expected a share from 0 to 1")
+        self._inner = inner
+        self._chance = chance
+        self._seed = seed
+
+    def judge(self, views: Sequence[View]) -> list[Feedback]:
+        """Judges as the inner user, and errs in some rounds."""
+        return [
+            self._mistake(view, feedback)
+            for view, feedback in zip(views, self._inner.judge(views), strict=True)
+        ]
+
+    def improves(self, view: View, liked: tuple[str, ...]) -> bool:
+        """Judges progress as the inner user, mistaken picks included."""
+        return self._inner.improves(view, liked)
+
+    def _mistake(self, view: View, feedback: Feedback) -> Feedback:
+        rng = random.Random(f"noise {self._seed} {view.query_id} {view.round_number}")
+        if rng.random() >= self._chance:
+            return feedback
+        right = view.goals.union(feedback.liked)
+        wrong = [place for place, image_id in enumerate(view.candidates) if image_id not in right]
+        if not wrong:
+            return feedback
+        drawn = sorted(rng.sample(wrong, min(len(wrong), max(1, len(feedback.liked)))))
+        liked = tuple(view.candidates[place] for place in drawn)
+        return Feedback(liked, tuple(image_id for image_id in feedback.disliked if image_id not in liked))
+
+
+class ImpatientUser:
+    """Abandons the search after so many rounds in a row without progress, as the inner user judges it.
+
+    The first pick is progress, then each pick nearer to the goal than all before it (for the ground-truth
+    user: any round with something it was looking for). The round in which it abandons has no feedback.
+    """
+
+    def __init__(self, inner: JudgingUser, patience: int) -> None:
+        """Wraps a user.
+
+        Args:
+            inner: The user.
+            patience: Rounds without progress that it takes; at least 1.
+
+        Raises:
+            ValueError: If there is no patience at all.
+        """
+        if patience < 1:
+            raise ValueError(f"user patience: got {patience}, expected at least 1 round")
+        self._inner = inner
+        self._patience = patience
+
+    def judge(self, views: Sequence[View]) -> list[Feedback]:
+        """Judges as the inner user, until it abandons the search."""
+        return [
+            Feedback(abandons=True)
+            if self.rounds_without_progress(view, feedback.liked) >= self._patience
+            else feedback
+            for view, feedback in zip(views, self._inner.judge(views), strict=True)
+        ]
+
+    def improves(self, view: View, liked: tuple[str, ...]) -> bool:
+        """Judges progress as the inner user."""
+        return self._inner.improves(view, liked)
+
+    def rounds_without_progress(self, view: View, liked: tuple[str, ...]) -> int:
+        """Counts the latest rounds, this one included, since the last one with progress."""
+        picks = (*view.liked_before, liked)
+        for number in reversed(range(len(picks))):
+            if self._inner.improves(replace(view, liked_before=picks[:number]), picks[number]):
+                return len(picks) - 1 - number
+        return len(picks)
+
+
 def caption_vectors(images: Sequence[Image], encode: Encode) -> Encode:
-    """Makes an eye out of people's captions: an image is the mean of its captions' embeddings.
+    """Makes image vectors of people's captions: the mean of the embeddings of an image's captions.
 
     Args:
         images: With captions; encoded once, all together.

@@ -14,10 +14,9 @@ from feedback.history import History, NextQuery, Turn
 from feedback.protocols import PROTOCOLS
 from feedback.rounds import run_rounds
 from feedback.strategies import STRATEGIES, make_strategy
-from feedback.strategies.append import Append
 from feedback.strategies.collection import Collection
-from feedback.strategies.original import Original
 from feedback.strategies.rewrite import Rewrite
+from feedback.strategies.words import Append, Original
 from feedback.users import FirstUser, NearestUser, RandomUser, View, caption_vectors
 from index.faiss_index import FaissIndex
 from records import Feedback, Image, Query

@@ -7,9 +7,8 @@ from conftest import IMAGE_IDS, KnownCaptions, caption_of, one_target, rounds_of
 from experiments.fit_user_model import TEMPERATURES, fit
 from feedback.protocols import PROTOCOLS
 from feedback.strategies import make_strategy
-from feedback.strategies.bayes import log_sum
+from feedback.strategies.bayes import WordOverlap, log_sum
 from feedback.strategies.collection import Collection
-from feedback.strategies.word_overlap import WordOverlap
 from feedback.users import RandomUser
 from records import Feedback
 

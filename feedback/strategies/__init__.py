@@ -7,18 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from feedback.history import Strategy
-from feedback.strategies.anchored import Anchored
-from feedback.strategies.append import Append
+from feedback.strategies.anchored import Anchored, Chosen
 from feedback.strategies.bayes import Bayes
-from feedback.strategies.chosen import Chosen
 from feedback.strategies.collection import Collection
-from feedback.strategies.fusion import Fusion
-from feedback.strategies.original import Original
-from feedback.strategies.rank_fusion import RankFusion, rank_credit, score_credit
+from feedback.strategies.fusion import Fusion, ListFusion, Slerp, rank_credit, score_credit
 from feedback.strategies.rerank import COSINE_ODDS, POSTERIOR_ODDS, Rerank
 from feedback.strategies.rewrite import Rewrite, Rewriter
 from feedback.strategies.rocchio import Rocchio
-from feedback.strategies.slerp import Slerp
+from feedback.strategies.words import Append, Original
 
 
 @dataclass(frozen=True)
@@ -88,10 +84,10 @@ STRATEGIES: dict[str, StrategyEntry] = {
     "fusion": StrategyEntry(lambda _, images: Fusion(images), needs_captions=True),
     "slerp": StrategyEntry(lambda _, images: Slerp(images), needs_captions=True),
     "score-fusion": StrategyEntry(
-        lambda _, images: RankFusion(images, score_credit), needs_captions=True, moves_query=False
+        lambda _, images: ListFusion(images, score_credit), needs_captions=True, moves_query=False
     ),
     "rrf": StrategyEntry(
-        lambda _, images: RankFusion(images, rank_credit), needs_captions=True, moves_query=False
+        lambda _, images: ListFusion(images, rank_credit), needs_captions=True, moves_query=False
     ),
     "bayes": StrategyEntry(lambda _, images: _bayes(images), moves_query=False),
     "bayes-captions": StrategyEntry(

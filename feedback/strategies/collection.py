@@ -49,6 +49,10 @@ class Collection:
         """
         return rows_of(ids, self._row_of)
 
+    def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
+        """Looks up vectors, (n, d) float32; errors as `rows`."""
+        return self.vectors[self.rows(ids)]
+
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Encodes texts, (n, d) float32 unit rows."""
         return self.retriever.encode_texts(texts)

@@ -1,26 +1,46 @@
-"""Text-image fusion: words, captions and liked images in one query vector, each kind with its weight.
+"""Fusion of words, captions and liked images: as one vector, along a great circle, or as lists.
+
+`Fusion` adds vectors, each kind with its weight; a mean over nothing is 0:
 
     q = e(words) + CAPTION mean e(captions) + IMAGE mean v(liked)
 
-A mean over nothing is 0. The two encoders share one space, so that adding them is late fusion of the three
-similarities: q . v = e(words) . v + CAPTION mean e(captions) . v + IMAGE mean v(liked) . v.
+The two encoders share one space, so this is late fusion of three similarities. Source: linear late fusion,
+Kludas, Bruno and Marchand-Maillet 2007; weights as in Rocchio's formula.
 
-Source: linear late fusion, Kludas, Bruno and Marchand-Maillet 2007; weights as in Rocchio's formula.
+`Slerp` turns the query towards each caption in turn, beginning with q = e(words):
+
+    q <- sin((1 - STEP) a) / sin(a) q + sin(STEP a) / sin(a) e(caption),    a the angle between them
+
+Where the two are equal or opposite there is no one great circle, and q stays. Source: Shoemake 1985 for the
+formula; MERLIN (Han et al. 2024, arXiv 2407.12508) for its use on queries.
+
+`ListFusion` searches with the words (weight 1), each caption and each liked image (weight FEEDBACK) by
+themselves, and adds what each list gives an image:
+
+- `rank_credit` (RRF):        weight / (60 + rank of t in the list)
+- `score_credit` (CombSUM):   weight (s(t) - min s) / (max s - min s)
+
+Ranks are those of a search: of equal scores the lower row comes first. A list in which all scores are equal
+says nothing and counts as 0 in CombSUM. Source: Cormack, Clarke and Buettcher 2009 for RRF; Fox and Shaw 1994
+and Lee 1997 for CombSUM with its normalisation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from feedback.history import History, NextQuery
-from feedback.strategies.append import appended
 from feedback.strategies.collection import Collection
+from feedback.strategies.words import appended
 from retriever import SearchQuery
 
-CAPTION = 0.1  # the weights were chosen on the demo's dev split, see docs/refinement.md
+CAPTION = 0.1  # the weights and the step were chosen on the demo's dev split, see docs/feedback.md
 IMAGE = 0.1
+STEP = 0.05
+FEEDBACK = 0.05
+RANK_CONSTANT = 60  # Cormack et al.'s
 
 
 class Fusion:
@@ -36,12 +56,91 @@ class Fusion:
         return [NextQuery(SearchQuery(appended(history), self._fused(history))) for history in histories]
 
     def _fused(self, history: History) -> np.ndarray:
-        captions = list(dict.fromkeys(caption for turn in history.turns for caption in turn.captions))
-        liked = [image_id for turn in history.turns for image_id in turn.liked]
-        words, *said = self._collection.encode([history.words, *captions])
+        words, *said = self._collection.encode([history.words, *history.captions])
         fused = words.copy()
         if said:
             fused += CAPTION * np.mean(said, axis=0)
-        if liked:
-            fused += IMAGE * self._collection.vectors[self._collection.rows(liked)].mean(axis=0)
+        if history.liked:
+            fused += IMAGE * self._collection.vectors_of(history.liked).mean(axis=0)
         return fused if fused.any() else words
+
+
+class Slerp:
+    """Turns the query vector towards the captions of the picked images."""
+
+    needs_captions = True
+
+    def __init__(self, collection: Collection) -> None:
+        self._collection = collection
+
+    def next(self, histories: Sequence[History]) -> list[NextQuery]:
+        """Returns words and captions as text, with the turned vector."""
+        turned = []
+        for history in histories:
+            query, *rows = self._collection.encode([history.words, *history.captions])
+            for row in rows:
+                query = slerp(query, row, STEP)
+            turned.append(NextQuery(SearchQuery(appended(history), query)))
+        return turned
+
+
+class ListFusion:
+    """Adds up the lists of words, captions and liked images."""
+
+    needs_captions = True
+
+    def __init__(self, collection: Collection, credit: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Takes what a list gives an image.
+
+        Args:
+            collection: What is searched.
+            credit: `rank_credit` or `score_credit`: (n,) scores of a list to what each image gets for it.
+        """
+        self._collection = collection
+        self._credit = credit
+
+    def next(self, histories: Sequence[History]) -> list[NextQuery]:
+        """Returns words and captions as text, with the added scores."""
+        return [
+            NextQuery(SearchQuery(appended(history), scores=self._added(history))) for history in histories
+        ]
+
+    def _added(self, history: History) -> np.ndarray:
+        texts = self._collection.encode([history.words, *history.captions])
+        images = self._collection.vectors_of(tuple(dict.fromkeys(history.liked)))
+        lists = self._collection.similarities(np.concatenate([texts, images]))
+        added = self._credit(lists[0])
+        for scores in lists[1:]:
+            added = added + FEEDBACK * self._credit(scores)
+        return added.astype(np.float32)
+
+
+def slerp(start: np.ndarray, end: np.ndarray, step: float) -> np.ndarray:
+    """Goes part of the way from one unit vector to another.
+
+    Args:
+        start: (d,) float32.
+        end: (d,) float32.
+        step: 0 stays, 1 arrives.
+
+    Returns:
+        (d,) float32, of unit length; ``start`` where the two are equal or opposite.
+    """
+    angle = np.arccos(np.clip(start.astype(np.float64) @ end.astype(np.float64), -1, 1))
+    if np.sin(angle) < 1e-6:
+        return start
+    mixed = np.sin((1 - step) * angle) * start + np.sin(step * angle) * end
+    return (mixed / np.sin(angle)).astype(np.float32)
+
+
+def rank_credit(scores: np.ndarray) -> np.ndarray:
+    """Returns 1 / (60 + rank) of each image; ranks count from 1."""
+    credit = np.empty(len(scores))
+    credit[np.argsort(-scores, kind="stable")] = 1 / (RANK_CONSTANT + 1 + np.arange(len(scores)))
+    return credit
+
+
+def score_credit(scores: np.ndarray) -> np.ndarray:
+    """Stretches the scores to 0 ... 1; zeros where all are equal."""
+    low, high = scores.min(), scores.max()
+    return (scores - low) / (high - low) if high > low else np.zeros(len(scores))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from feedback.history import History, NextQuery
-from feedback.strategies.append import appended
+from feedback.strategies.words import appended
 from retriever import SearchQuery
 
 MIN_KEPT = 0.5  # share of the person's content words that a rewrite must keep
@@ -62,8 +62,7 @@ class Rewrite:
     def _pair(self, history: History) -> tuple[str, str]:
         if not self._from_original:
             return history.last.text, ", ".join(history.last.captions)
-        captions = dict.fromkeys(caption for turn in history.turns for caption in turn.captions)
-        return history.words, ", ".join(captions)
+        return history.words, ", ".join(history.captions)
 
     def _next(self, history: History, pair: tuple[str, str], rewrite: str) -> NextQuery:
         fault = fault_of(rewrite, history.words, *pair)

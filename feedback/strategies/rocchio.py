@@ -17,7 +17,7 @@ from feedback.history import History, NextQuery
 from feedback.strategies.collection import Collection
 from retriever import SearchQuery
 
-LIKED = 0.1  # the weights were chosen on the demo's dev split, see docs/refinement.md
+LIKED = 0.1  # the weights were chosen on the demo's dev split, see docs/feedback.md
 PASSED = 0.1
 
 
@@ -38,12 +38,11 @@ class Rocchio:
         ]
 
     def _moved(self, words: np.ndarray, history: History) -> np.ndarray:
-        liked = [image_id for turn in history.turns for image_id in turn.liked]
-        moved = words + LIKED * self._mean(liked) - PASSED * self._mean(passed_over(history))
+        moved = words + LIKED * self._mean(history.liked) - PASSED * self._mean(passed_over(history))
         return moved if moved.any() else words
 
     def _mean(self, ids: Sequence[str]) -> np.ndarray:
-        vectors = self._collection.vectors[self._collection.rows(ids)]
+        vectors = self._collection.vectors_of(ids)
         return vectors.mean(axis=0) if len(vectors) else np.zeros(vectors.shape[1], dtype=np.float32)
 
 

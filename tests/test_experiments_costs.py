@@ -1,47 +1,13 @@
-"""Users by name with their habits; what a run costs; what settings refuse."""
+"""What a run costs and how a comparison is laid out."""
 
 from pathlib import Path
 
 import pytest
-from conftest import IMAGE_IDS, caption_of, one_target
 
 from experiments.compare import plays_of
 from feedback.costs import Costs, Spent, counts_of
-from feedback.habits import ImpatientUser, NoisyUser
-from feedback.protocols import PROTOCOLS
-from feedback.user_names import SimulatedUsers
-from feedback.users import FirstUser, GroundTruthUser, NearestUser, RandomUser, View
-from records import Image, Round
+from records import Round
 from settings import ComparisonSettings, ExperimentSettings
-
-VIEW = View("q", 0, frozenset(IMAGE_IDS[:1]), tuple(IMAGE_IDS[1:9]))
-
-
-def users(retriever, protocol="honest"):
-    images = [Image(image_id, Path(image_id), (caption_of(image_id),)) for image_id in IMAGE_IDS]
-    queries = [one_target("q", "dog", IMAGE_IDS[0])]
-    return SimulatedUsers(retriever, images, queries, PROTOCOLS[protocol], "nosuch-encoder")
-
-
-def test_names_make_users_and_habits_wrap_those_who_judge(retriever):
-    named = users(retriever).named
-    assert isinstance(named("reference"), NearestUser)
-    assert isinstance(named("reference", noise=0.3), NoisyUser)
-    assert isinstance(named("reference", noise=0.3, patience=2), ImpatientUser)
-    assert isinstance(named("random", noise=0.3, patience=2), RandomUser)
-    assert isinstance(named("first", noise=1.0, patience=1), FirstUser)
-    assert isinstance(users(retriever, "paper").named("ground-truth"), GroundTruthUser)
-    (feedback,) = named("reference", dislikes=3).judge([VIEW])
-    assert len(feedback.liked) == 1 and len(feedback.disliked) == 3
-    picks = {named("random", seed=seed).judge([VIEW])[0].liked for seed in range(20)}
-    assert len(picks) > 3
-
-
-def test_who_cannot_judge_is_refused(retriever):
-    with pytest.raises(ValueError, match="choose --protocol paper"):
-        users(retriever).named("ground-truth")
-    with pytest.raises(ValueError, match="user: got 'nobody', expected one of independent"):
-        users(retriever).named("nobody")
 
 
 def test_habits_are_in_the_name_of_the_run_and_in_range():

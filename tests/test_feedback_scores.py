@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 
 from feedback.history import History, Turn
 from feedback.strategies import make_strategy
-from feedback.strategies.bayes import NOISE, PRIOR, VECTORS, WORDS, log_picks
+from feedback.strategies.bayes import NOISE, PRIOR, VECTORS, WORDS, WordOverlap, log_picks
 from feedback.strategies.collection import Collection
-from feedback.strategies.rank_fusion import FEEDBACK, rank_credit, score_credit
+from feedback.strategies.fusion import FEEDBACK, rank_credit, score_credit
 from feedback.strategies.rerank import COSINE_ODDS, DEPTH, POSTERIOR_ODDS
-from feedback.strategies.word_overlap import WordOverlap
 from index.faiss_index import FaissIndex
 from retriever import Retriever
 

@@ -1,21 +1,23 @@
-"""The names by which the settings know simulated users; what one needs is opened when first asked for."""
+"""Simulated users by the names in the settings; what one needs is opened when it is first asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Protocol as Interface
 from typing import get_args
 
 import numpy as np
 
-from feedback.habits import ImpatientUser, NoisyUser
 from feedback.protocols import Protocol
 from feedback.users import (
     CaptionUser,
     FirstUser,
     GroundTruthUser,
+    ImpatientUser,
     JudgingUser,
     NearestUser,
+    NoisyUser,
     RandomUser,
     User,
     caption_vectors,
@@ -24,7 +26,16 @@ from records import Image, Query
 from retriever import Retriever
 from settings import UserName
 
-CONTROLS = ("random", "first")  # they judge nothing, so they have no habits either
+CONTROLS = ("random", "first")  # they judge nothing, so they neither err nor lose patience
+CAPTION_READERS = frozenset(("independent", "caption"))  # they judge with a sentence encoder
+
+
+class SentenceEncoder(Interface):
+    """Texts to vectors by meaning; any object with this method will do."""
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Encodes n texts: (n, d) float32, rows of unit length, in order."""
+        ...
 
 
 class SimulatedUsers:
@@ -36,16 +47,17 @@ class SimulatedUsers:
         images: Sequence[Image],
         queries: Sequence[Query],
         protocol: Protocol,
-        sentence_encoder: str,
+        sentence_encoder: str | SentenceEncoder,
     ) -> None:
         """Opens nothing yet.
 
         Args:
-            retriever: Its embedding is the reference user's eye.
+            retriever: The reference user judges by its vectors.
             images: The collection, with people's captions; those that are not in the index do not count.
-            queries: Those to be played.
+            queries: Those that will be asked.
             protocol: The rules.
-            sentence_encoder: Of the users who judge by captions: packaged name, folder or hub id.
+            sentence_encoder: Of the users who judge by captions: an object, or the name of a packaged one, a
+                folder or a hub id.
         """
         self._retriever = retriever
         self._images = images
@@ -62,11 +74,11 @@ class SimulatedUsers:
             name: One of `settings.UserName`.
             noise: Share of the rounds in which a judging user is mistaken.
             dislikes: How many shown images a judging user also turns down.
-            patience: Rounds in a row without progress after which a judging user gives up.
+            patience: Rounds in a row without progress after which a judging user abandons the search.
             seed: Of random picks and mistakes.
 
         Raises:
-            ValueError: If the name is not known, or the user cannot judge this collection or protocol.
+            ValueError: If the name is unknown, or the user cannot judge this collection or protocol.
         """
         if name == "random":
             return RandomUser(seed)
@@ -96,10 +108,12 @@ class SimulatedUsers:
 
     @cached_property
     def _encode(self) -> Callable[[Sequence[str]], np.ndarray]:
-        from feedback.sentence_encoder import open_sentence_encoder
+        encoder = self._sentence_encoder
+        if isinstance(encoder, str):
+            from feedback.sentence_encoder import open_sentence_encoder
 
-        encoder = open_sentence_encoder(self._sentence_encoder)
-        encoded: dict[str, np.ndarray] = {}  # all users read the same captions, all frames of a video too
+            encoder = open_sentence_encoder(encoder)
+        encoded: dict[str, np.ndarray] = {}  # users share captions, and so do all frames of a video
 
         def encode(texts: Sequence[str]) -> np.ndarray:
             new = [text for text in dict.fromkeys(texts) if text not in encoded]

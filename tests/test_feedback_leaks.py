@@ -9,9 +9,9 @@ from conftest import IMAGE_IDS, KnownCaptions, Merger, rounds_of
 from feedback.history import History, Turn
 from feedback.protocols import PROTOCOLS
 from feedback.strategies import STRATEGIES, make_strategy
-from feedback.strategies.append import Append
 from feedback.strategies.collection import Collection
 from feedback.strategies.rewrite import Rewrite
+from feedback.strategies.words import Append
 from feedback.users import View
 from query_editing import QueryEditing
 from records import Feedback, Query
