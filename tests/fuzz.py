@@ -25,7 +25,7 @@ GROUPS = {
     "files": ("test_properties_files.py", "test_embedding_*.py"),
     "texts": ("test_properties_text.py", "test_generation_*.py", "test_query_editing.py"),
     "measures": ("test_evaluation_*.py",),
-    "strategies": ("test_feedback_properties.py", "test_refinement_*.py", "test_strategies_*.py"),
+    "strategies": ("test_feedback_*.py"),
     "indexes": ("test_properties_indexes.py", "test_index_*.py", "test_retriever.py"),
 }
 COUNTS = re.compile(r"(\d+) passing, (\d+) failing, and (\d+) invalid")
