@@ -6,7 +6,7 @@ vectors become unit rows here; then the query is searched and ranked.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,11 +121,7 @@ class Retriever:
         for number, text in enumerate(texts):
             if not text.strip():
                 raise ValueError(f"text {number}: got {text!r}, expected words")
-        parts = [
-            checked_rows(self.encoder.encode_texts(list(batch)), len(batch), self.encoder, "text vectors")
-            for batch in self._batches(texts)
-        ]
-        return np.concatenate([self._no_rows(), *parts])
+        return self._encoded(texts, self.encoder.encode_texts, "text vectors")
 
     def encode_images(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Encodes n RGB pictures (see `index.decode.open_image`), batch by batch.
@@ -136,11 +132,7 @@ class Retriever:
         Raises:
             ValueError: If the encoder's output does not fit.
         """
-        parts = [
-            checked_rows(self.encoder.encode_images(list(batch)), len(batch), self.encoder, "image vectors")
-            for batch in self._batches(images)
-        ]
-        return np.concatenate([self._no_rows(), *parts])
+        return self._encoded(images, self.encoder.encode_images, "image vectors")
 
     def query_vectors(self, queries: Sequence[SearchQuery | str] | np.ndarray) -> np.ndarray:
         """Makes one unit row of each query; all texts among them are encoded together.
@@ -212,19 +204,13 @@ class Retriever:
             ValueError: If the arguments do not fit the index.
         """
         asked = self.prepared(queries)
-        _check_exclusions(exclude, len(asked))
-        rankings: list[Ranking] = [Ranking((), ())] * len(asked)
-        vectors, scores = _by_kind(asked)
-        found = self.index.search(self._stacked(asked, vectors), k, _some(exclude, vectors))
-        listed = list_best(
-            [row for query in asked if (row := query.scores) is not None],
-            self.index.ids if scores else (),
-            k,
-            _some(exclude, scores),
-        )
-        for row, ranking in zip(vectors + scores, found + listed, strict=True):
-            rankings[row] = ranking
-        return rankings
+        found: dict[int, Ranking] = {}
+        for rows, excluded in _by_kind(asked, exclude):
+            if scores := _scores(asked, rows):
+                found |= zip(rows, list_best(scores, self.index.ids, k, excluded), strict=True)
+            else:
+                found |= zip(rows, self.index.search(_vectors(asked, rows), k, excluded), strict=True)
+        return [found[row] for row in range(len(asked))]
 
     def rank(
         self,
@@ -243,22 +229,17 @@ class Retriever:
             ValueError: If the arguments do not fit the index, or a target is excluded.
         """
         asked = self.prepared(queries)
-        _check_exclusions(exclude, len(asked))
         if len(target_ids) != len(asked):
             raise ValueError(
                 f"rank: got {len(target_ids)} targets for {len(asked)} queries, expected as many"
             )
         ranks = np.empty(len(asked), dtype=np.int64)
-        vectors, scores = _by_kind(asked)
-        ranks[vectors] = self.index.rank_of(
-            self._stacked(asked, vectors), [target_ids[row] for row in vectors], _some(exclude, vectors)
-        )
-        ranks[scores] = count_ranks(
-            [row for query in asked if (row := query.scores) is not None],
-            self.index.ids if scores else (),
-            [target_ids[row] for row in scores],
-            _some(exclude, scores),
-        )
+        for rows, excluded in _by_kind(asked, exclude):
+            targets = [target_ids[row] for row in rows]
+            if scores := _scores(asked, rows):
+                ranks[rows] = count_ranks(scores, self.index.ids, targets, excluded)
+            else:
+                ranks[rows] = self.index.rank_of(_vectors(asked, rows), targets, excluded)
         return ranks
 
     def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
@@ -269,15 +250,12 @@ class Retriever:
         """
         return self.index.vectors_of(ids)
 
-    def _stacked(self, asked: Sequence[SearchQuery], rows: Sequence[int]) -> np.ndarray:
-        vectors = [vector for row in rows if (vector := asked[row].vector) is not None]
-        return np.stack(vectors) if vectors else self._no_rows()
-
-    def _batches(self, items: Sequence) -> list[Sequence]:
-        return [items[first : first + self._batch_size] for first in range(0, len(items), self._batch_size)]
-
-    def _no_rows(self) -> np.ndarray:
-        return np.empty((0, self.index.dimension), dtype=np.float32)
+    def _encoded(self, items: Sequence, encode: Callable[[list], np.ndarray], what: str) -> np.ndarray:
+        parts = [np.empty((0, self.index.dimension), dtype=np.float32)]
+        for first in range(0, len(items), self._batch_size):
+            batch = list(items[first : first + self._batch_size])
+            parts.append(checked_rows(encode(batch), len(batch), self.encoder, what))
+        return np.concatenate(parts)
 
 
 def _search_query(query: SearchQuery | str | np.ndarray) -> SearchQuery:
@@ -286,21 +264,24 @@ def _search_query(query: SearchQuery | str | np.ndarray) -> SearchQuery:
     return SearchQuery(text=query) if isinstance(query, str) else SearchQuery(vector=query)
 
 
-def _by_kind(asked: Sequence[SearchQuery]) -> tuple[list[int], list[int]]:
-    """Returns the places of the queries that are vectors, and of those that are scores."""
-    kinds = [query.scores is not None for query in asked]
-    return [row for row, kind in enumerate(kinds) if not kind], [
-        row for row, kind in enumerate(kinds) if kind
-    ]
+def _by_kind(
+    asked: Sequence[SearchQuery], exclude: Exclusions | None
+) -> Iterator[tuple[list[int], Exclusions | None]]:
+    """Yields the places of the queries that are vectors, then of those that are scores, if there are any."""
+    if exclude is not None and len(exclude) != len(asked):
+        raise ValueError(f"exclude: got {len(exclude)} entries for {len(asked)} queries, expected as many")
+    for scored in (False, True):
+        rows = [row for row, query in enumerate(asked) if (query.scores is not None) == scored]
+        if rows:
+            yield rows, None if exclude is None else [exclude[row] for row in rows]
 
 
-def _check_exclusions(exclude: Exclusions | None, count: int) -> None:
-    if exclude is not None and len(exclude) != count:
-        raise ValueError(f"exclude: got {len(exclude)} entries for {count} queries, expected as many")
+def _scores(asked: Sequence[SearchQuery], rows: Sequence[int]) -> list[np.ndarray]:
+    return [scores for row in rows if (scores := asked[row].scores) is not None]
 
 
-def _some(exclude: Exclusions | None, rows: Sequence[int]) -> Exclusions | None:
-    return None if exclude is None else [exclude[row] for row in rows]
+def _vectors(asked: Sequence[SearchQuery], rows: Sequence[int]) -> np.ndarray:
+    return np.stack([vector for row in rows if (vector := asked[row].vector) is not None])
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:

@@ -1,15 +1,18 @@
 """Images to an index: what is new is embedded, what has vanished is dropped, broken pictures are listed.
 
-`build_index` goes shard by shard, so that a build that was killed continues where it stopped, and leaves
+`build_index` goes part by part, so that a build that was killed continues where it stopped, and leaves
 `failed_images.csv` (image_name, reason) beside the index.
 """
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import io
 import logging
 import os
-from collections.abc import Callable, Container, Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import cast
 
@@ -17,13 +20,11 @@ import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from files import FolderBusy, locked_folder
+from files import FolderBusy, locked_folder, replace_file
 from index.decode import BrokenImage, check_still_there, open_image
-from index.encoder import ImageEncoder
-from index.failures import FAILED_FILE, check_failures, put_in_order, read_failed, write_failed
+from index.encoder import ImageEncoder, embed
 from index.faiss_index import FaissIndex
-from index.folder import Manifest, write_folder
-from index.pipeline import embed
+from index.folder import Manifest, finish_swap, is_half_swapped, read_sizes, write_folder
 from index.scores import ROWS_AT_ONCE, unit_rows
 from index.shards import Shard, ShardStore
 from records import Image, Skip
@@ -31,8 +32,10 @@ from settings import IndexKind, IndexSettings
 
 log = logging.getLogger(__name__)
 
+FAILED_FILE = "failed_images.csv"
 PARTIAL_FOLDER = ".partial"
 SHARD_SIZE = 4096  # images of a part: a multiple of the usual batch sizes
+KEEP_SECONDS = 60  # what is embedded is kept at least so often
 SAMPLED_CAPTIONS = 200
 
 # Embeds parts of a collection, and yields what came of each as soon as it is there, in any order.
@@ -59,8 +62,8 @@ def build_index(
     """Makes the index of a collection, brings the one that is there up to date, or opens it as it is.
 
     Vectors of the same model are used again, from the folder's index and from the parts that a killed build
-    left: only images that have none are embedded, broken ones are tried again, and vectors of images that
-    have vanished are dropped. A picture replaced under its old name is not noticed: use `rebuild`.
+    left: only images that have none, or whose file has another size since, are embedded. Broken ones are
+    tried again, and vectors of images that have vanished are dropped.
 
     Args:
         images: With unique ids.
@@ -73,11 +76,10 @@ def build_index(
         workers: Threads that decode.
         kind: Of the index; "auto" keeps the kind of the index that is there, and picks one for a new index by
             the number of images and the memory.
-        shard_size: After so many images the work so far is safe from a kill.
+        shard_size: After so many images, or after a minute, the work so far is safe from a kill.
         max_failed_share: With more broken images than this share, something else is wrong.
         rebuild: Embed everything again, whatever is there.
-        embed_parts: Does the embedding elsewhere, with the same model (see `scale.ray_jobs`); here, part
-            by part, when None.
+        embed_parts: Does the embedding elsewhere, with the same model; here, part by part, when None.
 
     Raises:
         ValueError: If there are no images, ids repeat, all images or too many are broken
@@ -85,20 +87,34 @@ def build_index(
             process builds in the folder.
     """
     _check_images(images, batch_size, workers, shard_size)
+    if is_half_swapped(folder):
+        with locked_folder(folder):
+            finish_swap(folder)
     if kind == "auto":
         kind = _kind_there(folder)
-    old = None if rebuild else _open_old(encoder, folder)
+    sizes = _sizes_of(images)
+    index, source = None, None
     store = ShardStore(folder / PARTIAL_FOLDER, encoder.fingerprint, encoder.dimension)
-    if old is not None and _is_current(old, images, folder, kind):
-        log.info("%s: reusing the index of %d images", folder, len(old))
-        _clear_left_over(store, folder)
-        return old
+    if not rebuild and (opened := _open_old(encoder, folder)):
+        index, source = opened
+        reason = _why_not_current(index, source, images, sizes, folder, kind)
+        if not reason:
+            log.info("%s: reusing the index of %d images", folder, len(index))
+            _clear_left_over(store, folder)
+            return index
+        log.warning("%s: %s", folder, reason)
     with locked_folder(folder), logging_redirect_tqdm():
         if rebuild:
             store.clear()
         shards = store.load_all()
-        sources = [*([Shard(old.ids, old.vectors)] if old else []), *shards.values()]
-        parts = _parts(images, frozenset(old.ids if old else ()), list(shards.values()), shard_size)
+        sources = [*([source] if source else []), *shards.values()]
+        parts = _parts(
+            images,
+            indexed={image_id for _, image_id in source.current(sizes)} if source else set(),
+            done={image_id for shard in shards.values() for _, image_id in shard.current(sizes)},
+            broken={image_id for shard in shards.values() for image_id in shard.broken},
+            size=shard_size,
+        )
         left = sum(map(len, parts))
         if sources and left:
             log.info("%s: continuing: %d of %d images are to be embedded", folder, left, len(images))
@@ -109,18 +125,17 @@ def build_index(
                 done = _embedded_here(parts, encoder, batch_size, workers, bar)
             else:
                 done = _counted(embed_parts(parts), bar)
-            skipped = _kept(done, store, max(shards, default=-1) + 1, sources, bar)
-        put_in_order(skipped, images)
+            skipped = _keep(done, store, max(shards, default=-1) + 1, sizes, sources, bar)
+        place_of = {image.id: place for place, image in enumerate(images)}
+        skipped.sort(key=lambda skip: place_of[skip.what])
         if skipped:
             check_still_there(image.path for image in images)
         write_failed(folder, skipped)
-        check_failures(len(images), skipped, max_failed_share)
-        ids, where = _places(images, sources)
-        if old is not None:
-            dropped = len(set(old.ids) - set(ids))
-            log.info(
-                "%s: %d images are new, %d have vanished", folder, len(ids) - len(old) + dropped, dropped
-            )
+        _check_failures(len(images), skipped, max_failed_share)
+        ids, where = _places(place_of, sources, sizes)
+        if index is not None:
+            gone = len(set(index.ids) - set(ids))
+            log.info("%s: %d images are new, %d have vanished", folder, len(ids) - len(index) + gone, gone)
         write_folder(
             folder,
             ids,
@@ -132,37 +147,155 @@ def build_index(
             image_folder=image_folder,
             kind=kind,
             sampled=lambda: _encoded_captions(images, encoder),
+            sizes=[sizes.get(image_id) for image_id in ids],
         )
         store.clear()
         log.info("%s: wrote the index of %d images, %d left out", folder, len(ids), len(skipped))
     return FaissIndex.open(folder, encoder.fingerprint, encoder.dimension)
 
 
+def read_failed(folder: Path) -> frozenset[str]:
+    """Returns the names in the list of broken images; none if it is not there or not such a list."""
+    try:
+        with (folder / FAILED_FILE).open(encoding="utf-8", newline="") as file:
+            return frozenset(row["image_name"] for row in csv.DictReader(file))
+    except (FileNotFoundError, KeyError, ValueError, csv.Error) as error:
+        log.warning("%s: cannot be used, trying its images again: %s", folder / FAILED_FILE, error)
+        return frozenset()
+
+
+def write_failed(folder: Path, skipped: Sequence[Skip]) -> None:
+    """Writes the list into an index's folder; an empty one when nothing was left out."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["image_name", "reason"])
+    writer.writerows((skip.what, skip.why) for skip in skipped)
+    replace_file(folder / FAILED_FILE, lambda path: path.write_text(text.getvalue(), "utf-8", newline=""))
+
+
+def _check_images(images: Sequence[Image], batch_size: int, workers: int, shard_size: int) -> None:
+    if not images:
+        raise ValueError("embedding: got no images, expected at least one; check the dataset's image folder")
+    for name, value in (("batch size", batch_size), ("workers", workers), ("shard size", shard_size)):
+        if value < 1:
+            raise ValueError(f"embedding: got {name} {value}, expected at least 1")
+    seen: set[str] = set()
+    for image in images:
+        if image.id in seen:
+            raise ValueError(f"embedding: image id {image.id!r} occurs twice; ids must be unique")
+        seen.add(image.id)
+
+
+def _check_failures(count: int, skipped: Sequence[Skip], max_failed_share: float) -> None:
+    """Refuses a build of which too much was left out, and warns of the rest."""
+    if not skipped:
+        return
+    first = f"the first is {skipped[0].what!r}: {skipped[0].why}"
+    if len(skipped) == count:
+        raise ValueError(f"embedding: all {count} images are broken; {first}; check the image folder")
+    if len(skipped) > max_failed_share * count:
+        raise ValueError(
+            f"embedding: {len(skipped)} of {count} images are broken, expected at most "
+            f"{max_failed_share:.0%}; {first}; all are in {FAILED_FILE}; repair or remove them, or allow "
+            "a larger share with --max-failed-share"
+        )
+    log.warning("%d of %d images are broken and left out; %s", len(skipped), count, first)
+
+
+def _sizes_of(images: Sequence[Image]) -> dict[str, int]:
+    """Returns the bytes of each picture's file; of those that cannot be asked, nothing."""
+    sizes = {}
+    for image in images:
+        with suppress(OSError):
+            sizes[image.id] = image.path.stat().st_size
+    return sizes
+
+
+def _kind_there(folder: Path) -> IndexKind:
+    """Returns the kind of the folder's index, "auto" if there is none that can be read."""
+    try:
+        return cast(IndexKind, Manifest.read(folder).kind)
+    except (ValueError, FileNotFoundError):
+        return "auto"
+
+
+def _open_old(encoder: ImageEncoder, folder: Path) -> tuple[FaissIndex, Shard] | None:
+    """Opens the folder's index, also as a source of vectors, if it is of this model; else says why not."""
+    if not folder.is_dir() or not any(folder.glob("*.json")):
+        return None
+    try:
+        index = FaissIndex.open(folder, encoder.fingerprint, encoder.dimension)
+        return index, Shard(index.ids, index.vectors, sizes=read_sizes(folder, len(index)))
+    except (ValueError, FileNotFoundError) as error:
+        log.warning("building a new index, since the old one cannot be used: %s", error)
+        return None
+
+
+def _why_not_current(
+    index: FaissIndex,
+    source: Shard,
+    images: Sequence[Image],
+    sizes: Mapping[str, int],
+    folder: Path,
+    kind: IndexKind,
+) -> str:
+    """Tells why the index is not of these images but broken ones, in this order; empty if it is."""
+    if index.kind != kind:
+        return f"writing a new index, since the old one is {index.kind}"
+    failed = read_failed(folder)
+    if index.ids != tuple(image.id for image in images if image.id not in failed):
+        return "the index is of other images"
+    if not failed <= {image.id for image in images}:
+        return f"{FAILED_FILE} lists broken images that have vanished"
+    replaced = len(index) - sum(1 for _ in source.current(sizes))
+    if replaced:
+        return f"{replaced} pictures have been replaced since they were embedded"
+    for image in images:
+        if image.id in failed:
+            with suppress(BrokenImage):
+                open_image(image.path)
+                return f"{image.id!r}, which was broken, can be read now"
+    return ""
+
+
+def _clear_left_over(store: ShardStore, folder: Path) -> None:
+    """Removes the parts that a kill left beside a whole index."""
+    if not store.folder.exists() or not os.access(folder, os.W_OK):
+        return
+    try:
+        with locked_folder(folder):
+            store.clear()
+    except FolderBusy:
+        log.debug("%s: its builder uses the parts", folder)
+
+
 def _parts(
-    images: Sequence[Image], indexed: Container[str], shards: Sequence[Shard], shard_size: int
+    images: Sequence[Image], indexed: set[str], done: set[str], broken: set[str], size: int
 ) -> list[list[Image]]:
     """Cuts a collection into parts, and takes out what an earlier build has done.
 
     A part's images, and so its batches, depend on the collection and the old index alone. Whoever does them,
-    in whatever order and after however many kills, gives the encoder the same batches.
+    in whatever order and after however many kills, gives the encoder the same batches: what is kept of a part
+    ends where a batch does.
 
     Args:
         images: The collection.
-        indexed: Ids of the old index.
-        shards: Finished parts.
-        shard_size: Images of a part.
+        indexed: Ids whose vectors the old index has.
+        done: Ids whose vectors are in finished parts.
+        broken: Ids that finished parts could not read.
+        size: Images of a part.
 
     Returns:
         The images to embed, in the order of the collection; last those that were broken, which somebody may
         have mended.
     """
-    done = {image_id for shard in shards for image_id in shard.ids}
-    broken = {image_id for shard in shards for image_id in shard.broken} - done
     new = [image for image in images if image.id not in indexed]
-    again = [image for image in new if image.id in broken]
-    tried = done | broken
-    parts = [[image for image in part if image.id not in tried] for part in _cut(new, shard_size)]
-    return [part for part in parts if part] + _cut(again, shard_size)
+    again = [image for image in new if image.id in broken - done]
+    parts = [
+        [image for image in part if image.id not in done and image.id not in broken]
+        for part in _cut(new, size)
+    ]
+    return [part for part in parts if part] + _cut(again, size)
 
 
 def _cut(images: list[Image], size: int) -> list[list[Image]]:
@@ -173,7 +306,7 @@ def _embedded_here(
     parts: Sequence[Sequence[Image]], encoder: ImageEncoder, batch_size: int, workers: int, bar: tqdm
 ) -> Done:
     for part in parts:
-        yield embed(part, encoder, batch_size, workers, bar)
+        yield from embed(part, encoder, batch_size, workers, bar, KEEP_SECONDS)
 
 
 def _counted(done: Done, bar: tqdm) -> Done:
@@ -183,40 +316,43 @@ def _counted(done: Done, bar: tqdm) -> Done:
             yield part
 
 
-def _kept(
-    done: Done,
-    store: ShardStore,
-    number: int,
-    sources: list[Shard],
-    bar: tqdm,
+def _keep(
+    done: Done, store: ShardStore, number: int, sizes: Mapping[str, int], sources: list[Shard], bar: tqdm
 ) -> list[Skip]:
     """Writes each part as soon as it is there, from the number given on, and adds it to the sources."""
     skipped: list[Skip] = []
+    count = int(bar.n)
     with closing(done):
         for shard, broken in done:
+            count += len(shard.ids) + len(broken)
             if shard.ids:
-                sources.append(store.save(number, shard))
+                sized = dataclasses.replace(shard, sizes=[sizes.get(image_id) for image_id in shard.ids])
+                sources.append(store.save(number, sized))
                 number += 1
+                del sized
             skipped += broken
             bar.set_postfix(failed=len(skipped), refresh=False)
+            if bar.disable:  # no terminal: a line now and then in its place
+                log.info("embedded %d of %d images, %d failed", count, bar.total, len(skipped))
             del shard  # else two parts are in memory while the next one is made
     return skipped
 
 
-def _places(images: Sequence[Image], sources: Sequence[Shard]) -> tuple[list[str], np.ndarray]:
+def _places(
+    place_of: Mapping[str, int], sources: Sequence[Shard], sizes: Mapping[str, int]
+) -> tuple[list[str], np.ndarray]:
     """Finds where each image's vector is.
 
     Returns:
         The ids of the n images that have one, in order; and (n, 2) int64, source and row.
     """
-    number_of = {image.id: number for number, image in enumerate(images)}
-    where = np.full((len(images), 2), -1, dtype=np.int64)
+    where = np.full((len(place_of), 2), -1, dtype=np.int64)
     for number, source in enumerate(sources):
-        for row, image_id in enumerate(source.ids):
-            if image_id in number_of:
-                where[number_of[image_id]] = number, row
+        for row, image_id in source.current(sizes):
+            if image_id in place_of:
+                where[place_of[image_id]] = number, row
     there = where[:, 0] >= 0
-    return [image.id for image, has in zip(images, there, strict=True) if has], where[there]
+    return [image_id for image_id, has in zip(place_of, there, strict=True) if has], where[there]
 
 
 def _collected(sources: Sequence[Shard], where: np.ndarray) -> Iterator[np.ndarray]:
@@ -238,69 +374,3 @@ def _encoded_captions(images: Sequence[Image], encoder: ImageEncoder) -> np.ndar
     step = max(1, len(captioned) // SAMPLED_CAPTIONS)
     texts = [image.captions[0] for image in captioned[::step][:SAMPLED_CAPTIONS]]
     return unit_rows(encode_texts(texts), encoder.dimension, "text vectors")
-
-
-def _check_images(images: Sequence[Image], batch_size: int, workers: int, shard_size: int) -> None:
-    if not images:
-        raise ValueError("embedding: got no images, expected at least one; check the dataset's image folder")
-    for name, value in (("batch size", batch_size), ("workers", workers), ("shard size", shard_size)):
-        if value < 1:
-            raise ValueError(f"embedding: got {name} {value}, expected at least 1")
-    seen: set[str] = set()
-    for image in images:
-        if image.id in seen:
-            raise ValueError(f"embedding: image id {image.id!r} occurs twice; ids must be unique")
-        seen.add(image.id)
-
-
-def _open_old(encoder: ImageEncoder, folder: Path) -> FaissIndex | None:
-    """Opens the folder's index if it is of this model; says why when it is not."""
-    if not folder.is_dir() or not any(folder.glob("*.json")):
-        return None
-    try:
-        return FaissIndex.open(folder, encoder.fingerprint, encoder.dimension)
-    except (ValueError, FileNotFoundError) as error:
-        log.warning("building a new index, since the old one cannot be used: %s", error)
-        return None
-
-
-def _kind_there(folder: Path) -> IndexKind:
-    """Returns the kind of the folder's index, "auto" if there is none that can be read."""
-    try:
-        return cast(IndexKind, Manifest.read(folder).kind)
-    except (ValueError, FileNotFoundError):
-        return "auto"
-
-
-def _is_current(old: FaissIndex, images: Sequence[Image], folder: Path, kind: IndexKind) -> bool:
-    """Tells whether the index is of these images but broken ones, in this order, and of this kind."""
-    if old.kind != kind:
-        log.warning("%s: writing a new index, since the old one is %s", folder, old.kind)
-        return False
-    failed = read_failed(folder)
-    if old.ids != tuple(image.id for image in images if image.id not in failed):
-        log.warning("%s: the index is of other images", folder)
-        return False
-    if not failed <= {image.id for image in images}:
-        log.warning("%s: lists broken images that have vanished", folder / FAILED_FILE)
-        return False
-    for image in images:
-        if image.id in failed:
-            try:
-                open_image(image.path)
-            except BrokenImage:
-                continue
-            log.warning("%s: %r, which was broken, can be read now", folder, image.id)
-            return False
-    return True
-
-
-def _clear_left_over(store: ShardStore, folder: Path) -> None:
-    """Removes the parts that a kill left beside a whole index."""
-    if not store.folder.exists() or not os.access(folder, os.W_OK):
-        return
-    try:
-        with locked_folder(folder):
-            store.clear()
-    except FolderBusy:
-        log.debug("%s: its builder uses the parts", folder)

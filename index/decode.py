@@ -12,8 +12,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from scale.places import Unreadable, file_of, is_remote, stored_bytes
-
 MAX_PIXELS = 178_956_970  # twice Pillow's warning line: half a gigabyte of RGB
 SHORT_SIDE_KEPT = 1024  # larger pictures are halved, thirded, ... down to this; models want 224 to 512
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # none that starts another program
@@ -33,35 +31,33 @@ class BrokenImage(ValueError):
         self.reason = reason
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(source: Path | bytes) -> Image.Image:
     """Reads a picture whole; the content decides the format, not the file's name.
 
     The first frame of an animation is taken, and `to_rgb` makes it RGB. Very large pictures are reduced by a
     whole number, so that a queue of them fits into memory.
 
     Args:
-        path: The file, or where `scale.places` finds a picture: in a tar, a Parquet file, a store.
+        source: The file, or its bytes.
 
     Returns:
         A picture in mode RGB that holds no open file.
 
     Raises:
         BrokenImage: (a ValueError) If the file is missing, empty, cut off, no picture, or too large.
-        ModuleNotFoundError: If a package that reads the store is not installed.
     """
+    path = source if isinstance(source, Path) else Path("the picture")
     try:
-        data = stored_bytes(path)
-        if not (path.stat().st_size if data is None else data):
+        if not (len(source) if isinstance(source, bytes) else source.stat().st_size):
             raise BrokenImage(path, "the file is empty")
-        with Image.open(path if data is None else io.BytesIO(data), formats=FORMATS) as picture:
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        with Image.open(file, formats=FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise BrokenImage(path, _too_large(f"{picture.width} x {picture.height} pixels"))
             picture.load()
             return _reduced(to_rgb(picture))
-    except (BrokenImage, ModuleNotFoundError):
+    except BrokenImage:
         raise
-    except Unreadable as error:
-        raise BrokenImage(path, str(error)) from error
     except FileNotFoundError as error:
         raise BrokenImage(path, "no such file") from error
     except UnidentifiedImageError as error:
@@ -126,7 +122,7 @@ def check_still_there(paths: Iterable[Path]) -> None:
     first = None
     for path in paths:
         first = first or path
-        if is_remote(path) or file_of(path)[0].exists():  # a store that is away says so for each picture
+        if path.exists():
             return
     raise FileNotFoundError(
         f"all pictures have vanished, {first} and the others; bring their folder back and give the same "

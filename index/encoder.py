@@ -1,13 +1,26 @@
-"""What an encoder must offer, and the check of what it hands back."""
+"""What an encoder must offer, and how pictures reach it: decoded by threads while the model computes."""
 
 from __future__ import annotations
 
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import Image as PILImage
+from tqdm import tqdm
 
+from index.decode import BrokenImage, open_image
 from index.scores import unit_rows
+from index.shards import Shard
+from records import Image, Skip
+
+Prepare = Callable[[PILImage.Image], PILImage.Image]
 
 
 class ImageEncoder(Protocol):
@@ -27,7 +40,7 @@ class ImageEncoder(Protocol):
         """Differs when the weights or the preprocessing differ."""
         ...
 
-    def encode_images(self, images: list[Image.Image]) -> np.ndarray:
+    def encode_images(self, images: list[PILImage.Image]) -> np.ndarray:
         """Encodes n RGB pictures as (n, dimension) float32, rows of unit length."""
         ...
 
@@ -59,3 +72,97 @@ def checked_rows(vectors: np.ndarray, count: int, encoder: ImageEncoder, what: s
     if len(rows) != count:
         raise ValueError(f"{what}: got {len(rows)} rows from the encoder, expected {count}, one an input")
     return rows
+
+
+def embed(
+    images: Sequence[Image],
+    encoder: ImageEncoder,
+    batch_size: int,
+    workers: int,
+    bar: tqdm,
+    keep_seconds: float = math.inf,
+) -> Generator[tuple[Shard, list[Skip]], None, None]:
+    """Decodes and encodes images.
+
+    At most a batch and a picture a thread wait for the model: memory does not grow with the collection.
+
+    Args:
+        images: Any number.
+        encoder: Makes the vectors.
+        batch_size: Pictures to one call of the encoder.
+        workers: Threads that decode.
+        bar: Moves on by one an image.
+        keep_seconds: What is done is handed out after so long, between two batches.
+
+    Yields:
+        The vectors of the images that could be read, in order, and the others with the reason; all at once
+        unless `keep_seconds` says otherwise.
+
+    Raises:
+        ValueError: If the encoder's output does not fit.
+    """
+    ids: list[str] = []
+    skipped: list[Skip] = []
+    vectors: list[np.ndarray] = []
+    waiting: list[PILImage.Image] = []
+
+    def encode() -> None:
+        rows = checked_rows(encoder.encode_images(list(waiting)), len(waiting), encoder, "image vectors")
+        vectors.append(rows)
+        bar.update(len(waiting))
+        waiting.clear()
+
+    def finished() -> tuple[Shard, list[Skip]]:
+        rows = np.concatenate([np.empty((0, encoder.dimension), dtype=np.float32), *vectors])
+        done = Shard(list(ids), rows, [skip.what for skip in skipped]), list(skipped)
+        for collected in (ids, vectors, skipped):
+            collected.clear()
+        return done
+
+    since = time.monotonic()
+    prepare: Prepare | None = getattr(encoder, "prepare_image", None)
+    with closing(_decoded(images, prepare, workers, ahead=batch_size + workers)) as decoded:
+        for image, picture in decoded:
+            if isinstance(picture, BrokenImage):
+                skipped.append(Skip(image.id, picture.reason))
+                bar.update()
+                continue
+            ids.append(image.id)
+            waiting.append(picture)
+            if len(waiting) == batch_size:
+                encode()
+                if time.monotonic() - since >= keep_seconds:
+                    yield finished()
+                    since = time.monotonic()
+    if waiting:
+        encode()
+    yield finished()
+
+
+def _decoded(
+    images: Sequence[Image], prepare: Prepare | None, workers: int, ahead: int
+) -> Generator[tuple[Image, PILImage.Image | BrokenImage], None, None]:
+    """Yields each image with its picture, in order, while threads decode at most `ahead` in advance."""
+
+    def decode(path: Path) -> PILImage.Image:
+        picture = open_image(path)
+        return prepare(picture) if prepare else picture
+
+    queue: deque[tuple[Image, Future[PILImage.Image]]] = deque()
+    upcoming = iter(images)
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        try:
+            while True:
+                while len(queue) < ahead and (image := next(upcoming, None)) is not None:
+                    queue.append((image, pool.submit(decode, image.path)))
+                if not queue:
+                    return
+                image, future = queue.popleft()
+                try:
+                    picture = future.result()
+                except BrokenImage as error:
+                    yield image, error
+                else:
+                    yield image, picture
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

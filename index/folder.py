@@ -28,6 +28,7 @@ MANIFEST_FILE = "manifest.json"
 VECTORS_FILE = "vectors.faiss"
 IDS_FILE = "ids.json"
 APPROXIMATE_FILE = "approximate.faiss"  # of all kinds but "flat"
+SIZES_FILE = "sizes.json"  # where they are known
 NEW = ".new"  # ends the names of the files that are to take the old ones' places
 
 
@@ -116,6 +117,7 @@ def write_folder(
     image_folder: Path,
     kind: IndexKind = "auto",
     sampled: Callable[[], np.ndarray | None] | None = None,
+    sizes: Sequence[int | None] = (),
 ) -> Manifest:
     """Writes an index in the memory of one block.
 
@@ -134,6 +136,7 @@ def write_folder(
         kind: Of the index; "auto" picks one by the number of vectors and the memory.
         sampled: Gives (q, dimension) float32 unit rows like those that will be asked, to measure an
             approximate index with; sums of stored vectors when there are none.
+        sizes: Bytes of each picture's file, None where that is not known; empty when nothing is known.
 
     Raises:
         ValueError: If there are no images, or not as many ids as vectors.
@@ -147,7 +150,10 @@ def write_folder(
             left_by_a_kill.unlink()
     new = {name: folder / (name + NEW) for name in (VECTORS_FILE, IDS_FILE)}
     replace_file(new[VECTORS_FILE], lambda path: write_vectors(path, blocks, len(ids), dimension))
-    replace_file(new[IDS_FILE], lambda path: _write_ids(path, ids))
+    replace_file(new[IDS_FILE], lambda path: _write_list(path, ids))
+    if sizes:
+        new[SIZES_FILE] = folder / (SIZES_FILE + NEW)
+        replace_file(new[SIZES_FILE], lambda path: _write_list(path, sizes))
     chosen = choose_kind(len(ids), dimension) if kind == "auto" else kind
     effort, recall = 0, 1.0
     if chosen != "flat":
@@ -174,6 +180,11 @@ def write_folder(
     return manifest
 
 
+def is_half_swapped(folder: Path) -> bool:
+    """Tells whether a kill left a new index that is not yet in its place: `finish_swap` puts it there."""
+    return (folder / (MANIFEST_FILE + NEW)).exists()
+
+
 def finish_swap(folder: Path) -> None:
     """Puts a new index in the place of the old one, also where a kill stopped this midway.
 
@@ -181,17 +192,30 @@ def finish_swap(folder: Path) -> None:
     there is no index to be opened.
     """
     new_manifest = folder / (MANIFEST_FILE + NEW)
-    if not new_manifest.exists():
-        return
     with write_errors(folder):
         names = json.loads(new_manifest.read_text(encoding="utf-8"))["sha256"]
         (folder / MANIFEST_FILE).unlink(missing_ok=True)
         for name in names:
             if (path := folder / (name + NEW)).exists():
                 path.replace(folder / name)
-        if APPROXIMATE_FILE not in names:
-            (folder / APPROXIMATE_FILE).unlink(missing_ok=True)
+        for name in {APPROXIMATE_FILE, SIZES_FILE} - set(names):
+            (folder / name).unlink(missing_ok=True)
         new_manifest.replace(folder / MANIFEST_FILE)
+
+
+def read_sizes(folder: Path, count: int) -> list[int | None]:
+    """Reads `sizes.json` of an index that has been opened; empty if there is none.
+
+    Raises:
+        ValueError: If it is not a list of so many numbers.
+    """
+    path = folder / SIZES_FILE
+    if SIZES_FILE not in Manifest.read(folder).sha256:
+        return []
+    sizes = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(sizes, list) or len(sizes) != count:
+        raise ValueError(f"{path}: expected a list of {count} numbers; {REBUILD}")
+    return sizes
 
 
 def write_vectors(path: Path, blocks: Iterable[np.ndarray], count: int, dimension: int) -> None:
@@ -263,9 +287,9 @@ def _header(count: int, dimension: int) -> bytes:
     return bytes(header)
 
 
-def _write_ids(path: Path, ids: Iterable[str]) -> None:
-    """Writes a JSON list, one id a line."""
-    lines = ",\n".join(json.dumps(image_id, ensure_ascii=False) for image_id in ids)
+def _write_list(path: Path, values: Iterable[str | int | None]) -> None:
+    """Writes a JSON list, one value a line."""
+    lines = ",\n".join(json.dumps(value, ensure_ascii=False) for value in values)
     path.write_text(f"[\n{lines}\n]", encoding="utf-8", newline="\n")
 
 
@@ -287,7 +311,7 @@ def _check_fields(path: Path, values: dict[str, object]) -> None:
         )
     files = {VECTORS_FILE, IDS_FILE} | (set() if values["kind"] == "flat" else {APPROXIMATE_FILE})
     listed = values["sha256"]
-    if not isinstance(listed, dict) or set(listed) != files:
+    if not isinstance(listed, dict) or set(listed) - {SIZES_FILE} != files:
         raise ValueError(
             f"{path}: sha256: got {listed!r}, expected one of {' and '.join(sorted(files))}; {REBUILD}"
         )

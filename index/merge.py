@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from scale.places import is_remote
 from settings import run_script
 
 log = logging.getLogger(__name__)
@@ -53,8 +52,7 @@ def merge_indexes(folders: Sequence[Path], output: Path) -> int:
                 f"{folders[0]} of {first.model_fingerprint} ({first.model_name}), expected one model; embed "
                 "the images of one again with the other's: python embed_image_as_faiss.py"
             )
-    folders_of_images = [Path(manifest.image_folder) for manifest in manifests]
-    places = [place if is_remote(place) else place.resolve() for place in folders_of_images]
+    places = [Path(manifest.image_folder).resolve() for manifest in manifests]
     home = Path(os.path.commonpath(places))
     ids: list[str] = []
     chosen: list[np.ndarray] = []

@@ -5,16 +5,18 @@ Part 3 is `3.npy`, its vectors, and `3.json`, written last, which says what they
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from files import file_sha256, replace_file, write_errors
+from files import file_sha256, replace_file, write_errors, write_json
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +29,24 @@ class Shard:
         ids: Of n images, in order.
         vectors: (n, d) float32, rows of unit length; may be a memory-mapped file.
         broken: Ids of the images of the same part that gave no vector.
+        sizes: Bytes of each image's file when it was embedded, None where that is not known; may be empty.
     """
 
     ids: Sequence[str]
     vectors: np.ndarray
     broken: Sequence[str] = ()
+    sizes: Sequence[int | None] = ()
+
+    def current(self, sizes: Mapping[str, int]) -> Iterator[tuple[int, str]]:
+        """Yields row and id of the images whose files have, as far as is known, not been replaced.
+
+        Args:
+            sizes: Bytes of the files that are there, by image id.
+        """
+        for row, image_id in enumerate(self.ids):
+            then = self.sizes[row] if self.sizes else None
+            if then is None or sizes.get(image_id, then) == then:
+                yield row, image_id
 
 
 @dataclass(frozen=True)
@@ -69,33 +84,29 @@ class ShardStore:
             "dimension": self.dimension,
             "images": list(shard.ids),
             "broken": list(shard.broken),
-            "sha256": file_sha256(vectors),
+            "sizes": list(shard.sizes),
         }
-        replace_file(label, lambda path: path.write_text(json.dumps(values), encoding="utf-8"))
-        return Shard(shard.ids, np.load(vectors, mmap_mode="r", allow_pickle=False), shard.broken)
+        write_json(label, values | {"sha256": _checksum(vectors, values)})
+        return Shard(
+            shard.ids, np.load(vectors, mmap_mode="r", allow_pickle=False), shard.broken, shard.sizes
+        )
 
     def load_all(self) -> dict[int, Shard]:
         """Returns the whole shards of this model, by number; says which are left out as damaged."""
         shards = {}
         for label in sorted(self.folder.glob("*.json")):
             try:
-                values = json.loads(label.read_text(encoding="utf-8"))
-                number, ids = int(label.stem), tuple(map(str, values["images"]))
-                broken = tuple(map(str, values.get("broken", ())))  # earlier versions kept none
-                made_by = (values["fingerprint"], values["dimension"])
+                number, values = int(label.stem), json.loads(label.read_text(encoding="utf-8"))
                 vectors, _ = self._files(number)
-                whole = file_sha256(vectors) == values["sha256"]
-            except (ValueError, KeyError, TypeError, OSError) as error:
+                if values.pop("sha256") != _checksum(vectors, values):
+                    raise ValueError("damaged")
+                rows = np.load(vectors, mmap_mode="r", allow_pickle=False)
+                shard = Shard(values["images"], rows, values["broken"], values["sizes"])
+            except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
                 log.warning("%s: cannot be used, encoding its images again: %s", label, error)
                 continue
-            if made_by != (self.fingerprint, self.dimension):
-                continue
-            if not whole:
-                log.warning("%s: damaged, encoding its images again", vectors)
-                continue
-            rows = np.load(vectors, mmap_mode="r", allow_pickle=False)
-            if rows.shape == (len(ids), self.dimension) and rows.dtype == np.float32:
-                shards[number] = Shard(ids, rows, broken)
+            if (values["fingerprint"], values["dimension"]) == (self.fingerprint, self.dimension):
+                shards[number] = shard
         return shards
 
     def clear(self) -> None:
@@ -105,3 +116,8 @@ class ShardStore:
 
     def _files(self, number: int) -> tuple[Path, Path]:
         return self.folder / f"{number}.npy", self.folder / f"{number}.json"
+
+
+def _checksum(vectors: Path, label: Mapping[str, Any]) -> str:
+    """Covers the vectors and what the label says: no vector goes to another image unnoticed."""
+    return hashlib.sha256(f"{file_sha256(vectors)} {json.dumps(label, sort_keys=True)}".encode()).hexdigest()

@@ -31,8 +31,8 @@ from generation.image_captions import Captioner, ImageCaptions
 from generation.model_identity import model_identity
 from index.build import Done
 from index.decode import BrokenImage, open_image
+from index.encoder import embed
 from index.faiss_index import ImageIndex
-from index.pipeline import embed
 from index.shards import Shard
 from records import Image, Skip
 from settings import PROJECT, CaptioningSettings, EmbeddingSettings
@@ -102,7 +102,7 @@ def open_embedding(settings: EmbeddingSettings, fingerprint: str, threads: int) 
     def work(part: Part) -> Result:
         images = [Image(name, path) for name, path in part]
         batch, bar = settings.image_batch or 32, tqdm(disable=True)
-        shard, skipped = embed(images, encoder, batch, settings.workers, bar)
+        ((shard, skipped),) = embed(images, encoder, batch, settings.workers, bar)
         broken = [(skip.what, skip.why) for skip in skipped]
         return {"ids": list(shard.ids), "broken": broken}, shard.vectors.tobytes()
 

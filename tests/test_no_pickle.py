@@ -66,7 +66,7 @@ def test_the_search_finds_what_it_looks_for():
 
 def test_nothing_reads_or_writes_a_pickle():
     paths = [path for path, _ in sources()]
-    assert PROJECT / "indexes" / "faiss_index.py" in paths and len(paths) > 50
+    assert PROJECT / "index" / "faiss_index.py" in paths and len(paths) > 50
     found = [
         f"{path.relative_to(PROJECT)}:{line}: {what}"
         for path, source in sources()

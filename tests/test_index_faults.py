@@ -111,17 +111,7 @@ def test_every_sort_of_file_is_embedded_or_listed_with_its_reason(tmp_path):
     assert open_image(pictures / "30,000 wide.jpg").size == (30_000, 3)
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root reads everything")
-def test_a_file_that_may_not_be_read_is_listed(tmp_path):
-    (tmp_path / "a.png").write_bytes(saved(RED))
-    (tmp_path / "b.png").write_bytes(saved(RED))
-    (tmp_path / "a.png").chmod(0)
-    assert build(list_images(tmp_path, "")[0], tmp_path / "index").ids == ("b.png",)
-    assert "PermissionError" in failures(tmp_path / "index")["a.png"]
-
-
 def test_an_error_of_the_system_is_listed_with_its_name(tmp_path, monkeypatch):
-    """As a file without permission, also where the tests run as root."""
     for name in "ab":
         (tmp_path / f"{name}.png").write_bytes(saved(RED))
     real = PILImage.open
@@ -203,31 +193,6 @@ def test_every_row_is_of_its_image(tmp_path_factory, kinds, batch_size, workers,
     images.reverse()
     assert set(check()) == broken & {image.id for image in images}
     assert not (folder / "index" / ".partial").exists()
-
-
-def test_only_new_images_are_embedded_and_vanished_ones_are_dropped(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    for number in range(20):
-        colour = (number * 12, 0, 200)
-        (tmp_path / f"{number:02}.png").write_bytes(saved(PILImage.new("RGB", (2, 2), colour)))
-    everything, _ = list_images(tmp_path, "")
-    opened = []
-
-    class Counting(MeanColour):
-        def encode_images(self, images):
-            opened.append(len(images))
-            return super().encode_images(images)
-
-    build(everything[:12], tmp_path / "index", Counting())
-    assert sum(opened) == 12
-    opened.clear()
-    index = build(everything[5:], tmp_path / "index", Counting())
-    assert sum(opened) == 8
-    assert "8 images are new, 5 have vanished" in caplog.text
-    assert index.ids == tuple(image.id for image in everything[5:])
-    (tmp_path / "index" / "failed_images.csv").write_text("nonsense\n1\n")
-    assert build(everything[5:], tmp_path / "index", Counting()).ids == index.ids
-    assert sum(opened) == 8
 
 
 def test_another_kind_is_made_without_embedding_again(tmp_path):

@@ -79,7 +79,7 @@ def test_a_build_killed_at_random_moments_ends_as_one_that_was_not(tmp_path, pic
         {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("whole", "killed")
     )
     assert killed == whole
-    assert set(whole) == {"vectors.faiss", "ids.json", "manifest.json", "failed_images.csv"}
+    assert set(whole) == {"vectors.faiss", "ids.json", "manifest.json", "failed_images.csv", "sizes.json"}
 
 
 def test_threads_resize_and_the_vectors_are_the_same_to_the_last_bit(tmp_path):

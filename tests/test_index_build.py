@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from index.build import build_index
 from index.decode import open_image
+from index.encoder import embed
 from index.faiss_index import FaissIndex
-from index.pipeline import embed
 from records import Image
 
 
@@ -63,7 +63,7 @@ def test_vectors_stay_with_their_images_around_broken_ones(tmp_path, batch_size,
     images = make_images(tmp_path, 30, broken)
     images.insert(12, Image("gone.png", tmp_path / "gone.png"))
     encoder = ColourEncoder()
-    shard, skipped = embed(images, encoder, batch_size, workers, tqdm(disable=True))
+    ((shard, skipped),) = embed(images, encoder, batch_size, workers, tqdm(disable=True))
     whole = [image for image in images if image.id != "gone.png" and int(image.id[:3]) not in broken]
     assert shard.ids == [image.id for image in whole]
     assert shard.vectors.dtype == np.float32
@@ -99,8 +99,8 @@ def test_decoding_goes_on_while_the_model_encodes_but_not_without_bound(tmp_path
             ahead_of_model.append(len(opened) - self.encoded)
             return super().encode_images(images)
 
-    monkeypatch.setattr("index.pipeline.open_image", counted)
-    embed(images, SlowEncoder(), 4, 2, tqdm(disable=True))
+    monkeypatch.setattr("index.encoder.open_image", counted)
+    list(embed(images, SlowEncoder(), 4, 2, tqdm(disable=True)))
     assert len(opened) == 40
     assert max(ahead_of_model) <= 4 + 4 + 2
 
@@ -182,6 +182,7 @@ def test_an_index_is_built_and_finds_each_picture_by_itself(tmp_path):
         "failed_images.csv",
         "ids.json",
         "manifest.json",
+        "sizes.json",
         "vectors.faiss",
     ]
 
@@ -270,3 +271,75 @@ def test_too_many_broken_images_leave_a_list_and_no_index(tmp_path):
     repaired = ColourEncoder()
     assert len(build(images, repaired, tmp_path / "index")) == 20
     assert repaired.encoded == 10  # the second shard was whole
+
+
+def test_what_was_embedded_a_minute_ago_is_kept_and_the_batches_stay_the_same(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("index.build.KEEP_SECONDS", 0)  # for a minute
+    images = make_images(tmp_path / "images", 30, broken={2, 7})
+    whole = ColourEncoder()
+    build(images, whole, tmp_path / "whole", shard_size=1000)
+    first, rest = ColourEncoder(fail_after=18), ColourEncoder()
+    with pytest.raises(RuntimeError, match="the power went out"):
+        build(images, first, tmp_path / "index", shard_size=1000)
+    build(images, rest, tmp_path / "index", shard_size=1000)
+    assert (first.encoded, rest.encoded) == (16, 12)
+    assert first.batch_sizes + rest.batch_sizes == whole.batch_sizes
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "index" / path.name).read_bytes()
+    assert "embedded 18 of 30 images, 2 failed" in caplog.text  # where there is no terminal for a bar
+
+
+def test_a_replaced_picture_is_embedded_again(tmp_path, caplog):
+    images = make_images(tmp_path / "images", 20)
+    build(images, ColourEncoder(), tmp_path / "index")
+    with pytest.raises(RuntimeError):
+        build(images, ColourEncoder("colours-2", fail_after=12), tmp_path / "other")  # the first part is kept
+    images[3].path.write_bytes(images[4].path.read_bytes() + b"another size")
+    for folder, encoder, count in (
+        (tmp_path / "index", ColourEncoder(), 1),
+        (tmp_path / "other", ColourEncoder("colours-2"), 11),
+    ):
+        index = build(images, encoder, folder)
+        assert encoder.encoded == count
+        assert index.ids == tuple(image.id for image in images)
+        assert np.allclose(index.vectors_of(index.ids), one_by_one(images), atol=1e-6)
+    assert "1 pictures have been replaced since they were embedded" in caplog.text
+    assert len(build(images, ColourEncoder(fail_after=0), tmp_path / "index")) == 20
+    images[3].path.unlink()  # an index is searched where its pictures are not
+    assert len(build(images, ColourEncoder(fail_after=0), tmp_path / "index")) == 20
+
+
+def test_a_label_that_names_other_images_is_not_believed(tmp_path, caplog):
+    images = make_images(tmp_path / "images", 20)
+    with pytest.raises(RuntimeError):
+        build(images, ColourEncoder(fail_after=12), tmp_path / "index")
+    label = tmp_path / "index" / ".partial" / "0.json"
+    label.write_text(label.read_text().replace("003.png", "013.png"))
+    encoder = ColourEncoder()
+    index = build(images, encoder, tmp_path / "index")
+    assert encoder.encoded == 20 and "0.json: cannot be used" in caplog.text
+    assert np.allclose(index.vectors_of(index.ids), one_by_one(images), atol=1e-6)
+
+
+def test_a_build_killed_while_the_new_index_takes_its_place_loses_nothing(tmp_path, monkeypatch):
+    images = make_images(tmp_path / "images", 20)
+    folder = tmp_path / "index"
+    build(images[:15], ColourEncoder(), folder)
+    real = type(folder).replace
+
+    class Killed(BaseException):
+        pass
+
+    def replace(path, target):
+        if target.name == "manifest.json":
+            raise Killed
+        return real(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(type(folder), "replace", replace)
+        build(images, ColourEncoder(), folder)
+    with pytest.raises(FileNotFoundError, match="incomplete index"):
+        FaissIndex.open(folder)
+    assert len(build(images, ColourEncoder(fail_after=0), folder)) == 20
+    assert not (folder / ".partial").exists()
