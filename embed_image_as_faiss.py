@@ -3,9 +3,8 @@
     python embed_image_as_faiss.py                     # the constants below
     python embed_image_as_faiss.py --dataset demo      # any constant, overridden
 
-Run again, it goes on where it was stopped, embeds what is new and drops what has vanished.
-``--engine ray`` has the workers of a Ray cluster do it. ``python -m index.merge`` joins indexes of one
-model.
+Run again, it goes on where it was stopped, embeds what is new and drops what has vanished. No other command
+writes an index. ``--engine ray`` embeds on a Ray cluster; ``python -m index.merge`` joins indexes.
 """
 
 from __future__ import annotations

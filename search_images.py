@@ -3,7 +3,7 @@
     python search_images.py --dataset demo --text "a dog on a beach"
     python search_images.py --dataset image_folder --root ~/Pictures --text "two children in the snow"
 
-A dataset without an index is embedded first. To give feedback and search again: interactive_search.py
+The index is opened as it stands; embed_image_as_faiss.py makes it. To give feedback: interactive_search.py
 """
 
 from __future__ import annotations

@@ -1,28 +1,33 @@
-"""Every setting once: type, default, range, help. Scripts' constants override them, then the command line."""
+"""Every setting once: type, default, help, range. A script's constants override them, then the command line.
+
+Each script has one flat dataclass; the classes that several of them share stand first. Help, range checks,
+docs/settings.md (`python settings.py`) and the rule for resuming a run are all derived from the fields.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
 import logging
+import math
+import re
 import signal
 import sys
+import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 log = logging.getLogger(__name__)
 
 PROJECT = Path(__file__).parent
 DATA_FOLDER = PROJECT / "playground" / "data"
+DEFAULT_SPLITS = {"demo": "test", "msrvtt": "1k-A"}  # the other datasets are used whole
 
-DEFAULT_SPLITS = {"demo": "test", "msrvtt": "1k-A"}  # of the other datasets all is used
-
-# Strategies that move words or a vector, so that a person can see and edit what is searched; and all of them.
+# Strategies that move words or a vector, so that a person can see and edit the query; then all of them.
 MovingStrategyName = Literal[
     "original", "append", "append-anchored", "rewrite", "rewrite-original", "rewrite-anchored",
     "rewrite-chosen", "rocchio", "fusion", "slerp",
@@ -34,11 +39,10 @@ StrategyName = Literal[
 UserName = Literal["independent", "caption", "reference", "ground-truth", "random", "first"]
 ProtocolName = Literal["honest", "reference", "paper", "chatir"]
 IndexKind = Literal["auto", "flat", "hnsw", "ivf", "ivfpq"]
-EngineName = Literal["local", "ray"]
-
+Precision = Literal["int8", "int4", "fp16", "bf16", "fp32", "auto"]
 PresetName = Literal["demo", "cpu-small", "rtx3060-int4", "rtx3090-int4", "rtx3090-int8", "fp16-48gb"]
 
-# Model ids, precision and batch sizes that belong together; any single constant overrides its preset's.
+# Models, precision and batch sizes that belong together; any constant overrides its preset's value.
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
         "blip": "BLIP/weights/demo",
@@ -72,113 +76,265 @@ PRESETS["rtx3090-int4"] = PRESETS["rtx3090-int8"] | {"quantization": "int4", "ca
 PRESETS["rtx3060-int4"] = PRESETS["rtx3090-int4"] | {"caption_batch": 4, "rewrite_batch": 8}
 PRESETS["fp16-48gb"] = PRESETS["rtx3090-int8"] | {"quantization": "fp16", "caption_batch": 8}
 
-_COUNTS = (
-    "image_size", "image_batch", "workers", "caption_batch", "rewrite_batch", "query_batch", "queries",
-    "rounds", "server_requests", "ray_workers",
-)  # fmt: skip
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    min: float | None = None,
+    max: float | None = None,
+    changes_results: bool = True,
+) -> Any:
+    """Declares a setting.
+
+    Args:
+        default: Its value when nobody names another; None where a preset or the dataset fills it in.
+        help: For `--help` and docs/settings.md.
+        min: Smallest value; of every item of a tuple.
+        max: Largest value, likewise.
+        changes_results: Whether results depend on it; a run is resumed with the same value only.
+    """
+    metadata = {"help": help, "min": min, "max": max, "changes_results": changes_results}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class DatasetSettings:
-    """A dataset, and the models that go with it.
+    """A dataset, and the models that go with it."""
 
-    Attributes:
-        dataset: "demo", "flickr30k", "mscoco", "msrvtt", "image_folder", "image_tars" or "image_parquet".
-        root: The dataset's folder; playground/data/DATASET when not given. Of the last three also an address,
-            such as s3://BUCKET/FOLDER; of tars and Parquet files a file, or 'FOLDER/{00000..00009}.tar'.
-        split: Part of the dataset; "test" for the demo, "1k-A" for MSR-VTT and "all" for the others when not
-            given. Flickr30k and MSCOCO also have Karpathy's: "test" and more, see docs/datasets.md.
-        preset: Set of models, precision and batch sizes; "demo" for the demo and "rtx3090-int8" for the
-            others when not given.
-    """
-
-    dataset: str = "flickr30k"
-    root: Path | None = None
-    split: str | None = None
-    preset: PresetName | None = None
+    dataset: str = option("flickr30k", '"demo", "flickr30k", "mscoco", "msrvtt" or "image_folder".')
+    root: Path | None = option(None, "The dataset's folder; playground/data/DATASET when not given.")
+    split: str | None = option(
+        None,
+        'Part of the dataset; when not given "test" of the demo, "1k-A" of MSR-VTT, "all" of the others. '
+        'Flickr30k and MSCOCO also have Karpathy\'s "test" and more, see docs/datasets.md.',
+    )
+    preset: PresetName | None = option(
+        None,
+        'Models, precision and batch sizes; "demo" for the demo, "rtx3090-int8" for the others when not '
+        "given.",
+        changes_results=False,
+    )
 
     def __post_init__(self) -> None:
-        _check_at_least(self, 1, *_COUNTS)
+        for field in dataclasses.fields(self):
+            _check_range(field, getattr(self, field.name))
 
     def resolved(self) -> Any:
         """Returns the same settings with every open one filled in, from the preset or the dataset."""
-        is_demo = self.dataset == "demo"
-        preset = self.preset or ("demo" if is_demo else "rtx3090-int8")
+        preset = self.preset or ("demo" if self.dataset == "demo" else "rtx3090-int8")
         split = self.split or DEFAULT_SPLITS.get(self.dataset, "all")
         root = self.root or DATA_FOLDER / self.dataset
-        open_ones = PRESETS[preset] | {
+        values = PRESETS[preset] | {
             "preset": preset,
             "split": split,
             "root": root,
-            "index": _index_folder(root, split, DATA_FOLDER / self.dataset),
+            "index": root / f"index-{split}",
             "caption_cache": DATA_FOLDER / "captions.sqlite",
         }
         names = {field.name for field in dataclasses.fields(self)}
-        filled = {
-            name: value for name, value in open_ones.items() if name in names and getattr(self, name) is None
+        open_ones = {
+            name: value for name, value in values.items() if name in names and getattr(self, name) is None
         }
-        return dataclasses.replace(self, **filled)
+        return dataclasses.replace(self, **open_ones)
 
 
 @dataclass(frozen=True)
 class IndexSettings(DatasetSettings):
-    """Embeds the images of a dataset and saves them as a FAISS index.
+    """An index of a dataset's images, and the model that made it."""
 
-    Attributes:
-        blip: BLIP checkpoint, a file or a folder; the preset's when not given.
-        image_size: Side in pixels to which images are resized; the checkpoint's when not given.
-        index: Folder of the index, or a Milvus collection, milvus://HOST:19530/COLLECTION or
-            milvus:///FOLDER/FILE.db/COLLECTION (docs/scale.md); ROOT/index-SPLIT when not given.
-        image_batch: Images encoded at a time; the preset's when not given.
-        index_kind: "flat" (exact), "hnsw", "ivf" or "ivfpq" (approximate, for very many images), or "auto":
-            flat below a million images, above it what fits into memory.
-        workers: Threads that decode images.
-        max_failed_share: With more broken images than this share of all, no index is made.
-        rebuild: Embed again although an index of the same images and model is there.
-    """
-
-    blip: str | None = None
-    image_size: int | None = None
-    index: str | Path | None = None
-    image_batch: int | None = None
-    index_kind: IndexKind = "auto"
-    workers: int = 4
-    max_failed_share: float = 0.1
-    rebuild: bool = False
+    blip: str | None = option(
+        None, "BLIP checkpoint: a file, a folder or a hub id; the preset's when not given."
+    )
+    image_size: int | None = option(
+        None, "Side in pixels to which images are resized; the checkpoint's when not given.", min=1
+    )
+    index: str | Path | None = option(
+        None,
+        "Folder of the index, ROOT/index-SPLIT when not given; or, for searching, a Milvus collection, "
+        "milvus://HOST:19530/COLLECTION or milvus:///FOLDER/FILE.db/COLLECTION (docs/scale.md).",
+        changes_results=False,
+    )
+    image_batch: int | None = option(
+        None, "Images encoded at a time; the preset's when not given.", min=1, changes_results=False
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.index, str):
-            if self.index.startswith("milvus:"):
-                from scale.milvus_address import MilvusAddress
-
-                MilvusAddress.parse(self.index)
-                if self.root and _index_folder(self.root, "", Path()).parent != self.root:
-                    raise ValueError(
-                        f"index: got a Milvus collection for {self.root}, which is no folder of this machine;"
-                        " the vectors go into the dataset's folder first: name one with --root"
-                    )
-            else:  # the command line gives words
+            if not self.index.startswith("milvus:"):  # the command line gives words
                 object.__setattr__(self, "index", Path(self.index))
-        if not 0 <= self.max_failed_share <= 1:
-            raise ValueError(f"max_failed_share: got {self.max_failed_share}, expected a share from 0 to 1")
+            elif not re.fullmatch(r"milvus://([^/\s]+:\d{1,5}|/[^\0]+\.db)/\w+", self.index):
+                raise ValueError(
+                    f"index: got {self.index!r}, expected milvus://HOST:PORT/COLLECTION or "
+                    "milvus:///FOLDER/FILE.db/COLLECTION"
+                )
+
+
+@dataclass(frozen=True)
+class RaySettings(DatasetSettings):
+    """Which machines go through a whole dataset."""
+
+    engine: Literal["local", "ray"] = option(
+        "local",
+        '"local", this process, or "ray", the workers of a Ray cluster (docs/scale.md).',
+        changes_results=False,
+    )
+    ray_address: str | None = option(
+        None,
+        "Address of the cluster; when not given, the one that RAY_ADDRESS names or that runs on this "
+        "machine, or "
+        "else a new one of this machine alone.",
+        changes_results=False,
+    )
+    ray_workers: int | None = option(
+        None, "How many workers; one a GPU, or one a core, when not given.", min=1, changes_results=False
+    )
+
+
+@dataclass(frozen=True)
+class CaptionSettings(DatasetSettings):
+    """The model that describes images, here or behind servers."""
+
+    caption_model: str | None = option(None, "Describes images; the preset's when not given.")
+    quantization: Precision | bool | None = option(
+        None,
+        'Precision of the models that write: "int8", "int4", "fp16", "bf16", "fp32", "auto" (16 bits '
+        "where the "
+        "hardware computes in them, else fp32), True for int8, False for fp16; the preset's when not given.",
+    )
+    caption_batch: int | None = option(
+        None, "Images captioned at a time; the preset's when not given.", min=1, changes_results=False
+    )
+    caption_cache: Path | None = option(
+        None,
+        "File of all captions made so far, whatever the dataset and the run; "
+        "playground/data/captions.sqlite when "
+        "not given.",
+        changes_results=False,
+    )
+    caption_servers: tuple[str, ...] | None = option(
+        None,
+        "Addresses of OpenAI-compatible servers that offer the caption model, such as "
+        "http://127.0.0.1:8000/v1; "
+        "the model is loaded here when not given. See docs/servers.md.",
+        changes_results=False,
+    )
+    caption_prices: tuple[float, float] | None = option(
+        None, "Price of a million tokens read and of a million written.", min=0, changes_results=False
+    )
+    server_requests: int = option(8, "Requests at a time, to each server.", min=1, changes_results=False)
+    server_seconds: float = option(120.0, "Longest time for one answer.", min=0.001, changes_results=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("caption_servers", "rewrite_servers"):
+            _check_addresses(name, getattr(self, name, None))
+
+
+@dataclass(frozen=True)
+class SessionSettings(IndexSettings, CaptionSettings):
+    """All models of a session, and where its results go."""
+
+    rewrite_model: str | None = option(None, "Rewrites queries; the preset's when not given.")
+    rewrite_batch: int | None = option(
+        None, "Queries rewritten at a time; the preset's when not given.", min=1, changes_results=False
+    )
+    rewrite_servers: tuple[str, ...] | None = option(
+        None,
+        "Addresses of servers that offer the rewrite model, as for caption_servers.",
+        changes_results=False,
+    )
+    rewrite_prices: tuple[float, float] | None = option(
+        None, "As caption_prices.", min=0, changes_results=False
+    )
+    output: Path | None = option(
+        None,
+        "Folder of the results; one under runs/, named after the settings, when not given.",
+        changes_results=False,
+    )
+    seed: int = option(0, "Seed of everything random.")
+
+    def resolved(self) -> Any:
+        """Returns the same settings with every open one filled in."""
+        settings = super().resolved()
+        return dataclasses.replace(settings, output=settings.output or Path("runs") / settings.run_name())
+
+    def run_name(self) -> str:
+        """Returns the name of the run's folder."""
+        return f"{self.dataset}-{self.split}"
+
+
+@dataclass(frozen=True)
+class LoopSettings(SessionSettings):
+    """How simulated sessions run, whatever the strategy."""
+
+    protocol: ProtocolName = option(
+        "honest",
+        'Rules: "honest" (unseen images each round), "reference" (the published code\'s), "paper" '
+        "(unseen images, "
+        'any relevant one satisfies) or "chatir" (all images, all rounds). See docs/evaluation.md.',
+    )
+    rounds: int = option(4, "Rounds, the first search included.", min=1)
+    queries: int | None = option(
+        None, "How many queries, spread evenly over the dataset; all when not given.", min=1
+    )
+    caption_numbers: tuple[str, ...] | None = option(
+        None, "Which captions of an image serve as queries, by comment number; all when not given."
+    )
+    query_batch: int = option(256, "Queries that advance together.", min=1, changes_results=False)
+    user_model: str = option(
+        "all-minilm-l6-v2",
+        'Sentence encoder of the users who judge by captions: a folder, a hub id, or "all-minilm-l6-v2".',
+    )
+    user_dislikes: int = option(0, "How many of the shown images a judging user also marks as wrong.", min=0)
+    user_patience: int | None = option(
+        None, "Rounds in a row without progress after which a judging user abandons the search; never "
+        "when not given.",
+        min=1,
+    )  # fmt: skip
+    restart: bool = option(
+        False, "Discard what the output folder holds of an earlier run.", changes_results=False
+    )
+
+    def run_name(self) -> str:
+        """Returns the name of the run's folder."""
+        return f"{super().run_name()}-{self.protocol}"
+
+
+# One class a script
+
+
+@dataclass(frozen=True)
+class EmbeddingSettings(IndexSettings, RaySettings):
+    """Embeds the images of a dataset and saves them as a FAISS index."""
+
+    index_kind: IndexKind = option(
+        "auto",
+        '"flat" (exact), "hnsw", "ivf" or "ivfpq" (approximate, for very many images), or "auto": the '
+        "kind of the "
+        "index that is there; for a new one flat below a million images, above it what fits into memory.",
+    )
+    workers: int = option(4, "Threads that decode images.", min=1, changes_results=False)
+    max_failed_share: float = option(
+        0.1, "With more broken images than this share, no index is made.", min=0, max=1, changes_results=False
+    )
+    rebuild: bool = option(
+        False, "Embed all images again although an index of this model is there.", changes_results=False
+    )
+
+
+@dataclass(frozen=True)
+class CaptioningSettings(CaptionSettings, RaySettings):
+    """Captions all images of a dataset ahead; runs then find the captions ready."""
 
 
 @dataclass(frozen=True)
 class SearchSettings(IndexSettings):
-    """Searches a dataset once, without feedback.
+    """Searches a dataset once, without feedback."""
 
-    Attributes:
-        text: What to search for.
-        shown: Pictures listed.
-    """
-
-    text: str | None = None
-    shown: int = 10
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_at_least(self, 1, "shown")
+    text: str | None = option(None, "What to search for.")
+    shown: int = option(10, "Pictures listed.", min=1)
 
     def resolved(self) -> Any:
         """Returns the same settings with every open one filled in.
@@ -192,143 +348,28 @@ class SearchSettings(IndexSettings):
 
 
 @dataclass(frozen=True)
-class CaptionSettings(DatasetSettings):
-    """Captions all images of a dataset ahead; runs then find the captions ready.
+class ExperimentSettings(LoopSettings):
+    """Runs the feedback loop over a dataset's queries; logs recall and F1 per round."""
 
-    Attributes:
-        caption_model: Describes images; the preset's when not given.
-        quantization: Of the models that write: "int8", "int4", "fp16", "bf16", "fp32", "auto" (16 bits where
-            the hardware computes in them, else fp32), or True for int8 and False for fp16; the preset's when
-            not given.
-        caption_batch: Images captioned at a time; the preset's when not given.
-        caption_cache: File of all captions made so far, whatever the dataset and the run;
-            playground/data/captions.sqlite when not given.
-        caption_servers: Addresses of OpenAI-compatible servers that offer the caption model, such as
-            http://127.0.0.1:8000/v1; it is loaded here when not given. See docs/servers.md.
-        caption_prices: What they take for a million tokens read and a million written, for the costs.
-        server_requests: Requests at a time, to each server.
-        server_seconds: Longest time for one answer.
-    """
-
-    caption_model: str | None = None
-    quantization: Literal["int8", "int4", "fp16", "bf16", "fp32", "auto"] | bool | None = None
-    caption_batch: int | None = None
-    caption_cache: Path | None = None
-    caption_servers: tuple[str, ...] | None = None
-    caption_prices: tuple[float, float] | None = None
-    server_requests: int = 8
-    server_seconds: float = 120.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_servers(self, "caption_servers", "caption_prices")
-        if not 0 < self.server_seconds < float("inf"):
-            raise ValueError(f"server_seconds: got {self.server_seconds}, expected more than 0")
-
-
-@dataclass(frozen=True)
-class EngineSettings(DatasetSettings):
-    """Who goes through a whole dataset.
-
-    Attributes:
-        engine: "local", this process, or "ray", the workers of a Ray cluster (docs/scale.md).
-        ray_address: Of the cluster; when not given the one that RAY_ADDRESS names or that runs on this
-            machine, or else one of this machine alone.
-        ray_workers: How many; one a GPU, or without GPUs as many as the cores allow, when not given.
-    """
-
-    engine: EngineName = "local"
-    ray_address: str | None = None
-    ray_workers: int | None = None
-
-
-@dataclass(frozen=True)
-class EmbeddingSettings(IndexSettings, EngineSettings):
-    """Embeds the images of a dataset and saves them as a FAISS index."""
-
-
-@dataclass(frozen=True)
-class CaptioningSettings(CaptionSettings, EngineSettings):
-    """Captions all images of a dataset ahead; runs then find the captions ready."""
-
-
-@dataclass(frozen=True)
-class SessionSettings(IndexSettings, CaptionSettings):
-    """How sessions are played, whatever the strategy and the user.
-
-    Attributes:
-        user_model: Sentence encoder of the users who judge by captions: a folder, a hub id, or
-            "all-minilm-l6-v2".
-        user_dislikes: How many of the shown images a judging user also turns down.
-        user_patience: Rounds in a row without progress after which a judging user gives up; never when not
-            given.
-        protocol: Rules: "honest" (unseen images each round), "reference" (the published code's), "paper"
-            (unseen images, any relevant one satisfies) or "chatir" (all images, all rounds played).
-        rounds: Rounds played, the first search included.
-        rewrite_model: Rewrites queries; the preset's when not given.
-        rewrite_batch: Queries rewritten at a time; the preset's when not given.
-        rewrite_servers: Addresses of servers that offer the rewrite model, as for caption_servers.
-        rewrite_prices: As caption_prices.
-        query_batch: Queries that advance together.
-        queries: How many queries, spread evenly over the dataset; all when not given.
-        caption_numbers: Which captions of an image serve as queries, by comment number; all when not given.
-        output: Folder of the run; one under runs/, named after the settings, when not given.
-        restart: Throw away what the output folder holds of an earlier run.
-        seed: Of everything random.
-    """
-
-    user_model: str = "all-minilm-l6-v2"
-    user_dislikes: int = 0
-    user_patience: int | None = None
-    protocol: ProtocolName = "honest"
-    rounds: int = 4
-    rewrite_model: str | None = None
-    rewrite_batch: int | None = None
-    rewrite_servers: tuple[str, ...] | None = None
-    rewrite_prices: tuple[float, float] | None = None
-    query_batch: int = 256
-    queries: int | None = None
-    caption_numbers: tuple[str, ...] | None = None
-    output: Path | None = None
-    restart: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_servers(self, "rewrite_servers", "rewrite_prices")
-
-    def resolved(self) -> Any:
-        """Returns the same settings with every open one filled in."""
-        settings = super().resolved()
-        return dataclasses.replace(settings, output=settings.output or Path("runs") / settings.run_name())
-
-    def run_name(self) -> str:
-        """Returns the name of the run's folder."""
-        return f"{self.dataset}-{self.split}-{self.protocol}"
-
-
-@dataclass(frozen=True)
-class ExperimentSettings(SessionSettings):
-    """Plays rounds of feedback over a dataset's queries; logs recall and F1 per round.
-
-    Attributes:
-        strategy: How feedback moves the query: "original" (none), "append", "rewrite" (the paper's: the last
-            query with the last caption), "rewrite-original" (the person's own words with all captions),
-            "rewrite-anchored" (the same, and the own words stay in the query vector) or another of
-            docs/refinement.md.
-        user: Who gives feedback: "independent" (judges by people's captions), "caption" (the same without the
-            query among them), "reference" (judges with the retriever's own embedding; flatters),
-            "ground-truth" (likes all that is relevant; protocol "paper"), "random" or "first" (controls).
-        user_noise: Share of the rounds in which a judging user points at a wrong image.
-    """
-
-    strategy: StrategyName = "rewrite"
-    user: UserName = "independent"
-    user_noise: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_habits(self, self.user_noise)
+    strategy: StrategyName = option(
+        "rewrite",
+        'How feedback moves the query: "original" (not at all), "append", "rewrite" (the paper\'s: the '
+        "last query "
+        'with the last caption), "rewrite-original" (the person\'s own words with all captions), '
+        '"rewrite-anchored" '
+        "(the same, and the own words stay in the query vector) or another of docs/feedback.md.",
+    )
+    user: UserName = option(
+        "independent",
+        'Simulated user: "independent" (judges by people\'s captions), "caption" (the same without the '
+        "query among "
+        'them), "reference" (judges with the retriever\'s own embedding; flatters), "ground-truth" '
+        "(likes all that "
+        'is relevant; protocol "paper"), "random" or "first" (controls).',
+    )
+    user_noise: float = option(
+        0.0, "Share of the rounds in which a judging user picks a wrong image.", min=0, max=1
+    )
 
     def run_name(self) -> str:
         """Returns the name of the run's folder."""
@@ -338,25 +379,21 @@ class ExperimentSettings(SessionSettings):
 
 
 @dataclass(frozen=True)
-class ComparisonSettings(SessionSettings):
-    """Plays several strategies with several simulated users over the same queries, and compares them.
+class ComparisonSettings(LoopSettings):
+    """Runs several strategies with several simulated users over the same queries, and compares them."""
 
-    Attributes:
-        strategies: Strategies to play; scrolling, the control, always comes along.
-        users: Users to play them with.
-        noises: Shares of wrong picks; every judging user plays once with each.
-        seeds: How often what is random is played: with the seeds SEED, SEED + 1, ...
-    """
-
-    strategies: tuple[StrategyName, ...] = ("append", "rewrite", "rewrite-original", "rewrite-anchored")
-    users: tuple[UserName, ...] = ("independent", "reference", "random", "first")
-    noises: tuple[float, ...] = (0.0,)
-    seeds: int = 1
+    strategies: tuple[StrategyName, ...] = option(
+        ("append", "rewrite", "rewrite-original", "rewrite-anchored"),
+        "Strategies to run; scrolling, the control, is always added.",
+    )
+    users: tuple[UserName, ...] = option(("independent", "reference", "random", "first"), "Simulated users.")
+    noises: tuple[float, ...] = option(
+        (0.0,), "Shares of wrong picks; every judging user runs once with each.", min=0, max=1
+    )
+    seeds: int = option(1, "How often what is random runs: with the seeds SEED, SEED + 1, ...", min=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_at_least(self, 1, "seeds")
-        _check_habits(self, *self.noises)
         for name in ("strategies", "users", "noises"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
@@ -369,26 +406,33 @@ class ComparisonSettings(SessionSettings):
 
 @dataclass(frozen=True)
 class DialogueSettings(IndexSettings):
-    """Evaluates other people's dialogues about images: ChatIR's and PlugIR's files as they are.
+    """Evaluates other people's dialogues about images: ChatIR's and PlugIR's files as they are."""
 
-    Attributes:
-        dialogues: JSON list of {"img": path, "dialog": [caption, "question? answer", ...]}.
-        search_space: JSON list of the image paths searched, below ROOT; the dataset's images when not given.
-        turns: What a round searches: the turns so far "joined" by commas, or the last one "alone", as
-            PlugIR's reformulated dialogues want it.
-        rounds: Rounds, the first caption's included; as many as the longest dialogue has when not given.
-        query_batch: Dialogues searched together.
-        output: Folder of the run; one under runs/, named after the dialogue file, when not given.
-        restart: Throw away what the output folder holds of an earlier run.
-    """
-
-    dialogues: Path | None = None
-    search_space: Path | None = None
-    turns: Literal["joined", "alone"] = "joined"
-    rounds: int | None = None
-    query_batch: int = 256
-    output: Path | None = None
-    restart: bool = False
+    dialogues: Path | None = option(
+        None, 'JSON list of {"img": path, "dialog": [caption, "question? answer", ...]}.'
+    )
+    search_space: Path | None = option(
+        None, "JSON list of the image paths searched, below ROOT; the dataset's images when not given."
+    )
+    turns: Literal["joined", "alone"] = option(
+        "joined",
+        'What a round searches: the turns so far "joined" by commas, or the last one "alone", as PlugIR\'s '
+        "reformulated dialogues need it.",
+    )
+    rounds: int | None = option(
+        None,
+        "Rounds, the first caption's included; as many as the longest dialogue has when not given.",
+        min=1,
+    )
+    query_batch: int = option(256, "Dialogues searched together.", min=1, changes_results=False)
+    output: Path | None = option(
+        None,
+        "Folder of the results; one under runs/, named after the dialogue file, when not given.",
+        changes_results=False,
+    )
+    restart: bool = option(
+        False, "Discard what the output folder holds of an earlier run.", changes_results=False
+    )
 
     def resolved(self) -> Any:
         """Returns the same settings with every open one filled in.
@@ -410,38 +454,23 @@ class DialogueSettings(IndexSettings):
 
 @dataclass(frozen=True)
 class InteractiveSettings(SessionSettings):
-    """Opens a page on which a person searches, or the same in the terminal.
+    """Opens a page on which a person searches, or the same in the terminal."""
 
-    Of the inherited settings, those of simulated sessions (user_model, protocol, rounds, queries,
-    query_batch, caption_numbers) have no meaning here; output is the folder of the find-this-picture study.
-
-    Attributes:
-        strategy: How feedback moves the query, until the person chooses another.
-        shown: Pictures shown a round, until the person chooses another number.
-        host: Address to listen on; any other than 127.0.0.1 lets others in, without a password.
-        port: Port to listen on; 0 takes a free one.
-        names: Names by which browsers may call this machine, besides localhost and plain addresses.
-        describe: Caption every shown picture while nothing else is to be done, for alt texts and the
-            terminal; if not, only liked ones.
-        terminal: Search in the terminal instead of on a page.
-    """
-
-    strategy: StrategyName = "rewrite-anchored"
-    shown: int = 10
-    host: str = "127.0.0.1"
-    port: int = 7860
-    names: tuple[str, ...] = ()
-    describe: bool = True
-    terminal: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_at_least(self, 1, "shown")
-        _check_at_least(self, 0, "port")
+    strategy: StrategyName = option(
+        "rewrite-anchored", "How feedback moves the query, until the person chooses another."
+    )
+    shown: int = option(10, "Pictures shown a round, until the person chooses another number.", min=1)
+    host: str = option("127.0.0.1", "Address to listen on; any other lets others in, without a password.")
+    port: int = option(7860, "Port to listen on; 0 takes a free one.", min=0, max=65535)
+    names: tuple[str, ...] = option((), "Names by which browsers may call this machine, besides localhost.")
+    describe: bool = option(
+        True, "Caption every shown picture while nothing else is to be done, for alt texts and the terminal."
+    )
+    terminal: bool = option(False, "Search in the terminal instead of on a page.")
 
     def run_name(self) -> str:
-        """Returns the name of the study's folder."""
-        return f"study-{self.dataset}-{self.split}-{self.strategy}"
+        """Returns the name of the find-this-picture study's folder."""
+        return f"study-{super().run_name()}-{self.strategy}"
 
 
 Settings = TypeVar("Settings", bound=DatasetSettings)
@@ -461,16 +490,47 @@ def read_settings(
         The settings, not yet resolved.
 
     Raises:
-        ValueError: If a constant is unknown, mistyped or out of range.
+        ValueError: If a constant is unknown, mistyped or out of range, or an argument out of range.
         SystemExit: If the command line is wrong, or asks for help.
     """
     import tyro
 
-    return tyro.cli(kind, default=kind(**_checked_constants(kind, constants)), args=arguments)
+    values = _checked_constants(kind, constants)
+    hints = typing.get_type_hints(kind)
+    described = dataclasses.make_dataclass(  # tyro reads the help from annotations, not from metadata
+        kind.__name__,
+        [
+            (
+                field.name,
+                Annotated[hints[field.name], tyro.conf.arg(help=field.metadata["help"])],
+                dataclasses.field(default=values.get(field.name, field.default)),
+            )
+            for field in dataclasses.fields(kind)
+        ],
+    )
+    parsed = tyro.cli(described, args=arguments, description=kind.__doc__)
+    return kind(**vars(parsed))
+
+
+def result_settings(kind: type[DatasetSettings]) -> frozenset[str]:
+    """Returns the names of the settings on which a run's results depend."""
+    return frozenset(field.name for field in dataclasses.fields(kind) if field.metadata["changes_results"])
+
+
+def find_model(name: str) -> Path | None:
+    """Finds a model that lies on this machine: as the person stands, or else below the project's folder.
+
+    Returns:
+        Its file or folder; None where there is none, so that the name is a hub id or a packaged model's.
+    """
+    for path in (Path(name).expanduser(), PROJECT / name):
+        if name and path.exists():
+            return path
+    return None
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM has come: as Ctrl-C, of another status."""
+    """SIGTERM has come: as Ctrl-C, with another exit status."""
 
 
 def run_script(main: Callable[[], None], stopped: str = "the same command goes on from here") -> int:
@@ -483,9 +543,9 @@ def run_script(main: Callable[[], None], stopped: str = "the same command goes o
     Returns:
         The exit status: 0, 2 after a mistake, 130 when interrupted, 143 when terminated.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    # faiss tells which of its builds it tries, the others every request
-    for chatty in ("faiss", "httpx", "httpx2"):
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_Handler()])
+    # faiss tells which of its builds it tries, the HTTP clients every request, matplotlib of its fonts.
+    for chatty in ("faiss", "httpx", "httpx2", "openai", "matplotlib"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.getLogger("huggingface_hub").propagate = False  # it prints by itself: everything would come twice
     before = signal.signal(signal.SIGTERM, _terminate)
@@ -503,68 +563,150 @@ def run_script(main: Callable[[], None], stopped: str = "the same command goes o
     return 0
 
 
+class _Handler(logging.StreamHandler):
+    """Writes log lines to stderr: above a progress bar, with paths relative to where the person stands."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if isinstance(record.args, tuple):
+            record.args = tuple(_as_seen(value) for value in record.args)
+        tqdm = sys.modules.get("tqdm")  # no bar without it
+        if tqdm is None:
+            super().emit(record)
+            return
+        with tqdm.tqdm.external_write_mode(file=sys.stderr):
+            super().emit(record)
+
+
+def _as_seen(value: object) -> object:
+    if isinstance(value, Path) and value.is_absolute() and value.is_relative_to(Path.cwd()):
+        return value.relative_to(Path.cwd())
+    return value
+
+
 def _terminate(number: int, frame: FrameType | None) -> None:
     raise Terminated
 
 
 def _checked_constants(kind: type, constants: Mapping[str, Any]) -> dict[str, Any]:
-    from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
-
     hints = typing.get_type_hints(kind)
-    fields = {field.name for field in dataclasses.fields(kind)}
     values = {}
     for name, value in constants.items():
         if not name.isupper() or name.startswith("_"):
             continue
         field = name.lower()
-        if field not in fields:
-            near = difflib.get_close_matches(field, fields, n=1)
+        if field not in hints:
+            near = difflib.get_close_matches(field, hints, n=1)
             hint = f"; did you mean {near[0].upper()}?" if near else ""
             raise ValueError(f"unknown constant {name}{hint}")
-        try:
-            check_type(value, hints[field], collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
-        except TypeCheckError as error:
-            reason = "; ".join(line.strip() for line in str(error).splitlines())
-            raise ValueError(f"constant {name} = {value!r}: {reason}") from error
-        if isinstance(value, bool) and bool not in (hints[field], *typing.get_args(hints[field])):
-            raise ValueError(f"constant {name} = {value!r}: expected no bool")
+        if not _is_of(value, hints[field]):
+            raise ValueError(f"constant {name} = {value!r}: expected {_in_words(hints[field])}")
         values[field] = value
     return values
 
 
-def _index_folder(root: Path, split: str, home: Path) -> Path:
-    """Returns where a dataset's index goes: into its folder, or beside what is no folder here."""
-    from scale.places import CONTAINERS, address_of, is_remote
-
-    if not is_remote(root) and root.suffix not in CONTAINERS:
-        return root / f"index-{split}"
-    name = f"index-{split}-{hashlib.sha256(address_of(root).encode()).hexdigest()[:8]}"
-    return (home if is_remote(root) else root.parent) / name
-
-
-def _check_habits(settings: SessionSettings, *noises: float) -> None:
-    _check_at_least(settings, 0, "user_dislikes")
-    _check_at_least(settings, 1, "user_patience")
-    for noise in noises:
-        if not 0 <= noise <= 1:
-            raise ValueError(f"noise: got {noise}, expected a share from 0 to 1")
+def _is_of(value: Any, hint: Any) -> bool:
+    """Tells whether a value is of a type, for the types that settings have; True is no number here."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_of(value, one) for one in arguments)
+    if origin is Literal:
+        return isinstance(value, str) and value in arguments
+    if origin is tuple:
+        items = arguments[:1] * len(value) if arguments[-1] is ... and isinstance(value, tuple) else arguments
+        return isinstance(value, tuple) and len(value) == len(items) and all(map(_is_of, value, items))
+    if hint is float:
+        return type(value) in (int, float)
+    return isinstance(value, Path) if hint is Path else type(value) is hint
 
 
-def _check_servers(settings: object, addresses: str, prices: str) -> None:
-    if getattr(settings, addresses) is not None:
-        from generation.server_endpoint import check_address
-
-        if not getattr(settings, addresses):
-            raise ValueError(f"{addresses}: got none, expected at least one address")
-        for address in getattr(settings, addresses):
-            check_address(address)
-    for price in getattr(settings, prices) or ():
-        if not 0 <= price < float("inf"):
-            raise ValueError(f"{prices}: got {price}, expected at least 0")
+def _in_words(hint: Any) -> str:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_in_words, arguments))
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, arguments))
+    if origin is tuple:
+        return f"a tuple of {_in_words(arguments[0])}"
+    return "None" if hint is type(None) else hint.__name__
 
 
-def _check_at_least(settings: object, least: int, *names: str) -> None:
-    for name in names:
-        value = getattr(settings, name, None)  # not every kind of settings has them all
-        if value is not None and value < least:
-            raise ValueError(f"{name}: got {value}, expected at least {least}")
+def _check_range(field: dataclasses.Field, value: Any) -> None:
+    low, high = field.metadata["min"], field.metadata["max"]
+    for number in value if isinstance(value, tuple) else (value,):
+        if number is None or isinstance(number, str):
+            continue
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ValueError(f"{field.name}: got {number}, expected a finite number")
+        if low is not None and number < low:
+            raise ValueError(f"{field.name}: got {number}, expected at least {low:g}")
+        if high is not None and number > high:
+            raise ValueError(f"{field.name}: got {number}, expected at most {high:g}")
+
+
+def _check_addresses(name: str, addresses: tuple[str, ...] | None) -> None:
+    if addresses is None:
+        return
+    if not addresses:
+        raise ValueError(f"{name}: got none, expected at least one address")
+    for address in addresses:
+        if not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s?#]*)?", address):
+            raise ValueError(
+                f"{name}: got {address!r}, expected an address such as http://127.0.0.1:8000/v1, without "
+                "user, password or query"
+            )
+
+
+def settings_table() -> str:
+    """Returns docs/settings.md: every setting of every script."""
+    scripts = {
+        "embed_image_as_faiss.py": EmbeddingSettings,
+        "caption_images.py": CaptioningSettings,
+        "multi_modal_query_expansion.py, ..._mscoco.py, ..._msrvtt.py": ExperimentSettings,
+        "compare.py": ComparisonSettings,
+        "search_images.py": SearchSettings,
+        "interactive_search.py": InteractiveSettings,
+        "python -m experiments.dialogues": DialogueSettings,
+    }
+    lines = [
+        "# Settings", "",
+        "Made by `python settings.py > docs/settings.md`. A constant at the top of a script is the "
+        "setting in capitals,",
+        "an argument the setting with dashes: `CAPTION_BATCH = 8`, `--caption-batch 8`. A run is "
+        "resumed only with the",
+        "same values of the settings marked with a dot, on which its results depend.",
+    ]  # fmt: skip
+    seen: set[str] = set()
+    for script, kind in scripts.items():
+        hints = typing.get_type_hints(kind)
+        fields = dataclasses.fields(kind)
+        known = [f"`{field.name}`" for field in fields if field.name in seen]
+        lines += [
+            "",
+            f"## {script}",
+            "",
+            kind.__doc__ or "",
+            "",
+            "| Setting | Default | |",
+            "| --- | --- | --- |",
+        ]
+        for field in fields:
+            if field.name not in seen:
+                mark = " •" if field.metadata["changes_results"] else ""
+                text = field.metadata["help"].replace("|", "\\|")
+                choices = [repr(one) for one in get_args(hints[field.name]) if isinstance(one, str)]
+                text += (
+                    f" One of {', '.join(choices)}."
+                    if choices and not all(c[1:-1] in text for c in choices)
+                    else ""
+                )
+                lines.append(f"| `{field.name}`{mark} | `{field.default!r}` | {text} |")
+        lines += ["", f"Also, as above: {', '.join(known)}."] if known else []
+        seen |= {field.name for field in fields}
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(settings_table(), end="")  # noqa: T201  the table is the command's answer

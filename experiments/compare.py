@@ -130,7 +130,7 @@ def run_comparison(settings: ComparisonSettings, own: OwnModels | None = None) -
 def _compare_in(folder: Path, setup: Setup, plays: Sequence[Play]) -> None:
     """Plays what the folder does not hold yet, and writes the comparison into it."""
     setup.costs.keep_in(folder / "costs.json")
-    measure = PROTOCOLS[setup.settings.protocol].measure_of(setup.queries)
+    measure = PROTOCOLS[setup.loop.protocol].measure_of(setup.queries)
     runs: dict[str, Scores] = {}
     for play in plays:
         log.info("playing %s", play.name)
@@ -139,7 +139,7 @@ def _compare_in(folder: Path, setup: Setup, plays: Sequence[Play]) -> None:
             setup.play(play.strategy, setup.user(play.user, play.noise, seed), play.file(folder, seed))
         runs[play.name] = _scores(folder, setup, play, measure)
     setup.costs.save()
-    found = _compare(plays, runs, measure, setup.settings.seed)
+    found = _compare(plays, runs, measure, setup.loop.seed)
     query_count = len(setup.queries)
     compared = [
         Compared(
@@ -156,7 +156,7 @@ def _compare_in(folder: Path, setup: Setup, plays: Sequence[Play]) -> None:
 def _scores(folder: Path, setup: Setup, play: Play, measure: str) -> Scores:
     """Measures a play's files, one after the other."""
     files = [play.file(folder, seed) for seed in play.seeds]
-    round_count, image_count = setup.settings.rounds, len(setup.retriever.index)
+    round_count, image_count = setup.loop.rounds, len(setup.retriever.index)
     measures = mean_over_seeds(
         [evaluate(stream_rounds(file), round_count, setup.queries, image_count) for file in files]
     )
@@ -232,7 +232,7 @@ def _compare(
 
 
 def _write(folder: Path, compared: Sequence[Compared], setup: Setup) -> None:
-    measure = PROTOCOLS[setup.settings.protocol].measure_of(setup.queries)
+    measure = PROTOCOLS[setup.loop.protocol].measure_of(setup.queries)
     scores, costs = _score_rows(compared, measure), _cost_rows(compared)
     table = as_markdown(scores)
     text = f"{table}\n\n{_explanation(compared, setup)}\n\nCost of one query:\n\n{as_markdown(costs)}\n"
@@ -311,8 +311,8 @@ def _explanation(compared: Sequence[Compared], setup: Setup) -> str:
     several = max(len(row.play.seeds) for row in compared)
     family = sum(row.play.name != row.play.control for row in compared)
     return (
-        f"{compared[0].minus_scrolling.query_count} queries, protocol {setup.settings.protocol}, seed "
-        f"{setup.settings.seed}; {hardware()}. Shares in percent. Intervals: paired bootstrap over queries, "
+        f"{compared[0].minus_scrolling.query_count} queries, protocol {setup.loop.protocol}, seed "
+        f"{setup.loop.seed}; {hardware()}. Shares in percent. Intervals: paired bootstrap over queries, "
         f"10,000 resamples, each for itself. p: of no difference from the control, adjusted for the "
         f"{family} comparisons of the table (Holm). What is random is the mean over {several} seeds; all "
         "else is deterministic and played once. Costs: as if each run had been played alone; seconds per "

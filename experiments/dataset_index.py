@@ -1,4 +1,4 @@
-"""A dataset and its index: opened where they are there, embedded where not."""
+"""A dataset's index: `embed_dataset` makes it or brings it up to date, all others open it as it stands."""
 
 from __future__ import annotations
 
@@ -10,31 +10,62 @@ from pathlib import Path
 from experiments.models import open_encoder
 from index.build import EmbedParts, build_index
 from index.encoder import Encoder
+from index.failures import read_failed
 from index.faiss_index import FaissIndex, ImageIndex
 from playground import open_dataset
-from records import Dataset
+from records import Dataset, Image
 from retriever import Retriever
-from settings import DatasetSettings, IndexSettings, SearchSettings
+from settings import DatasetSettings, EmbeddingSettings, IndexSettings, SearchSettings
 
 log = logging.getLogger(__name__)
 
 
-def embed_dataset(settings: IndexSettings) -> ImageIndex:
-    """Embeds a dataset's images, or opens the index that is there.
+def embed_dataset(
+    settings: EmbeddingSettings, encoder: Encoder | None = None, embed_parts: EmbedParts | None = None
+) -> FaissIndex:
+    """Embeds a dataset's images that have no vector yet, and writes the index.
 
     Args:
         settings: Dataset, model, folder.
+        encoder: BLIP's, from the settings, when not given.
+        embed_parts: As for `index.build.build_index`.
 
     Raises:
         FileNotFoundError: If dataset or checkpoint are missing.
         ValueError: If they cannot be used.
     """
     settings = settings.resolved()
-    return open_retriever(settings, open_named_dataset(settings)).index
+    return embed_images(open_named_dataset(settings), settings, encoder, embed_parts)
+
+
+def embed_images(
+    dataset: Dataset,
+    settings: IndexSettings,
+    encoder: Encoder | None = None,
+    embed_parts: EmbedParts | None = None,
+) -> FaissIndex:
+    """As `embed_dataset`, of a dataset that is there already; settings are resolved."""
+    folder = index_folder(settings, encoder)
+    model = encoder or open_encoder(settings)
+    embedding = settings if isinstance(settings, EmbeddingSettings) else EmbeddingSettings()
+    return build_index(
+        dataset.images,
+        model,
+        folder,
+        model_name=encoder.fingerprint if encoder else settings.blip or "",
+        dataset=dataset.name,
+        image_folder=dataset.folder,
+        batch_size=settings.image_batch or 32,
+        workers=embedding.workers,
+        kind=embedding.index_kind,
+        max_failed_share=embedding.max_failed_share,
+        rebuild=embedding.rebuild,
+        embed_parts=embed_parts,
+    )
 
 
 def search_dataset(settings: SearchSettings) -> list[tuple[Path, float]]:
-    """Searches a dataset with words; embeds it first if it has no index.
+    """Searches a dataset's index with words; the dataset itself is not read.
 
     Args:
         settings: Dataset, model, index, words.
@@ -43,36 +74,65 @@ def search_dataset(settings: SearchSettings) -> list[tuple[Path, float]]:
         Files and cosine similarities of the best images, the best first.
 
     Raises:
-        FileNotFoundError: If dataset or checkpoint are missing.
+        FileNotFoundError: If index or checkpoint are missing.
         ValueError: If they cannot be used, or there are no words.
     """
     settings = settings.resolved()
-    dataset = open_named_dataset(settings)
-    (ranking,) = open_retriever(settings, dataset).search([settings.text or ""], settings.shown)
-    paths = {image.id: image.path for image in dataset.images}
-    return [(paths[image_id], score) for image_id, score in zip(ranking.ids, ranking.scores, strict=True)]
+    retriever = open_retriever(settings)
+    (ranking,) = retriever.search([settings.text or ""], settings.shown)
+    folder = image_folder(retriever.index)
+    return [(folder / image_id, score) for image_id, score in zip(ranking.ids, ranking.scores, strict=True)]
 
 
-def open_retriever(settings: IndexSettings, dataset: Dataset, encoder: Encoder | None = None) -> Retriever:
-    """Opens a dataset's index with its encoder; embeds the dataset if it is not there.
+def open_retriever(settings: IndexSettings, encoder: Encoder | None = None) -> Retriever:
+    """Opens an index as it stands, with its encoder.
 
     Args:
         settings: Resolved.
-        dataset: The collection.
-        encoder: BLIP's, from the settings, when not given. Another's index goes beside BLIP's, into a folder
-            or a collection that its fingerprint names.
+        encoder: BLIP's, from the settings, when not given.
+
+    Raises:
+        FileNotFoundError: If index or checkpoint are missing; names the command that makes the index.
+        ValueError: If one is damaged, or they do not belong together.
     """
-    if encoder is None:
-        blip = open_encoder(settings)
-        return Retriever(blip, open_index(settings, dataset, blip, settings.blip or ""))
-    if settings.index is not None:
-        short = hashlib.sha256(encoder.fingerprint.encode()).hexdigest()[:8]
-        index = settings.index
-        settings = dataclasses.replace(
-            settings,
-            index=index.with_name(f"{index.name}-{short}") if isinstance(index, Path) else f"{index}_{short}",
+    model = encoder or open_encoder(settings)
+    if isinstance(settings.index, str):
+        from scale.milvus_index import MilvusIndex
+
+        return Retriever(model, MilvusIndex.open(settings.index, model.fingerprint, model.dimension))
+    try:
+        return Retriever.open(model, index_folder(settings, encoder))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}, that is {_embedding_command(settings)}") from error
+
+
+def check_same_images(dataset: Dataset, index: ImageIndex, settings: IndexSettings) -> None:
+    """Refuses an index that is not of a dataset's images, broken ones aside.
+
+    Raises:
+        ValueError: If it lacks some of them, or holds others.
+    """
+    images, indexed = {image.id for image in dataset.images}, frozenset(index.ids)
+    folder = settings.index
+    failed = read_failed(folder) if isinstance(folder, Path) else frozenset()
+    missing, others = images - indexed - failed, indexed - images
+    if missing or others:
+        raise ValueError(
+            f"{folder}: {len(missing)} of the dataset's {len(images)} images are not in the index, and "
+            f"it holds {len(others)} others (first {min(missing or others)!r}); bring it up to date with: "
+            f"{_embedding_command(settings)}"
         )
-    return Retriever(encoder, open_index(settings, dataset, encoder, encoder.fingerprint))
+
+
+def dataset_of_index(index: ImageIndex, name: str) -> Dataset:
+    """Returns an index's images as a dataset without captions and queries: nothing is read for it."""
+    folder = image_folder(index)
+    return Dataset(name, folder, tuple(Image(image_id, folder / image_id) for image_id in index.ids), ())
+
+
+def image_folder(index: ImageIndex) -> Path:
+    """Returns the folder that an index's ids are relative to."""
+    return Path(index.manifest.image_folder) if index.manifest else Path()
 
 
 def open_named_dataset(settings: DatasetSettings) -> Dataset:
@@ -80,75 +140,26 @@ def open_named_dataset(settings: DatasetSettings) -> Dataset:
     return open_dataset(settings.dataset, settings.root, settings.split or "all")
 
 
-def open_index(
-    settings: IndexSettings,
-    dataset: Dataset,
-    encoder: Encoder,
-    model_name: str,
-    embed_parts: EmbedParts | None = None,
-) -> ImageIndex:
-    """Opens a dataset's index, a folder or a collection; embeds what it lacks.
-
-    Args:
-        settings: Resolved.
-        dataset: The collection.
-        encoder: Made or makes the vectors.
-        model_name: For people; the fingerprint is the encoder's.
-        embed_parts: As for `index.build.build_index`.
-    """
-    if settings.index is None:
-        raise ValueError("index: the settings are not resolved")
-    if isinstance(settings.index, str):
-        return _open_collection(settings.index, settings, dataset, encoder, model_name, embed_parts)
-    return _open_folder(settings.index, settings, dataset, encoder, model_name, embed_parts)
+def index_folder(settings: IndexSettings, encoder: Encoder | None) -> Path:
+    """Returns the index's folder; another encoder's lies beside BLIP's, its fingerprint in the name."""
+    if not isinstance(settings.index, Path):
+        raise ValueError(
+            f"index: got {settings.index!r}, expected a folder: vectors are embedded into a folder"
+        )
+    if encoder is None:
+        return settings.index
+    short = hashlib.sha256(encoder.fingerprint.encode()).hexdigest()[:8]
+    return settings.index.with_name(f"{settings.index.name}-{short}")
 
 
-def _open_folder(
-    folder: Path,
-    settings: IndexSettings,
-    dataset: Dataset,
-    encoder: Encoder,
-    model_name: str,
-    embed_parts: EmbedParts | None,
-) -> FaissIndex:
-    return build_index(
-        dataset.images,
-        encoder,
-        folder,
-        model_name=model_name,
-        dataset=dataset.name,
-        image_folder=dataset.folder,
-        batch_size=settings.image_batch or 32,
-        workers=settings.workers,
-        kind=settings.index_kind,
-        max_failed_share=settings.max_failed_share,
-        rebuild=settings.rebuild,
-        embed_parts=embed_parts,
-    )
-
-
-def _open_collection(
-    address: str,
-    settings: IndexSettings,
-    dataset: Dataset,
-    encoder: Encoder,
-    model_name: str,
-    embed_parts: EmbedParts | None,
-) -> ImageIndex:
-    """Opens a Milvus collection of just these images; else embeds into a folder, and fills it from there."""
-    from scale.milvus_address import MilvusAddress
-    from scale.milvus_index import MilvusIndex
-
-    if not settings.rebuild and MilvusIndex.exists(address):
-        index = MilvusIndex.open(address, encoder.fingerprint, encoder.dimension)
-        if index.ids == tuple(image.id for image in dataset.images):
-            log.info("%s: reusing the collection of %d images", address, len(index))
-            return index
-        index.close()
-    if settings.root is None:
-        raise ValueError("root: the settings are not resolved")
-    folder = settings.root / f"index-{MilvusAddress.parse(address).collection}"
-    source = _open_folder(
-        folder, dataclasses.replace(settings, index_kind="flat"), dataset, encoder, model_name, embed_parts
-    )
-    return MilvusIndex.filled_from(source, address, settings.index_kind, settings.rebuild)
+def _embedding_command(settings: IndexSettings) -> str:
+    """Returns the command that makes the index these settings name."""
+    given = {field.name: getattr(settings, field.name) for field in dataclasses.fields(IndexSettings)}
+    standard = IndexSettings(settings.dataset, preset=settings.preset).resolved()
+    words = [f"--dataset {settings.dataset}"]
+    for name in ("root", "split", "blip", "image_size", "index"):
+        if given[name] != getattr(standard, name) and not (name == "index" and settings.root):
+            words.append(f"--{name.replace('_', '-')} {given[name]}")
+    if settings.preset != IndexSettings(settings.dataset).resolved().preset:
+        words.append(f"--preset {settings.preset}")
+    return " ".join(["python embed_image_as_faiss.py", *words])

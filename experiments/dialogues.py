@@ -28,7 +28,7 @@ from evaluation.runs import append_rounds, stream_rounds
 from evaluation.sessions import Session, build_sessions
 from evaluation.tables import format_table
 from evaluation.trec import write_trec
-from experiments.dataset_index import open_retriever
+from experiments.dataset_index import embed_images, open_retriever
 from experiments.identity import image_set_identity
 from experiments.run_folder import run_folder
 from feedback.history import NextQuery
@@ -191,7 +191,9 @@ def run_dialogues(settings: DialogueSettings) -> Path:
             f"{settings.dialogues}: {len(strange)} images are not in the search space of {len(known)}, first "
             f"{strange[0]!r}; name the search space that belongs to it"
         )
-    retriever = open_retriever(settings, dataset)
+    if settings.search_space:  # no other command knows which images these are
+        embed_images(dataset, settings)
+    retriever = open_retriever(settings)
     indexed = frozenset(retriever.index.ids)
     asked = [dialogue for dialogue in dialogues if dialogue.image_id in indexed]
     left_out = [dialogue.id for dialogue in dialogues if dialogue.image_id not in indexed]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from generation.memory_plan import ModelChoice
@@ -12,7 +13,7 @@ from generation.opening import naming_model
 from generation.residency import Residency
 from generation.servers import ChatServers
 from generation.text_model import PACKAGED
-from settings import PROJECT, CaptionSettings, IndexSettings, SessionSettings
+from settings import CaptionSettings, IndexSettings, SessionSettings, find_model
 
 if TYPE_CHECKING:  # imported where they are opened: they bring the model libraries
     from BLIP.model import BlipEncoder
@@ -37,9 +38,7 @@ def open_encoder(settings: IndexSettings) -> BlipEncoder:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     blip = settings.blip or ""
-    path = PROJECT / blip
-    if not path.exists() and is_hub_id(blip):
-        path = fetch_checkpoint(blip)
+    path = find_model(blip) or (fetch_checkpoint(blip) if is_hub_id(blip) else Path(blip))
     return BlipEncoder.open(path, settings.image_size, device, batch_size=settings.image_batch or 32)
 
 
@@ -154,8 +153,7 @@ def _servers(
 
 def _caption_model(settings: CaptionSettings) -> str:
     model_id = settings.caption_model or ""
-    local = PROJECT / model_id
-    return str(local) if local.exists() else model_id
+    return str(find_model(model_id) or model_id)
 
 
 def _quantization(settings: CaptionSettings) -> str | bool:

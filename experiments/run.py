@@ -89,7 +89,7 @@ def write_results(folder: Path, setup: Setup) -> Counter[str]:
     Returns:
         How many refined queries there are, by why their rewrite was replaced; under "" those as written.
     """
-    settings, queries, image_count = setup.settings, setup.queries, len(setup.retriever.index)
+    settings, queries, image_count = setup.loop, setup.queries, len(setup.retriever.index)
     control = evaluate(stream_rounds(folder / CONTROL_ROUNDS), settings.rounds, queries, image_count)
     fallbacks: Counter[str] = Counter()
     records = _counted(stream_rounds(folder / "rounds.jsonl"), fallbacks)

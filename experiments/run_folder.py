@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from files import locked_folder, read_json, write_errors, write_json
-from settings import PROJECT, DialogueSettings, SessionSettings
-
-# What does not change a run's results, and so may differ when it is resumed.
-FREE_SETTINGS = frozenset(
-    (
-        "index", "image_batch", "workers", "max_failed_share", "rebuild", "caption_batch",
-        "caption_cache", "rewrite_batch", "query_batch",
-        "output", "restart", "preset", "host", "port", "names", "describe", "terminal",
-        "caption_servers", "rewrite_servers", "caption_prices", "rewrite_prices", "server_requests",
-        "server_seconds",
-    )
-)  # fmt: skip
+from settings import PROJECT, DialogueSettings, SessionSettings, result_settings
 
 
 @contextmanager
@@ -50,11 +39,13 @@ def run_folder(
             for field in dataclasses.fields(settings)
             if field.name != "restart"
         }
-        _keep_settings(folder, ours | dict(identity), settings.restart)
+        matters = result_settings(type(settings)) | set(identity)
+        restart = getattr(settings, "restart", False)
+        _keep_settings(folder, ours | dict(identity), matters, restart)
         yield folder
 
 
-def _keep_settings(folder: Path, ours: dict[str, Any], restart: bool) -> None:
+def _keep_settings(folder: Path, ours: dict[str, Any], matters: Set[str], restart: bool) -> None:
     path = folder / "settings.json"
     if restart:
         with write_errors(folder):
@@ -62,7 +53,7 @@ def _keep_settings(folder: Path, ours: dict[str, Any], restart: bool) -> None:
                 old.unlink(missing_ok=True)
     if path.is_file() and any(folder.glob("*rounds.jsonl")):  # a run that never began has nothing to mix up
         theirs = read_json(path)
-        differing = [name for name in ours if name not in FREE_SETTINGS and theirs.get(name) != ours[name]]
+        differing = [name for name in ours if name in matters and theirs.get(name) != ours[name]]
         if differing:
             named = ", ".join(
                 f"{name}: {_short(name, theirs.get(name))} there, {_short(name, ours[name])} now"

@@ -14,7 +14,12 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from evaluation.runs import append_rounds, stream_rounds
-from experiments.dataset_index import open_named_dataset, open_retriever
+from experiments.dataset_index import (
+    check_same_images,
+    dataset_of_index,
+    open_named_dataset,
+    open_retriever,
+)
 from experiments.identity import image_set_identity, query_set_identity, weights_identity
 from experiments.models import (
     caption_batch,
@@ -47,6 +52,7 @@ from settings import (
     ComparisonSettings,
     ExperimentSettings,
     InteractiveSettings,
+    LoopSettings,
     SessionSettings,
 )
 
@@ -113,14 +119,11 @@ class Setup:
     costs: Costs = field(default_factory=Costs)
 
     @classmethod
-    def open(
-        cls, settings: SessionSettings, needs_queries: bool = True, own: OwnModels | None = None
-    ) -> Setup:
+    def open(cls, settings: SessionSettings, own: OwnModels | None = None) -> Setup:
         """Opens the parts; builds the index if it is not there.
 
         Args:
-            settings: Resolved.
-            needs_queries: False where a person brings the queries; the parts then have none.
+            settings: Resolved; where they are not `LoopSettings` a person brings the queries.
             own: Models given as objects.
 
         Raises:
@@ -128,11 +131,14 @@ class Setup:
             ValueError: If they cannot be used, or no query is left.
         """
         own = own or OwnModels()
+        encoder = GivenEncoder(own.encoder) if own.encoder else None
+        if not isinstance(settings, LoopSettings):
+            retriever = open_retriever(settings, encoder)
+            return cls(settings, dataset_of_index(retriever.index, settings.dataset), retriever, (), (), own)
         dataset = open_named_dataset(settings)
-        retriever = open_retriever(settings, dataset, GivenEncoder(own.encoder) if own.encoder else None)
-        queries, left_out = (
-            choose_queries(dataset, settings, retriever.index.ids) if needs_queries else ((), ())
-        )
+        retriever = open_retriever(settings, encoder)
+        check_same_images(dataset, retriever.index, settings)
+        queries, left_out = choose_queries(dataset, settings, retriever.index.ids)
         return cls(settings, dataset, retriever, queries, left_out, own)
 
     @property
@@ -168,7 +174,7 @@ class Setup:
             served = settings.rewrite_servers is not None
             rewriter = f"{SERVED}{model}" if served else weights_identity(model, LANGUAGE_MODELS)
         if CAPTION_READERS.intersection(users):
-            sentence_encoder = weights_identity(settings.user_model, SENTENCE_ENCODERS)
+            sentence_encoder = weights_identity(self.loop.user_model, SENTENCE_ENCODERS)
         return (
             image_set_identity(self.dataset.images)
             | query_set_identity(self.queries)
@@ -201,6 +207,13 @@ class Setup:
             return GivenCaptions(self.own.captioner, self.dataset.images, self.costs)
         return _open_captions(self.settings, self.dataset, self.costs, self.residency)
 
+    @property
+    def loop(self) -> LoopSettings:
+        """The settings of simulated sessions."""
+        if not isinstance(self.settings, LoopSettings):
+            raise TypeError(f"got {type(self.settings).__name__}, expected settings of simulated sessions")
+        return self.settings
+
     @cached_property
     def residency(self) -> Residency:
         """Makes room for captioner and rewriter where a GPU cannot hold both."""
@@ -216,7 +229,7 @@ class Setup:
     @cached_property
     def users(self) -> SimulatedUsers:
         """Those who can give feedback."""
-        settings = self.settings
+        settings = self.loop
         return SimulatedUsers(
             self.retriever,
             self.dataset.images,
@@ -236,7 +249,7 @@ class Setup:
         Raises:
             ValueError: If the name is not known, or the user cannot judge this dataset.
         """
-        settings = self.settings
+        settings = self.loop
         return self.users.named(
             name,
             noise=noise,
@@ -284,11 +297,11 @@ class Setup:
                 retriever=self.retriever,
                 user=user,
                 strategy=self.strategy(strategy),
-                protocol=PROTOCOLS[self.settings.protocol],
+                protocol=PROTOCOLS[self.loop.protocol],
                 captions=self.captions if STRATEGIES[strategy].needs_captions else None,
-                round_count=self.settings.rounds,
+                round_count=self.loop.rounds,
                 played=stream_rounds(path) if path.is_file() else (),
-                batch_size=self.settings.query_batch,
+                batch_size=self.loop.query_batch,
                 keep=lambda rounds: append_rounds(path, rounds),
                 costs=self.costs,
             )
@@ -297,7 +310,7 @@ class Setup:
 
 
 def choose_queries(
-    dataset: Dataset, settings: SessionSettings, indexed: Sequence[str]
+    dataset: Dataset, settings: LoopSettings, indexed: Sequence[str]
 ) -> tuple[tuple[Query, ...], tuple[Skip, ...]]:
     """Takes the queries that the settings ask for, as the protocol asks them.
 

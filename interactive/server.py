@@ -78,7 +78,7 @@ def open_context(settings: InteractiveSettings) -> tuple[SearchContext, Study]:
     Args:
         settings: Resolved.
     """
-    setup = Setup.open(settings, needs_queries=False)
+    setup = Setup.open(settings)
     context = SearchContext.of(setup, settings.strategy)
     folders = ExitStack()  # the study's folder stays locked until the process ends
     study = Study(
