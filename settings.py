@@ -37,6 +37,7 @@ StrategyName = Literal[
     "bayes-captions-itm", "rewrite-bayes",
 ]  # fmt: skip
 UserName = Literal["independent", "caption", "reference", "ground-truth", "random", "first"]
+DatasetName = Literal["demo", "flickr30k", "mscoco", "msrvtt", "image_folder"]
 ProtocolName = Literal["honest", "reference", "paper", "chatir"]
 IndexKind = Literal["auto", "flat", "hnsw", "ivf", "ivfpq"]
 Precision = Literal["int8", "int4", "fp16", "bf16", "fp32", "auto"]
@@ -102,7 +103,7 @@ def option(
 class DatasetSettings:
     """A dataset, and the models that go with it."""
 
-    dataset: str = option("flickr30k", '"demo", "flickr30k", "mscoco", "msrvtt" or "image_folder".')
+    dataset: DatasetName = option("flickr30k", "The pictures, see docs/datasets.md.")
     root: Path | None = option(None, "The dataset's folder; playground/data/DATASET when not given.")
     split: str | None = option(
         None,

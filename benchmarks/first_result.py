@@ -23,7 +23,6 @@ from evaluation.tables import as_markdown
 from files import write_json
 from settings import InteractiveSettings, run_script
 
-QUERIES = 100
 GOAL_MILLISECONDS = 300
 OUTPUT = Path("runs/benchmark-first-result")
 
@@ -38,7 +37,7 @@ def main() -> None:
     from interactive.server import open_context
     from interactive.session import Options
 
-    settings = InteractiveSettings(dataset="demo", strategy="append", caption_numbers=("4",), queries=QUERIES)
+    settings = InteractiveSettings(dataset="demo", strategy="append")
     settings = settings.resolved()
     context, study = open_context(settings)
     words = [query.text for query in Setup.open(settings).queries]

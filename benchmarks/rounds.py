@@ -122,7 +122,7 @@ def _sequential_row(parts: Setup, queries: Sequence[Query]) -> dict[str, Any]:
     player.seconds.clear()
     started, ranks = time.perf_counter(), {}
     for query in queries:
-        ranks[query.id] = player.play(query, protocol, settings.rounds)
+        ranks[query.id] = player.play(query, protocol, parts.loop.rounds)
     return _timed(SEQUENTIAL, len(queries), time.perf_counter() - started, dict(player.seconds)) | {
         "ranks": ranks,
         "same ranks": 1.0,

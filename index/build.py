@@ -28,7 +28,7 @@ from index.folder import Manifest, finish_swap, is_half_swapped, read_sizes, wri
 from index.scores import ROWS_AT_ONCE, unit_rows
 from index.shards import Shard, ShardStore
 from records import Image, Skip
-from settings import IndexKind, IndexSettings
+from settings import IndexKind
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def build_index(
     workers: int,
     kind: IndexKind = "auto",
     shard_size: int = SHARD_SIZE,
-    max_failed_share: float = IndexSettings.max_failed_share,
+    max_failed_share: float = 0.1,
     rebuild: bool = False,
     embed_parts: EmbedParts | None = None,
 ) -> FaissIndex:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import get_args
 
 from records import Dataset
-from settings import DATA_FOLDER
+from settings import DATA_FOLDER, DatasetName
 
-DATASETS = ("demo", "flickr30k", "mscoco", "msrvtt", "image_folder")
+DATASETS: tuple[str, ...] = get_args(DatasetName)
 
 
 def open_dataset(name: str, root: Path | None, split: str) -> Dataset:

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image as PILImage
 from tqdm import tqdm
 
-from experiments.dataset_index import open_index, open_named_dataset
+from experiments.dataset_index import embed_images, open_named_dataset
 from experiments.models import caption_batch, open_captioner, open_encoder, open_residency
 from files import file_sha256
 from generation.caption_cache import CaptionCache
@@ -75,7 +75,7 @@ def embed_on_ray(settings: EmbeddingSettings) -> ImageIndex:
                     [Skip(what, why) for what, why in said["broken"]],
                 )
 
-    return open_index(settings, open_named_dataset(settings), encoder, settings.blip or "", embed_parts)
+    return embed_images(open_named_dataset(settings), settings, embed_parts=embed_parts)
 
 
 def open_embedding(settings: EmbeddingSettings, fingerprint: str, threads: int) -> Work:

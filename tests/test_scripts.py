@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from evaluation.runs import read_rounds
-from settings import run_script
+from settings import find_model, run_script
 
 PROJECT = Path(__file__).parent.parent
 FIXTURES = Path(__file__).parent / "fixtures" / "blip"
@@ -57,18 +57,19 @@ def test_help_imports_no_model_library(name):
 
 
 def test_a_mistake_is_one_line_on_stderr(tmp_path):
-    done = in_a_process("multi_modal_query_expansion.py", "--dataset", "nosuch", "--output", str(tmp_path))
+    wrong = ("--dataset", "image_folder", "--root", "/no/such", "--output", str(tmp_path))
+    done = in_a_process("multi_modal_query_expansion.py", *wrong)
     assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"error: dataset: got 'nosuch', expected one of demo, .*\n", done.stderr)
+    assert re.fullmatch(r"error: /no/such: no such image folder.*\n", done.stderr)
 
 
 MAX_IMPORTS_OF_A_SEARCH = 1450  # modules, torch's for more than half; 1,279 when this was written
 
 
 def test_a_search_prints_the_best_and_imports_little(arguments, tmp_path):
-    pictures = {key: arguments[key] for key in ("--dataset", "--root", "--blip")}
+    pictures = {key: arguments[key] for key in EMBEDDING}
     search = ("search_images.py", *map(str, flat(pictures, text="picture 3 of a b", shown=5)))
-    first = in_a_process(*search)  # embeds
+    first = in_a_process(*search)
     assert first.returncode == 0
     again = in_a_process("-X", "importtime", *search)
     assert again.stdout == first.stdout
@@ -148,10 +149,13 @@ def pictures(tmp_path):
     return folder
 
 
+EMBEDDING = ("--dataset", "--root", "--blip")
+
+
 @pytest.fixture
-def arguments(pictures, models, tmp_path):
-    """Of a small run that goes through."""
-    return {
+def arguments(run, pictures, models, tmp_path):
+    """Of a small run that goes through; its pictures are embedded."""
+    given = {
         "--dataset": "image_folder",
         "--root": pictures,
         "--blip": models["blip"],
@@ -163,6 +167,8 @@ def arguments(pictures, models, tmp_path):
         "--caption-cache": tmp_path / "captions.sqlite",
         "--output": tmp_path / "run",
     }
+    assert run("embed_image_as_faiss", *flat({key: given[key] for key in EMBEDDING})) == (0, [])
+    return given
 
 
 def captioners(cache):
@@ -273,8 +279,6 @@ def test_without_feedback_no_captioner_is_needed(run, arguments):
 
 def test_a_picture_that_broke_after_embedding_moves_no_query(run, arguments, pictures, tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    embedding = {key: arguments[key] for key in ("--dataset", "--root", "--blip")}
-    assert run("embed_image_as_faiss", *flat(embedding)) == (0, [])
     for number in range(0, 30, 2):
         (pictures / f"{number}.png").write_bytes(b"broken")
     assert run("multi_modal_query_expansion", *flat(arguments)) == (0, [])
@@ -288,7 +292,7 @@ def test_a_picture_that_broke_after_embedding_moves_no_query(run, arguments, pic
 
 
 def test_the_index_is_made_once_and_again_for_another_model(run, arguments, models, pictures):
-    embedding = {key: arguments[key] for key in ("--dataset", "--root", "--blip")}
+    embedding = {key: arguments[key] for key in EMBEDDING}
     manifest = pictures / "index-all" / "manifest.json"
     assert run("embed_image_as_faiss", *flat(embedding)) == (0, [])
     first = json.loads(manifest.read_text())
@@ -310,7 +314,6 @@ def wrong_csv(text):
 
 
 MISTAKES = {
-    "no such dataset": ({"dataset": "nosuch"}, None, "dataset: got 'nosuch', expected one of demo"),
     "no such folder": ({"root": "/no/such"}, None, "/no/such: no such image folder"),
     "no such split": ({"split": "dev"}, None, "image_folder: got split 'dev', expected 'all'"),
     "no such checkpoint": ({"blip": "/no/such"}, None, "no checkpoint at /no/such"),
@@ -344,3 +347,50 @@ def test_an_index_is_refused_to_a_folder_without_pictures(run, tmp_path, models)
     arguments = {"--dataset": "image_folder", "--root": empty, "--blip": models["blip"]}
     status, errors = run("embed_image_as_faiss", *flat(arguments))
     assert status == 2 and len(errors) == 1 and "got no pictures, expected files ending in" in errors[0]
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_only_embedding_writes_an_index(run, arguments, models, pictures, tmp_path):
+    index, home = pictures / "index-all", tmp_path / "elsewhere"
+    before = contents(index)
+    searching = {key: arguments[key] for key in EMBEDDING} | {"--text": "a picture"}
+    other = model_folder(tmp_path / "other", "retrieval_full.pth")
+    status, errors = run("search_images", *flat(searching, blip=other))
+    assert status == 2 and "another model's index" in errors[0]
+    status, errors = run("multi_modal_query_expansion", *flat(arguments, blip=other))
+    assert status == 2 and "another model's index" in errors[0]
+    home.mkdir()
+    status, errors = run("search_images", *flat(searching, root=home))
+    assert status == 2 and f"embed_image_as_faiss.py --dataset image_folder --root {home}" in errors[0]
+    assert not list(home.iterdir()) and contents(index) == before
+
+
+def test_a_run_over_pictures_that_are_not_in_the_index_is_refused(run, arguments, pictures):
+    Image.new("RGB", (9, 9)).save(pictures / "new.png")
+    status, errors = run("multi_modal_query_expansion", *flat(arguments))
+    assert status == 2 and "1 of the dataset's 31 images are not in the index" in errors[0]
+    (pictures / "new.png").unlink()
+    (pictures / "3.png").unlink()
+    status, errors = run("multi_modal_query_expansion", *flat(arguments))
+    assert status == 2 and "holds 1 others (first '3.png')" in errors[0]
+
+
+def test_a_model_is_found_where_the_person_stands_and_below_the_project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_model("BLIP/weights/demo") == PROJECT / "BLIP" / "weights" / "demo"
+    assert find_model("no/such") is None and find_model("") is None
+    (tmp_path / "mine").mkdir()
+    assert find_model("mine") == Path("mine")
+
+
+def test_blip_and_captioner_are_found_where_the_person_stands(run, arguments, models, monkeypatch):
+    monkeypatch.chdir(models["blip"].parent)
+    assert run("embed_image_as_faiss", *flat({key: arguments[key] for key in EMBEDDING}, blip="blip")) == (
+        0,
+        [],
+    )
+    named = flat(arguments, blip="blip", caption_model="captioner")
+    assert run("multi_modal_query_expansion", *named) == (0, [])
