@@ -95,59 +95,45 @@ class FaissIndex:
         manifest: What the folder says, if the index was saved or opened; None while it lives in memory only.
     """
 
-    def __init__(self, dimension: int) -> None:
-        if dimension < 1:
-            raise ValueError(f"index dimension: got {dimension}, expected at least 1")
-        self.dimension = dimension
-        self.manifest: Manifest | None = None
-        self._vectors = np.empty((0, dimension), dtype=np.float32)
-        self._approximate: Approximate | None = None
-        self._ids: tuple[str, ...] = ()
-        self._rows: dict[str, int] = {}
+    def __init__(
+        self,
+        ids: Sequence[str],
+        vectors: np.ndarray,
+        manifest: Manifest | None = None,
+        approximate: Approximate | None = None,
+    ) -> None:
+        """Takes what `build` and `open` have checked."""
+        self.dimension = vectors.shape[1]
+        self.manifest = manifest
+        self._vectors = vectors
+        self._approximate = approximate
+        self._ids = tuple(ids)
+        self._rows = {image_id: row for row, image_id in enumerate(self._ids)}
 
     @classmethod
     def build(cls, ids: Sequence[str], vectors: np.ndarray) -> FaissIndex:
-        """Makes an index in memory.
+        """Makes an index in memory; its search is exact until it is saved and opened.
 
         Args:
-            ids: n image ids.
+            ids: n image ids, each once.
             vectors: (n, d) float32, rows of unit length; d becomes the dimension.
 
         Raises:
-            ValueError: As `add`.
+            ValueError: If ids repeat or are empty, or the vectors do not fit.
         """
-        if np.ndim(vectors) != 2:
+        if np.ndim(vectors) != 2 or not np.shape(vectors)[1]:
             raise ValueError(f"image vectors: got shape {np.shape(vectors)}, expected (n, d)")
-        index = cls(np.shape(vectors)[1])
-        index.add(ids, vectors)
-        return index
-
-    def add(self, ids: Sequence[str], vectors: np.ndarray) -> None:
-        """Appends images; a saved index changes on disk only with the next `save`.
-
-        The vectors are in memory from then on, and the search is exact until the index is saved and opened.
-
-        Args:
-            ids: n image ids, none of them in the index yet.
-            vectors: (n, dimension) float32, rows of unit length.
-
-        Raises:
-            ValueError: If ids repeat or are empty, or the vectors do not fit; nothing is added then.
-        """
-        rows = unit_rows(vectors, self.dimension, "image vectors")
+        rows = unit_rows(vectors, np.shape(vectors)[1], "image vectors")
         if len(ids) != len(rows):
             raise ValueError(f"index: got {len(ids)} ids for {len(rows)} vectors, expected as many")
-        new: dict[str, int] = {}
-        for row, image_id in enumerate(ids, start=len(self)):
+        seen: set[str] = set()
+        for image_id in ids:
             if not isinstance(image_id, str) or not image_id:
                 raise ValueError(f"index: got image id {image_id!r}, expected a non-empty string")
-            if image_id in self._rows or image_id in new:
+            if image_id in seen:
                 raise ValueError(f"index: image id {image_id!r} occurs twice; ids must be unique")
-            new[image_id] = row
-        self._vectors = np.concatenate([self._vectors, rows])
-        self._approximate = None
-        self._ids += tuple(ids)
-        self._rows.update(new)
+            seen.add(image_id)
+        return cls(ids, rows)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -292,17 +278,15 @@ class FaissIndex:
                 f"{folder}: got dimension {manifest.dimension}, expected {expect_dimension}; {REBUILD}"
             )
         manifest.verify_files(folder)
-        index = cls(manifest.dimension)
-        index._ids = read_ids(folder / IDS_FILE, manifest.count)
-        index._vectors = open_vectors(folder / VECTORS_FILE, manifest.count, manifest.dimension)
-        index._rows = {image_id: row for row, image_id in enumerate(index._ids)}
+        ids = read_ids(folder / IDS_FILE, manifest.count)
+        vectors = open_vectors(folder / VECTORS_FILE, manifest.count, manifest.dimension)
+        approximate = None
         if manifest.kind != "flat":
-            index._approximate = Approximate.read(
-                folder / APPROXIMATE_FILE, index._vectors, cast(IndexKind, manifest.kind),
-                manifest.effort, manifest.recall_at_10,
+            approximate = Approximate.read(
+                folder / APPROXIMATE_FILE, vectors, cast(IndexKind, manifest.kind), manifest.effort,
+                manifest.recall_at_10,
             )  # fmt: skip
-        index.manifest = manifest
-        return index
+        return cls(ids, vectors, manifest, approximate)
 
 
 def list_best(
@@ -318,9 +302,6 @@ def list_best(
         ids: n image ids, by row.
         k: At least 1.
         exclude: For each query the images that may not be listed, or None.
-
-    Returns:
-        q rankings.
 
     Raises:
         ValueError: If k is below 1, the scores are not one an image, or an exclusion is unknown.

@@ -22,7 +22,7 @@ import pytest
 TESTS = Path(__file__).parent
 GROUPS = {
     "readers": ("test_playground_*.py",),
-    "files": ("test_properties_files.py", "test_embedding_*.py"),
+    "files": ("test_properties_files.py", "test_index_[bdfr]*.py"),
     "texts": ("test_properties_text.py", "test_generation_*.py", "test_query_editing.py"),
     "measures": ("test_evaluation_*.py",),
     "strategies": ("test_feedback_*.py"),

@@ -11,7 +11,7 @@ from files import file_sha256
 from index import approximate
 from index.approximate import build_approximate, choose_kind, measure_recall
 from index.faiss_index import FaissIndex
-from index.scores import list_rows, unit_rows
+from index.scores import unit_rows
 
 COUNT, DIMENSION = 3000, 16
 KINDS = ("hnsw", "ivf", "ivfpq")
@@ -107,16 +107,6 @@ def test_effort_is_raised_until_recall_is_enough_or_it_is_said(monkeypatch, capl
     assert best.effort > found.effort and best.recall >= found.recall
     assert caplog.records[-1].levelname == "WARNING"
     assert "cannot be reached: use --index-kind flat" in caplog.text
-
-
-def test_equal_vectors_do_not_lower_recall():
-    twins = np.repeat(VECTORS[:300], 12, axis=0)
-    found = build_approximate(twins, "hnsw", QUERIES)
-    assert found.recall >= 0.95
-    nobody = [np.empty(0, dtype=np.int64)] * 40
-    rows, scores = found.list_rows(QUERIES, twins, 10, nobody)[0]
-    assert len(set(rows.tolist())) == 10
-    assert scores[0] == list_rows(QUERIES, twins, 10, nobody)[0][1][0]
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ def test_a_saved_index_is_opened_for_its_own_encoder_only(retriever, tmp_path):
     with pytest.raises(ValueError, match="got words-1 with dimension 3, expected words-2 with 3"):
         Retriever(Other(), opened.index)
     with pytest.raises(ValueError, match="with dimension 5, expected words-1 with 3"):
-        Retriever(WordEncoder(), FaissIndex(5))
+        Retriever(WordEncoder(), FaissIndex.build(["a"], np.eye(1, 5, dtype=np.float32)))
     with pytest.raises(FileNotFoundError, match="no such index folder"):
         Retriever.open(WordEncoder(), tmp_path / "none")
 
