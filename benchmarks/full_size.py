@@ -1,42 +1,49 @@
 """What the full-size models cost on a GPU, measured without their weights: real sizes, random weights.
 
     python -m benchmarks.full_size --folder /data/random-models     # needs a GPU, and 32 GB of disk
-    python -m benchmarks.full_size --tiny                           # the same way on a CPU, with tiny sizes
+    python -m benchmarks.full_size --tiny                           # the same steps with tiny sizes, on a CPU
 
 Captioner (LLaVA-1.6 over Mistral 7B), rewriter (Llama-3.1 8B) and BLIP base are made on the GPU, saved with a
 processor and a tokenizer, and opened by the code that opens the hub's. Random weights hardly ever end a
-sentence, so every answer counts with its full length. Writes a Markdown table.
+sentence, so every answer counts with its full length. A batch that the GPU has no memory for is a row that
+says so.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from evaluation.tables import as_markdown
-from files import write_bytes
-from settings import PRESETS, run_script
+from benchmarks.timing import Watch, parser, report
+from settings import run_script
 
 log = logging.getLogger(__name__)
 
 GIB = 2**30
-PICTURE_SIDES = (500, 375)  # a photograph of Flickr30k
-BLIP = "Salesforce/blip-itm-base-coco"
-TINY_TEXT = {
-    "vocab_size": 512, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2,
+PICTURE = (500, 375)  # a photograph of Flickr30k
+PRECISIONS = ("int8", "int4", "fp16", "bf16", "fp32")
+# Sizes as the hub's configurations state them, and tiny ones with the same parts.
+DECODER = {
+    "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8,
 }  # fmt: skip
-TINY_VISION = {
-    "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2,
-    "image_size": 28, "patch_size": 14,
+TINY_DECODER = {
+    "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 512,
 }  # fmt: skip
-TINY_GRID = [[28, 56], [56, 28]]
+LLAVA_VISION = {
+    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+    "image_size": 336, "patch_size": 14,
+}  # fmt: skip
+BLIP_BASE = {
+    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+}  # fmt: skip
+TINY = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
+TINY_IMAGE = {"image_size": 28, "patch_size": 14}
 PICTURE_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}[INST] {% for c in m['content'] %}{% if c['type'] == 'image' %}"
     "<image>\n{% else %}{{ c['text'] }}{% endif %}{% endfor %} [/INST]{% endfor %}"
@@ -45,61 +52,30 @@ CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
     "<|start|>assistant\n"
 )
+Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class FullSizeSettings:
-    """Measures opening, memory and speed of the full-size models, with random weights.
-
-    Attributes:
-        tiny: The same way with tiny sizes, on any machine; its figures mean nothing.
-        folder: Where the models go and stay; a temporary folder when not given.
-        output: The table's file.
-        precisions: Of captioner and rewriter; int4 is nf4.
-        batches: Pictures or queries at a time.
-    """
-
-    tiny: bool = False
-    folder: Path | None = None
-    output: Path = Path("runs") / "full_size.md"
-    precisions: tuple[Literal["int8", "int4", "fp16", "bf16", "fp32"], ...] = ("int8", "int4", "fp16")
-    batches: tuple[int, ...] = (1, 8, 32)
-
-    def __post_init__(self) -> None:
-        if not self.batches or min(self.batches) < 1:
-            raise ValueError(f"batches: got {self.batches}, expected numbers from 1")
+def main() -> None:
+    """Runs from the command line."""
+    read = parser(__doc__)
+    read.add_argument(
+        "--tiny", action="store_true", help="tiny sizes, on any machine: the figures mean nothing"
+    )
+    read.add_argument("--folder", type=Path, help="where the models go and stay; temporary if not given")
+    read.add_argument("--precisions", nargs="+", default=["int8", "int4", "fp16"], choices=PRECISIONS,
+                      help="of captioner and rewriter; int4 is nf4")  # fmt: skip
+    read.add_argument(
+        "--batches", type=int, nargs="+", default=[1, 8, 32], help="pictures or queries at a time"
+    )
+    arguments = read.parse_args()
+    report("full_size", arguments, measure(arguments))
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One model in one precision with one batch size.
-
-    Attributes:
-        model: Which.
-        precision: In which precision.
-        batch: Pictures or queries at a time.
-        opening_seconds: Reading it from disk and packing it.
-        seconds: One batch.
-        tokens: Written in a batch; 0 for a model that writes none.
-        peak_bytes: Of the GPU's memory; None without one.
-        note: What did not go as asked.
-    """
-
-    model: str
-    precision: str
-    batch: int
-    opening_seconds: float = 0.0
-    seconds: float = 0.0
-    tokens: int = 0
-    peak_bytes: int | None = None
-    note: str = ""
-
-
-def measure(settings: FullSizeSettings) -> list[Measured]:
+def measure(arguments: argparse.Namespace) -> list[Row]:
     """Makes the models where they are missing, and measures them.
 
-    Args:
-        settings: What to measure.
+    Returns:
+        A row for each model, precision and batch.
 
     Raises:
         ValueError: If there is no GPU, and the sizes are not tiny.
@@ -107,28 +83,27 @@ def measure(settings: FullSizeSettings) -> list[Measured]:
     """
     import torch
 
-    if not (settings.tiny or torch.cuda.is_available()):
-        raise ValueError("no GPU found, and the full sizes need one; --tiny goes the same way without")
-    if settings.folder is not None:
-        return _measure_all(settings, settings.folder)
+    if not (arguments.tiny or torch.cuda.is_available()):
+        raise ValueError("no GPU found, and the full sizes need one; --tiny takes the same steps without")
+    if arguments.folder is not None:
+        return list(_measure_all(arguments, arguments.folder))
     with tempfile.TemporaryDirectory() as folder:
-        return _measure_all(settings, Path(folder))
+        return list(_measure_all(arguments, Path(folder)))
 
 
-def _measure_all(settings: FullSizeSettings, folder: Path) -> list[Measured]:
-    makers = {"captioner": make_captioner, "rewriter": make_rewriter, "blip": make_blip}
-    folders = {name: folder / (f"tiny-{name}" if settings.tiny else name) for name in makers}
-    for name, make in makers.items():
-        if not (folders[name] / "complete").is_file():
-            log.info("making the %s with random weights in %s", name, folders[name])
-            folders[name].mkdir(parents=True, exist_ok=True)
-            make(folders[name], settings.tiny)
-            (folders[name] / "complete").touch()
-    results: list[Measured] = []
-    for precision in settings.precisions:
-        results += _measure_captioner(folders["captioner"], precision, settings.batches)
-        results += _measure_rewriter(folders["rewriter"], precision, settings.batches)
-    return [*results, *_measure_blip(folders["blip"], settings.batches)]
+def _measure_all(arguments: argparse.Namespace, parent: Path) -> Iterator[Row]:
+    folders = {}
+    for name, make in {"captioner": make_captioner, "rewriter": make_rewriter, "BLIP": make_blip}.items():
+        folder = folders[name] = parent / (f"tiny-{name}" if arguments.tiny else name)
+        if not (folder / "complete").is_file():
+            log.info("making the %s with random weights in %s", name, folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            make(folder, arguments.tiny)
+            (folder / "complete").touch()
+    for precision in arguments.precisions:
+        yield from _captioner_rows(folders["captioner"], precision, arguments.batches)
+        yield from _rewriter_rows(folders["rewriter"], precision, arguments.batches)
+    yield from _blip_rows(folders["BLIP"], arguments.batches)
 
 
 def make_captioner(folder: Path, tiny: bool) -> None:
@@ -141,28 +116,36 @@ def make_captioner(folder: Path, tiny: bool) -> None:
     from transformers import AutoModelForImageTextToText, LlavaNextProcessor
     from transformers.models.llava_next import LlavaNextImageProcessorPil
 
-    config = _configuration(PRESETS["rtx3090-int8"]["caption_model"])
-    if tiny:
-        _change(config.text_config, TINY_TEXT)
-        _change(config.vision_config, TINY_VISION)
-        config.image_grid_pinpoints = TINY_GRID
     tokenizer = _tokenizer(["<image>"])
-    config.image_token_index = config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
-    side = config.vision_config.image_size
+    grid = [[1, 2], [2, 1]] if tiny else [[1, 2], [2, 1], [2, 2], [3, 1], [1, 3]]
+    vision = {**TINY, **TINY_IMAGE} if tiny else LLAVA_VISION
+    side = vision["image_size"]
+    pinpoints = [[side * height, side * width] for height, width in grid]
+    config = _configuration(
+        "llava_next",
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_grid_pinpoints=pinpoints,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=False,
+        text_config={"model_type": "mistral", "vocab_size": 32064, "sliding_window": None,
+                     **(TINY_DECODER if tiny else DECODER)},
+        vision_config={"model_type": "clip_vision_model", "projection_dim": 768, **vision},
+    )  # fmt: skip
     LlavaNextProcessor(
         image_processor=LlavaNextImageProcessorPil(
             size={"shortest_edge": side},
             crop_size={"height": side, "width": side},
-            image_grid_pinpoints=config.image_grid_pinpoints,
+            image_grid_pinpoints=pinpoints,
         ),
         tokenizer=tokenizer,
-        patch_size=config.vision_config.patch_size,
-        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        patch_size=vision["patch_size"],
+        vision_feature_select_strategy="default",
         image_token="<image>",
         num_additional_image_tokens=1,
         chat_template=PICTURE_TEMPLATE,
     ).save_pretrained(folder)
-    _save_random(AutoModelForImageTextToText, config, folder)
+    _save_random(AutoModelForImageTextToText.from_config, config, folder)
 
 
 def make_rewriter(folder: Path, tiny: bool) -> None:
@@ -174,14 +157,17 @@ def make_rewriter(folder: Path, tiny: bool) -> None:
     """
     from transformers import AutoModelForCausalLM
 
-    config = _configuration(PRESETS["rtx3090-int8"]["rewrite_model"])
     tokenizer = _tokenizer(["<|start|>", "<|end|>"])
-    if tiny:
-        _change(config, TINY_TEXT)
-        config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(folder)
-    _save_random(AutoModelForCausalLM, config, folder)
+    config = _configuration(
+        "llama",
+        **{"vocab_size": 128256, **(TINY_DECODER if tiny else DECODER)},
+        max_position_embeddings=131072,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    _save_random(AutoModelForCausalLM.from_config, config, folder)
 
 
 def make_blip(folder: Path, tiny: bool) -> None:
@@ -193,30 +179,23 @@ def make_blip(folder: Path, tiny: bool) -> None:
     """
     from transformers import BlipForImageTextRetrieval
 
-    config = _configuration(BLIP)
-    if tiny:
-        text = {name: value for name, value in TINY_TEXT.items() if name != "num_key_value_heads"}
-        _change(config.vision_config, TINY_VISION)
-        _change(config.text_config, text | {"encoder_hidden_size": TINY_VISION["hidden_size"]})
-        config.text_config.bos_token_id = text["vocab_size"] - 2
+    sizes, words = (TINY, 512) if tiny else (BLIP_BASE, 30524)
+    image = TINY_IMAGE if tiny else {"image_size": 384, "patch_size": 16}
+    text = {**sizes, "vocab_size": words, "encoder_hidden_size": sizes["hidden_size"], "is_decoder": True,
+            "bos_token_id": words - 2}  # fmt: skip
+    config = _configuration(
+        "blip", image_text_hidden_size=256, text_config=text, vision_config={**sizes, **image}
+    )
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    words = config.text_config.vocab_size - 2  # BLIP adds two of its own
-    lines = special + [f"word{number}" for number in range(words - len(special))]
+    lines = [*special, *(f"word{number}" for number in range(words - 2 - len(special)))]  # BLIP adds two
     (folder / "vocab.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    _save_random(BlipForImageTextRetrieval, config, folder)
+    _save_random(BlipForImageTextRetrieval._from_config, config, folder)
 
 
-def _configuration(model_id: str) -> Any:
-    from generation.footprint import configuration
+def _configuration(kind: str, **values: Any) -> Any:
+    from transformers import AutoConfig
 
-    return configuration(model_id)
-
-
-def _change(config: Any, values: dict[str, int]) -> None:
-    for name, value in values.items():
-        setattr(config, name, value)
-    if hasattr(config, "head_dim"):
-        config.head_dim = values["hidden_size"] // values["num_attention_heads"]
+    return AutoConfig.for_model(kind, **values)
 
 
 def _tokenizer(tokens: list[str]) -> Any:
@@ -226,31 +205,32 @@ def _tokenizer(tokens: list[str]) -> Any:
 
     from generation.prompts import CAPTION, REWRITE_CHAT
 
-    special = ["<s>", "</s>", "<pad>", *tokens]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=512, special_tokens=special, initial_alphabet=alphabet)
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=["<s>", "</s>", "<pad>", *tokens],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     tokenizer.train_from_iterator([CAPTION, REWRITE_CHAT], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )
 
 
-def _save_random(kind: Any, config: Any, folder: Path) -> None:
+def _save_random(make: Callable[..., Any], config: Any, folder: Path) -> None:
     import torch
 
     torch.manual_seed(0)
-    make = getattr(kind, "from_config", None) or kind._from_config
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = make(config, dtype=torch.float16)
     model.save_pretrained(folder, max_shard_size="50GB")
     del model
-    _free()
+    _free_memory()
 
 
-def _measure_captioner(folder: Path, precision: str, batches: Sequence[int]) -> Iterator[Measured]:
+def _captioner_rows(folder: Path, precision: str, batches: Sequence[int]) -> Iterator[Row]:
     from captioning import MAX_TOKENS, Captioning
 
     pictures = _pictures(max(batches))
@@ -258,13 +238,13 @@ def _measure_captioner(folder: Path, precision: str, batches: Sequence[int]) -> 
     def caption(model: Any, batch: int, turn: int) -> None:
         model.caption(pictures[:batch])
 
-    yield from _measure(
-        "captioner", precision, batches, lambda size: Captioning(str(folder), precision, size), caption,
-        MAX_TOKENS,
-    )  # fmt: skip
+    def open_model(batch: int) -> Any:
+        return Captioning(str(folder), precision, batch)
+
+    yield from measure_model("captioner", precision, batches, open_model, caption, MAX_TOKENS)
 
 
-def _measure_rewriter(folder: Path, precision: str, batches: Sequence[int]) -> Iterator[Measured]:
+def _rewriter_rows(folder: Path, precision: str, batches: Sequence[int]) -> Iterator[Row]:
     from query_editing import MAX_TOKENS, QueryEditing
 
     said = "two men in front of a red house, one of them with a dog and the other with a large umbrella"
@@ -273,13 +253,13 @@ def _measure_rewriter(folder: Path, precision: str, batches: Sequence[int]) -> I
         queries = [f"{number} people with a dog, {turn}" for number in range(batch)]  # none is asked twice
         model.rewrite(queries, [said] * batch)
 
-    yield from _measure(
-        "rewriter", precision, batches, lambda size: QueryEditing(str(folder), precision, size), rewrite,
-        MAX_TOKENS,
-    )  # fmt: skip
+    def open_model(batch: int) -> Any:
+        return QueryEditing(str(folder), precision, batch)
+
+    yield from measure_model("rewriter", precision, batches, open_model, rewrite, MAX_TOKENS)
 
 
-def _measure_blip(folder: Path, batches: Sequence[int]) -> Iterator[Measured]:
+def _blip_rows(folder: Path, batches: Sequence[int]) -> Iterator[Row]:
     import torch
 
     from BLIP.model import BlipEncoder
@@ -290,54 +270,73 @@ def _measure_blip(folder: Path, batches: Sequence[int]) -> Iterator[Measured]:
     def encode(model: Any, batch: int, turn: int) -> None:
         model.encode_images(pictures[:batch])
 
-    yield from _measure(
-        "BLIP",
-        "fp32",
-        batches,
-        lambda size: BlipEncoder.open(folder, None, device, batch_size=size),
-        encode,
-        0,
-    )
+    def open_model(batch: int) -> Any:
+        return BlipEncoder.open(folder, None, device, batch_size=batch)
+
+    yield from measure_model("BLIP", "fp32", batches, open_model, encode, 0)
 
 
-def _measure(
+def measure_model(
     name: str,
     precision: str,
     batches: Sequence[int],
     open_model: Callable[[int], Any],
     use: Callable[[Any, int, int], None],
     max_tokens: int,
-) -> Iterator[Measured]:
-    """Opens a model once for every batch size, so that no batch sees what another left in memory."""
+) -> Iterator[Row]:
+    """Opens a model anew for every batch size, so that no batch sees what another left in memory.
+
+    Args:
+        name: Of the model, for the row.
+        precision: Likewise.
+        batches: Sizes.
+        open_model: Opens it for a batch size; weights may load at the first use.
+        use: Takes the model, how many items, and a number that no two uses share.
+        max_tokens: Tokens of an answer; 0 for a model that writes none.
+    """
     import torch
 
     for batch in batches:
         log.info("%s in %s, %d at a time", name, precision, batch)
-        _free()
+        _free_memory()
+        row: Row = {
+            "model": name,
+            "precision": precision,
+            "note": "does not fit",
+            "batch": batch,
+        } | dict.fromkeys(("opening, s", "batch, s", "items/s", "tokens/s", "peak GPU memory, GiB"))
         try:
-            started = time.perf_counter()
+            watch = Watch()
             model = open_model(batch)
             use(model, 1, 0)
-            opened = time.perf_counter()
+            first = watch.wall()
             use(model, 1, 1)
-            opening = max(0.0, 2 * opened - started - time.perf_counter())  # without using it once
-            started = time.perf_counter()
+            opening = max(0.0, 2 * first - watch.wall())  # without the first use
+            watch = Watch()
             use(model, batch, 2)
-            seconds = time.perf_counter() - started
+            seconds = watch.wall()
         except ValueError as error:
             if "memory" not in str(error):
                 raise
-            yield Measured(name, precision, batch, note="does not fit")
+            yield row
             continue
-        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
         fitted = _batch_size(model, batch)
-        note = f"out of memory: went on with {fitted}" if fitted < batch else ""
-        yield Measured(name, precision, batch, opening, seconds, batch * max_tokens, peak, note)
+        row |= {
+            "note": f"out of memory: went on with {fitted}" if fitted < batch else "",
+            "opening, s": opening,
+            "batch, s": seconds,
+            "items/s": batch / seconds,
+        }
+        if max_tokens:
+            row["tokens/s"] = batch * max_tokens / seconds
+        if torch.cuda.is_available():
+            row["peak GPU memory, GiB"] = torch.cuda.max_memory_allocated() / GIB
+        yield row
         del model
 
 
 def _batch_size(model: Any, batch: int) -> int:
-    """What a captioner's or rewriter's batches have shrunk to."""
+    """Returns what a captioner's or rewriter's batches have shrunk to."""
     for holder in (model, getattr(model, "_model", None)):
         batches = getattr(holder, "_batches", None)
         if batches is not None:
@@ -350,11 +349,11 @@ def _pictures(count: int) -> list[Any]:
     from PIL import Image
 
     noise = np.random.default_rng(0)
-    width, height = PICTURE_SIDES
-    return [Image.fromarray(noise.integers(0, 256, (height, width, 3), dtype=np.uint8)) for _ in range(count)]
+    shape = (PICTURE[1], PICTURE[0], 3)
+    return [Image.fromarray(noise.integers(0, 256, shape, dtype=np.uint8)) for _ in range(count)]
 
 
-def _free() -> None:
+def _free_memory() -> None:
     import torch
 
     from generation.batching import free_memory
@@ -362,59 +361,6 @@ def _free() -> None:
     free_memory()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-
-
-def format_table(results: Sequence[Measured], tiny: bool) -> str:
-    """Formats the figures with what they were measured on.
-
-    Args:
-        results: One row each.
-        tiny: Whether the sizes were tiny; said above the table.
-    """
-    import torch
-    import transformers
-
-    from experiments.models import hardware
-
-    head = [
-        "Model",
-        "Precision",
-        "Batch",
-        "Opening, s",
-        "Batch, s",
-        "Items/s",
-        "Tokens/s",
-        "Peak GPU memory",
-        "Note",
-    ]
-    rows = []
-    for one in results:
-        if not one.seconds:
-            rows.append([one.model, one.precision, str(one.batch), *["–"] * 5, one.note])
-            continue
-        tokens = f"{one.tokens / one.seconds:.0f}" if one.tokens else "–"
-        peak = "–" if one.peak_bytes is None else f"{one.peak_bytes / GIB:.1f} GiB"
-        rows.append(
-            [
-                one.model, one.precision, str(one.batch), f"{one.opening_seconds:.1f}", f"{one.seconds:.2f}",
-                f"{one.batch / one.seconds:.2f}", tokens, peak, one.note,
-            ]
-        )  # fmt: skip
-    what = "Tiny sizes: these figures mean nothing." if tiny else "Full sizes, random weights, seed 0."
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    said = f"{what} {hardware()}; {versions}; {date.today().isoformat()}."
-    return f"{said}\n\n{as_markdown([head, *rows], left=2)}\n"
-
-
-def main() -> None:
-    """Reads the command line, measures, writes and prints the table."""
-    import tyro
-
-    settings = tyro.cli(FullSizeSettings)
-    table = format_table(measure(settings), settings.tiny)
-    settings.output.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(settings.output, table.encode())
-    print(table)
 
 
 if __name__ == "__main__":

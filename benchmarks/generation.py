@@ -1,124 +1,97 @@
-"""How fast rewrites are written: transformers' `generate` against `generation.greedy`.
+"""How fast rewrites are written: this project's `TextModel` against transformers' `generate`.
 
     python -m benchmarks.generation
+    python -m benchmarks.generation --busy 1        # beside another busy process
 
-Rewrites the demo's vague queries with captions of other scenes, by SmolLM2-135M, in one process, the ways
-taking turns. What counts are the tokens of the answers: what a batch writes after an answer's end does not.
-Prints a Markdown table and writes ``generation.json`` into the output folder.
+Rewrites the demo's vague queries with captions of other scenes, by SmolLM2-135M. Cold is a fresh process:
+opening the model, and its first answer. Warm, the ways take turns in one process. Only tokens of the answers
+count; what a batch goes on writing after an answer's end does not.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
-import statistics
-import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from evaluation.tables import as_markdown
-from files import write_json
-from generation.prompts import REWRITE_FEW_SHOT
-from generation.text_model import TextModel, cut
-from playground.demo import read
-from query_editing import MAX_TOKENS
-from settings import run_script
+from benchmarks.timing import Watch, busy_neighbors, in_a_process, in_turns, parser, report
+from settings import PROJECT, run_script
 
 log = logging.getLogger(__name__)
 
 MODEL = "smollm2-135m-instruct"
 THEIRS = "transformers' generate"
-DEMO = Path("playground/data/demo")
-LOOKUP = "the same, prompt lookup"
-OURS = "generation.greedy"
-Write = Callable[[], tuple[list[str], int]]  # the answers, and how many tokens they have
-
-
-@dataclass(frozen=True)
-class GenerationBenchmarkSettings:
-    """Times the rewriting model.
-
-    Attributes:
-        prompts: How many rewrites a measurement is made of.
-        batches: Prompts at a time.
-        precisions: Of the weights.
-        repeats: How often each way takes its turn; the median counts.
-        output: Folder of the results.
-    """
-
-    prompts: int = 64
-    batches: tuple[int, ...] = (1, 8, 32)
-    precisions: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
-    repeats: int = 3
-    output: Path = Path("runs/benchmark-generation")
+OURS = "TextModel"
+PRECISIONS = ("fp32", "bf16")
+Answers = tuple[list[str], int]  # texts, and how many tokens they have
+Write = Callable[[Sequence[str], int], Answers]
 
 
 def main() -> None:
     """Runs from the command line."""
-    import tyro
+    read = parser(__doc__)
+    read.add_argument("--prompts", type=int, default=64, help="rewrites in a measurement")
+    read.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 64], help="prompts at a time")
+    read.add_argument("--precisions", nargs="+", default=["fp32"], choices=PRECISIONS, help="of the weights")
+    read.add_argument("--repeats", type=int, default=3, help="turns of each way; their median counts")
+    read.add_argument("--threads", type=int, default=2, help="threads of the cold starts")
+    read.add_argument("--busy", type=int, default=0, help="busy processes beside it")
+    arguments = read.parse_args()
+    with busy_neighbors(arguments.busy):
+        rows = [row for precision in arguments.precisions for row in measure(arguments, precision)]
+    report("generation", arguments, rows)
 
-    settings = tyro.cli(GenerationBenchmarkSettings)
-    settings.output.mkdir(parents=True, exist_ok=True)
-    rows = [row for precision in settings.precisions for row in measure(settings, precision)]
-    write_json(settings.output / "generation.json", {"prompts": settings.prompts, "rows": rows})
-    print(_table(rows))
-    log.info("written: %s", settings.output / "generation.json")
 
-
-def measure(
-    settings: GenerationBenchmarkSettings, precision: Literal["fp32", "bf16"]
-) -> list[dict[str, Any]]:
+def measure(arguments: argparse.Namespace, precision: str) -> list[dict[str, Any]]:
     """Measures all ways in one precision.
 
     Returns:
-        A row a way and batch: tokens a second, rewrites a second, CPU seconds, the share of answers that are
-        those of one prompt at a time.
+        A row for each way and batch, held against the first batch of `generate`: how many times as many
+        rewrites a second, and the share of equal answers.
     """
-    told = _prompts(settings.prompts)
-    ways: dict[tuple[str, int], Write] = {}
-    theirs = TextModel(MODEL, precision, 1)
-    theirs.complete(["a dog"], max_tokens=2)  # loaded before the clock starts
-    for batch in settings.batches:
-        ways[THEIRS, batch] = _theirs(theirs, told, batch)
-    ways[LOOKUP, 1] = _theirs(theirs, told, 1, prompt_lookup_num_tokens=10)
-    for batch in settings.batches:
-        ways[OURS, batch] = _ours(TextModel(MODEL, precision, max(settings.batches)), told, batch)
-    times: dict[tuple[str, int], list[tuple[float, float]]] = {way: [] for way in ways}
-    answers: dict[tuple[str, int], tuple[list[str], int]] = {}
-    for _ in range(settings.repeats):
-        for way, write in ways.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            answers[way] = write()
-            times[way].append((time.perf_counter() - wall, time.process_time() - cpu))
-            log.info("%s, %s, %d at a time: %.1f s", precision, *way, times[way][-1][0])
-    plain, _ = answers[THEIRS, settings.batches[0]]
+    prompts = vague_prompts(arguments.prompts)
+    ways = (THEIRS, OURS)
+    cold = {way: in_a_process(arguments.threads, _cold, way, precision, prompts[0]) for way in ways}
+    opened = {way: open_way(way, precision, max(arguments.batches)) for way in ways}
+    for write in opened.values():
+        write(prompts[:1], 1)  # so that nothing is set up on the clock
+    timed = in_turns(
+        {
+            (way, batch): lambda way=way, batch=batch: opened[way](prompts, batch)
+            for batch in arguments.batches
+            for way in ways
+        },
+        arguments.repeats,
+    )
+    first = timed[THEIRS, arguments.batches[0]]
     rows = []
-    for way, taken in times.items():
-        seconds = statistics.median(wall for wall, _ in taken)
-        texts, tokens = answers[way]
-        same = sum(one == other for one, other in zip(texts, plain, strict=True))
+    for (way, batch), one in timed.items():
+        texts, tokens = one.result
+        same = sum(text.strip() == other.strip() for text, other in zip(texts, first.result[0], strict=True))
         rows.append(
             {
+                "way": way,
                 "precision": precision,
-                "way": way[0],
-                "at a time": way[1],
-                "tokens/s": tokens / seconds,
-                "rewrites/s": len(told) / seconds,
-                "CPU s": statistics.median(cpu for _, cpu in taken),
-                "same answers": same / len(told),
+                "at a time": batch,
+                "cold, s to the first answer": cold[way],
+                "tokens/s": tokens / one.wall,
+                "rewrites/s": len(prompts) / one.wall,
+                "CPU s": one.cpu,
+                "times as fast": first.wall / one.wall,
+                "same answers": same / len(prompts),
             }
         )
-    for row in rows:
-        row["times faster"] = row["rewrites/s"] / rows[0]["rewrites/s"]
     return rows
 
 
-def _prompts(count: int) -> list[str]:
-    """Pairs the vague query of a scene with the full caption of the next."""
-    dataset = read(DEMO, "test")
+def vague_prompts(count: int) -> list[str]:
+    """Pairs the vague query of a demo scene with the full caption of the next."""
+    from generation.prompts import REWRITE_FEW_SHOT
+    from playground.demo import read
+
+    dataset = read(PROJECT / "playground/data/demo", "test")
     said = {query.id: query.text for query in dataset.queries}
     names = [image.id for image in dataset.images[: count + 1]]
     return [
@@ -127,48 +100,69 @@ def _prompts(count: int) -> list[str]:
     ]
 
 
-def _theirs(model: TextModel, told: Sequence[str], batch: int, **options: Any) -> Write:
+def open_way(way: str, precision: str, max_batch: int) -> Write:
+    """Opens the model in one of the two ways."""
+    return _theirs(precision) if way == THEIRS else _ours(precision, max_batch)
+
+
+def _cold(way: str, precision: str, prompt: str) -> float:
+    watch = Watch()
+    open_way(way, precision, 1)([prompt], 1)
+    return watch.wall()
+
+
+def _theirs(precision: str) -> Write:
     """Prompts padded on the left, sorted by length, and read whole."""
-    network, tokenizer = model._loaded
-    ends = [*model._ends, *model._line_ends]
-    rows = [tokenizer(REWRITE_FEW_SHOT.prefix + text, add_special_tokens=False)["input_ids"] for text in told]
-    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+    import torch
 
-    def write() -> tuple[list[str], int]:
-        import torch
+    from benchmarks.sequential import line_ends, open_plain
+    from generation.prompts import REWRITE_FEW_SHOT
+    from generation.text_model import cut
+    from query_editing import MAX_TOKENS
 
-        network.set_attn_implementation("sdpa")
+    tokenizer, model = open_plain(MODEL, precision)
+    ends = [tokenizer.eos_token_id, *line_ends(tokenizer)]
+
+    def answer(rows: Sequence[list[int]]) -> list[list[int]]:
+        inputs = tokenizer.pad({"input_ids": list(rows)}, return_tensors="pt")
+        with torch.inference_mode():
+            output = model.generate(
+                **inputs,
+                max_new_tokens=MAX_TOKENS,
+                do_sample=False,
+                eos_token_id=ends,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        new = output[:, inputs["input_ids"].shape[1] :].tolist()
+        return [cut(row, ends) for row in new]
+
+    def write(prompts: Sequence[str], batch: int) -> Answers:
+        whole = [REWRITE_FEW_SHOT.prefix + prompt for prompt in prompts]
+        rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in whole]
+        order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
         answers: dict[int, list[int]] = {}
         for start in range(0, len(order), batch):
             places = order[start : start + batch]
-            inputs = tokenizer.pad({"input_ids": [rows[place] for place in places]}, return_tensors="pt")
-            with torch.inference_mode():
-                output = network.generate(
-                    **inputs,
-                    max_new_tokens=MAX_TOKENS,
-                    do_sample=False,
-                    eos_token_id=ends,
-                    pad_token_id=tokenizer.pad_token_id,
-                    **options,
-                )
-            for place, new in zip(places, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
-                answers[place] = cut(new, ends)
+            answers |= zip(places, answer([rows[place] for place in places]), strict=True)
         texts = tokenizer.batch_decode([answers[row] for row in range(len(rows))], skip_special_tokens=True)
         return texts, sum(map(len, answers.values()))
 
     return write
 
 
-def _ours(model: TextModel, told: Sequence[str], batch: int) -> Write:
-    """Asked for so many at a time; what room is left guesses ahead."""
-    model.complete(["a dog"], max_tokens=2)  # loaded before the clock starts
+def _ours(precision: str, max_batch: int) -> Write:
+    """Asked for so many at a time."""
+    from generation.prompts import REWRITE_FEW_SHOT
+    from generation.text_model import TextModel
+    from query_editing import MAX_TOKENS
 
-    def write() -> tuple[list[str], int]:
-        before = model.tokens_written
-        answers = []
-        for start in range(0, len(told), batch):
+    model = TextModel(MODEL, precision, max_batch)
+
+    def write(prompts: Sequence[str], batch: int) -> Answers:
+        before, answers = model.tokens_written, []
+        for start in range(0, len(prompts), batch):
             answers += model.complete(
-                told[start : start + batch],
+                prompts[start : start + batch],
                 prefix=REWRITE_FEW_SHOT.prefix,
                 max_tokens=MAX_TOKENS,
                 stops_at_line_end=True,
@@ -178,23 +172,5 @@ def _ours(model: TextModel, told: Sequence[str], batch: int) -> Write:
     return write
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> str:
-    cells = [("", "Way", "at a time", "tokens/s", "rewrites/s", "times faster", "CPU s", "same answers")]
-    for row in rows:
-        cells.append(
-            (
-                row["precision"],
-                row["way"],
-                str(row["at a time"]),
-                f"{row['tokens/s']:.0f}",
-                f"{row['rewrites/s']:.2f}",
-                f"{row['times faster']:.1f}",
-                f"{row['CPU s']:.1f}",
-                f"{100 * row['same answers']:.0f} %",
-            )
-        )
-    return as_markdown(cells)
-
-
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    raise SystemExit(run_script(main))

@@ -1,40 +1,38 @@
-"""How much faster the rounds are than one query at a time: same models, same queries, one process.
+"""How much faster the feedback loop is than one query at a time: same models, same queries, one process.
 
     python -m benchmarks.rounds
 
-Plays the published protocol (`PROTOCOL` below) with the strategy "rewrite": as research code does
-(`benchmarks.sequential`), then with this project's loop, one factor added after the other. Models are loaded
-before the clock starts. Results: a table, ``rounds.json`` and ``rounds.png`` in the output folder.
+Runs the published protocol with the strategy "rewrite" on the demo: as research code does
+(`benchmarks.sequential`), then by this project's loop, one factor added after the other. Models are loaded
+before the clock starts.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import logging
-import shutil
-import sys
-import time
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from evaluation.runs import read_rounds
-from evaluation.tables import as_markdown
-from experiments.setup import Setup
-from feedback.protocols import PROTOCOLS
-from files import write_json
+from benchmarks.timing import Watch, parser, report
 from records import Query, Round
 from settings import ExperimentSettings, run_script
+
+if TYPE_CHECKING:
+    from experiments.setup import Setup
 
 log = logging.getLogger(__name__)
 
 PROTOCOL = "reference"
 STRATEGY = "rewrite"
+USER = "reference"
 SEQUENTIAL = "one query at a time, float32"
 ONE = {"query_batch": 1, "caption_batch": 1, "rewrite_batch": 1}
-
-# What is added from row to row: settings that differ from the demo's.
+# What is added from row to row, as settings that differ from the demo's; the captions' file is a fresh one
+# for every row but the last.
 STEPS: dict[str, dict[str, Any]] = {
     "captions and prompt kept, ranks counted": {**ONE, "quantization": "fp32"},
     "all queries of a round together": {"quantization": "fp32"},
@@ -43,121 +41,110 @@ STEPS: dict[str, dict[str, Any]] = {
 AGAIN = "captions of an earlier run"
 
 
-@dataclass(frozen=True)
-class BenchmarkSettings:
-    """Times the rounds against the published way of playing them.
-
-    Attributes:
-        queries: Queries of the demo's test split that this project plays.
-        sequential_queries: How many of them are played one at a time, which takes minutes.
-        rounds: Rounds, the first search included.
-        output: Folder of the results.
-    """
-
-    queries: int = 500
-    sequential_queries: int = 500
-    rounds: int = 4
-    output: Path = Path("runs/benchmark-rounds")
-
-
 def main() -> None:
     """Runs from the command line."""
-    import tyro
-
-    settings = tyro.cli(BenchmarkSettings)
-    rows = measure(settings)
-    write_json(settings.output / "rounds.json", {"settings": _plain(settings), "rows": rows})
-    _plot(rows, settings.output / "rounds.png")
-    print(_table(rows))
-    log.info("written: %s", settings.output / "rounds.json")
+    read = parser(__doc__)
+    read.add_argument("--queries", type=int, default=500, help="queries of the demo's test split")
+    read.add_argument("--sequential-queries", type=int, default=500, help="how many of them one at a time")
+    read.add_argument("--rounds", type=int, default=4, help="rounds, the first search included")
+    arguments = read.parse_args()
+    report("rounds", arguments, measure(arguments))
 
 
-def measure(settings: BenchmarkSettings) -> list[dict[str, Any]]:
-    """Plays the queries in each way.
+def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Runs the queries in each way.
 
     Returns:
-        A row a way: its name, queries, seconds, queries an hour, seconds by stage, the share of queries whose
-        target ranks are the sequential ones, and the ids of the others.
+        A row a way: queries an hour, seconds by stage, and the share of queries whose target has the same
+        rank in all rounds as in the sequential run.
     """
-    scratch = settings.output / "scratch"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    base = ExperimentSettings(
-        dataset="demo",
-        protocol=PROTOCOL,
-        strategy=STRATEGY,
-        user="reference",
-        caption_numbers=("4",),
-        rounds=settings.rounds,
-        queries=settings.queries,
-        output=scratch,
-    ).resolved()
-    parts = Setup.open(base)
-    queries = parts.queries
-    sequential = _spread(queries, settings.sequential_queries)
-    rows = [_sequential_row(parts, sequential)]
-    known = rows[0].pop("ranks")
-    for number, (name, changes) in enumerate(STEPS.items()):
-        cache = scratch / f"captions-{number}.sqlite"
-        changed = dataclasses.replace(base, **changes, caption_cache=cache)
-        asked = sequential if "query_batch" in changes else queries
-        rows.append(_row(name, changed, asked, known))
-        if name == list(STEPS)[-1]:
-            rows.append(_row(AGAIN, changed, asked, known))
+    from experiments.setup import Setup
+
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        settings = ExperimentSettings(
+            dataset="demo",
+            protocol=PROTOCOL,
+            strategy=STRATEGY,
+            user=USER,
+            caption_numbers=("4",),
+            rounds=arguments.rounds,
+            queries=arguments.queries,
+            output=scratch,
+        ).resolved()
+        setup = Setup.open(settings)
+        few = spread(setup.queries, arguments.sequential_queries)
+        first, known = _sequential(setup, few)
+        rows = [first]
+        for number, (way, changes) in enumerate(STEPS.items()):
+            changed = dataclasses.replace(settings, **changes, caption_cache=scratch / f"{number}.sqlite")
+            asked = few if "query_batch" in changes else setup.queries
+            rows.append(_ours(way, changed, asked, known))
+        rows.append(_ours(AGAIN, changed, asked, known))
     for row in rows:
-        row["times faster"] = row["queries an hour"] / rows[0]["queries an hour"]
-    shutil.rmtree(scratch)
+        row["times as fast"] = row["queries an hour"] / first["queries an hour"]
     return rows
 
 
-def _sequential_row(parts: Setup, queries: Sequence[Query]) -> dict[str, Any]:
-    from benchmarks.sequential import SequentialRounds
+def _sequential(setup: Setup, queries: Sequence[Query]) -> tuple[dict[str, Any], dict[str, list[int]]]:
+    from benchmarks.sequential import SequentialLoop
+    from feedback.protocols import PROTOCOLS
 
-    settings = parts.settings
-    player = SequentialRounds(
-        parts.dataset, parts.retriever, settings.caption_model or "", settings.rewrite_model or ""
+    settings, protocol = setup.settings, PROTOCOLS[PROTOCOL]
+    loop = SequentialLoop(
+        setup.dataset, setup.retriever, settings.caption_model or "", settings.rewrite_model or ""
     )
-    protocol = PROTOCOLS[PROTOCOL]
-    player.play(queries[0], protocol, 2)  # so that nothing is loaded on the clock
-    player.seconds.clear()
-    started, ranks = time.perf_counter(), {}
-    for query in queries:
-        ranks[query.id] = player.play(query, protocol, parts.loop.rounds)
-    return _timed(SEQUENTIAL, len(queries), time.perf_counter() - started, dict(player.seconds)) | {
-        "ranks": ranks,
-        "same ranks": 1.0,
-        "queries with other ranks": [],
-    }
+    loop.run(queries[0], protocol, 2)  # so that nothing is loaded on the clock
+    loop.seconds.clear()
+    watch = Watch()
+    ranks = {query.id: loop.run(query, protocol, setup.loop.rounds) for query in queries}
+    return _row(SEQUENTIAL, queries, watch.wall(), loop.seconds, ranks, ranks), ranks
+
+
+def _ours(
+    way: str, settings: ExperimentSettings, queries: Sequence[Query], known: dict[str, list[int]]
+) -> dict[str, Any]:
+    from evaluation.runs import read_rounds
+    from experiments.setup import Setup
+
+    setup = dataclasses.replace(Setup.open(settings), queries=tuple(queries))
+    setup.rewriter.rewrite(["a dog"], ["a cat"])  # so that nothing is loaded on the clock
+    setup.captions.captions_of([setup.dataset.images[0].id])
+    setup.costs.spent.clear()
+    with tempfile.TemporaryDirectory() as folder:
+        path, watch = Path(folder) / "rounds.jsonl", Watch()
+        setup.play(STRATEGY, setup.user(USER), path)
+        seconds = watch.wall()
+        records = read_rounds(path)
+    stages = {stage: account.seconds for stage, account in setup.costs.spent[setup.costs.run].items()}
+    return _row(way, queries, seconds, stages, target_ranks(records), known)
 
 
 def _row(
-    name: str, settings: ExperimentSettings, queries: Sequence[Query], known: dict[str, list[int]]
+    way: str,
+    queries: Sequence[Query],
+    seconds: float,
+    stages: dict[str, float],
+    ranks: dict[str, list[int]],
+    known: dict[str, list[int]],
 ) -> dict[str, Any]:
-    parts = dataclasses.replace(Setup.open(settings), queries=tuple(queries))
-    parts.rewriter.rewrite(["a dog"], ["a cat"])  # so that nothing is loaded on the clock
-    parts.captions.captions_of([parts.dataset.images[0].id])
-    parts.costs.spent.clear()
-    path = settings.output / "rounds.jsonl" if settings.output else Path("rounds.jsonl")
-    path.unlink(missing_ok=True)
-    started = time.perf_counter()
-    parts.play(STRATEGY, parts.user("reference"), path)
-    seconds = time.perf_counter() - started
-    stages = {stage: account.seconds for stage, account in parts.costs.spent[parts.costs.run].items()}
-    ranks = _ranks(read_rounds(path))
-    compared = [query_id for query_id in known if query_id in ranks]
-    others = [query_id for query_id in compared if ranks[query_id] != known[query_id]]
-    return _timed(name, len(queries), seconds, stages) | {
-        "same ranks": 1 - len(others) / max(1, len(compared)),
-        "queries with other ranks": others,
+    others = [query_id for query_id, before in known.items() if ranks[query_id] != before]
+    log.info("%s: %d queries in %.0f s", way, len(queries), seconds)
+    return {
+        "way": way,
+        "queries": len(queries),
+        "seconds": seconds,
+        "rewriting, s": stages.get("rewrite", 0.0),
+        "captioning, s": stages.get("caption", 0.0),
+        "queries an hour": 3600 * len(queries) / seconds,
+        "same ranks": 1 - len(others) / len(known),
+        "_stages": dict(stages),
+        "_other_ranks": others,
     }
 
 
-def _timed(name: str, count: int, seconds: float, stages: dict[str, float]) -> dict[str, Any]:
-    rate = 3600 * count / seconds
-    return {"way": name, "queries": count, "seconds": seconds, "queries an hour": rate, "stages": stages}
-
-
-def _ranks(records: Sequence[Round]) -> dict[str, list[int]]:
+def target_ranks(records: Sequence[Round]) -> dict[str, list[int]]:
+    """Returns the target's rank in each round, by query."""
     ranks: dict[str, list[int]] = {}
     for record in records:
         if record.target_rank is not None:
@@ -165,45 +152,11 @@ def _ranks(records: Sequence[Round]) -> dict[str, list[int]]:
     return ranks
 
 
-def _spread(queries: Sequence[Query], count: int) -> list[Query]:
+def spread(queries: Sequence[Query], count: int) -> list[Query]:
+    """Takes so many of the queries, evenly."""
     count = min(count, len(queries))
     return [queries[number * len(queries) // count] for number in range(count)]
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> str:
-    cells = [("Way of playing", "Queries", "Seconds", "Queries an hour", "Times faster", "Same ranks")]
-    for row in rows:
-        cells.append(
-            (
-                row["way"],
-                str(row["queries"]),
-                f"{row['seconds']:.0f}",
-                f"{row['queries an hour']:.0f}",
-                f"{row['times faster']:.1f}",
-                f"{100 * row['same ranks']:.1f} %",
-            )
-        )
-    return as_markdown(cells)
-
-
-def _plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
-    axes = figure.subplots()
-    names = [row["way"] for row in rows][::-1]
-    rates = [row["queries an hour"] for row in rows][::-1]
-    bars = axes.barh(names, rates, color="#4477aa")
-    axes.bar_label(bars, [f"{row['times faster']:.1f}x" for row in rows][::-1], padding=4)
-    axes.set(xlabel="Queries an hour")
-    axes.margins(x=0.12)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-
-
-def _plain(settings: BenchmarkSettings) -> dict[str, Any]:
-    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(settings).items()}
-
-
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    raise SystemExit(run_script(main))

@@ -1,14 +1,13 @@
-"""The rounds as research code plays them: one query at a time, nothing kept, for the benchmark to beat.
+"""The feedback loop as research code runs it, for `benchmarks.rounds` to compare with.
 
-Written from the description of the published protocol, on the same models as `feedback.rounds`: encode the
-query, rank the whole collection, look the target's rank up in the sorted list, encode the target again to
-find the nearest of the 50 shown, caption that picture again although it was captioned before, rewrite one
-query with the whole prompt read anew.
+Written from the description of the published protocol, on the same models as `feedback.rounds`, one query at
+a time with nothing kept: encode the query, sort the whole collection, look the target's rank up in the list,
+encode the target again to find the nearest of the 50 shown, caption that picture again although it was
+captioned before, and rewrite one query with the whole prompt read anew.
 """
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import faiss
 import numpy as np
 import torch
 
+from benchmarks.timing import Watch
 from captioning import Captioning
 from feedback.protocols import Protocol
 from feedback.strategies.rewrite import fault_of
@@ -30,11 +30,11 @@ from records import Dataset, Query
 from retriever import Retriever
 
 
-class SequentialRounds:
-    """Plays single queries; float32 throughout.
+class SequentialLoop:
+    """Runs single queries, in float32 throughout.
 
     Attributes:
-        seconds: What each stage took, over all queries so far.
+        seconds: Wall-clock seconds of each stage, over all queries so far.
     """
 
     def __init__(
@@ -48,8 +48,6 @@ class SequentialRounds:
             caption_model: A BLIP captioner.
             rewrite_model: A packaged language model, see `generation.text_model.PACKAGED`.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
         self.seconds: dict[str, float] = defaultdict(float)
         self._encoder = retriever.encoder
         self._paths = {image.id: image.path for image in dataset.images}
@@ -59,17 +57,11 @@ class SequentialRounds:
         self._index = faiss.IndexFlatIP(vectors.shape[1])
         self._index.add(vectors)  # type: ignore[call-arg]  # faiss types its own wrapper wrongly
         self._captioner = Captioning(caption_model, "fp32", batch_size=1)
-        source, options = source_of(rewrite_model)
-        self._tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        self._writer: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **options
-        ).eval()
-        pieces = self._tokenizer.batch_decode([[token] for token in range(len(self._tokenizer))])
-        line_ends = [token for token, text in enumerate(pieces) if "\n" in text]
-        self._ends = [self._tokenizer.eos_token_id, *line_ends]
+        self._tokenizer, self._writer = open_plain(rewrite_model, "fp32")
+        self._ends = [self._tokenizer.eos_token_id, *line_ends(self._tokenizer)]
 
-    def play(self, query: Query, protocol: Protocol, round_count: int) -> list[int]:
-        """Plays one query.
+    def run(self, query: Query, protocol: Protocol, round_count: int) -> list[int]:
+        """Runs one query.
 
         Args:
             query: With a target.
@@ -77,10 +69,15 @@ class SequentialRounds:
             round_count: Most rounds.
 
         Returns:
-            The target's rank in each round played.
+            The target's rank in each round.
+
+        Raises:
+            ValueError: If the query has no target.
         """
         if query.target is None:
-            raise ValueError(f"query {query.id}: the published protocol needs one target")
+            raise ValueError(
+                f"query {query.id}: got no target, expected one: the published protocol needs it"
+            )
         text, said, taken, ranks = query.text, [query.text], set(), []
         for number in range(round_count):
             with self._timed("encode"):
@@ -117,12 +114,40 @@ class SequentialRounds:
                 eos_token_id=self._ends,
                 pad_token_id=self._tokenizer.eos_token_id,
             )
-        start = tokens["input_ids"].shape[1]
-        answer = self._tokenizer.decode(output[0, start:], skip_special_tokens=True)
+        answer = self._tokenizer.decode(output[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True)
         return one_line(answer, MAX_WORDS)
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
+        watch = Watch()
         yield
-        self.seconds[stage] += time.perf_counter() - started
+        self.seconds[stage] += watch.wall()
+
+
+def open_plain(model_id: str, precision: str) -> tuple[Any, Any]:
+    """Opens a packaged language model by transformers alone.
+
+    Args:
+        model_id: Of `generation.text_model.PACKAGED`.
+        precision: "fp32" or "bf16".
+
+    Returns:
+        The tokenizer, which pads on the left, and the model.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    source, options = source_of(model_id)
+    tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **options)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    model = AutoModelForCausalLM.from_pretrained(
+        source, dtype=dtype, quantization_config=GgufConfig(dequantize=True), **options
+    )
+    return tokenizer, model.eval()
+
+
+def line_ends(tokenizer: Any) -> list[int]:
+    """Returns the tokens that hold a line feed, which end a rewrite."""
+    pieces = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    return [token for token, text in enumerate(pieces) if "\n" in text]

@@ -1,9 +1,10 @@
-"""How long whole commands take that should answer at once: --help, and one warm search of the demo.
+"""How long whole commands take from start to exit: --help, one search of the demo, and the demo's experiment.
 
     OMP_NUM_THREADS=1 python -m benchmarks.start_up
 
-Every command runs once uncounted, so that files are in memory and the demo is embedded, and then in turns,
-each in a process of its own from start to exit, imports included. Result: a table and ``start_up.json``.
+Every command runs once uncounted, so that the demo is drawn and embedded. Cold means that the project's and
+its packages' files were dropped from memory first, as after the machine's start (Linux only; files that
+another process holds stay). Warm runs take turns, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -12,109 +13,127 @@ import os
 import statistics
 import subprocess
 import sys
-import time
-from dataclasses import dataclass
+import sysconfig
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from evaluation.tables import as_markdown
-from files import write_json
+from benchmarks.timing import Watch, parser, report
 from settings import PROJECT, run_script
 
+EXPERIMENT = "multi_modal_query_expansion.py"
+DEMO = ("--dataset", "demo")
 COMMANDS = {
-    "help": ("search_images.py", "--help"),
-    "first result": ("search_images.py", "--dataset", "demo", "--text", "a dog on a beach"),
+    "help": (EXPERIMENT, "--help"),
+    "search": ("search_images.py", *DEMO, "--text", "a dog on a beach"),
+    "demo": (
+        EXPERIMENT,
+        *DEMO,
+        "--strategy",
+        "rewrite-anchored",
+        "--caption-numbers",
+        "4",
+        "--queries",
+        "200",
+    ),
 }
-GOALS = {"help": 1.0, "first result": 3.0}  # seconds
-
-
-@dataclass(frozen=True)
-class StartUpSettings:
-    """Times whole processes.
-
-    Attributes:
-        runs: Of each command.
-        output: Folder of the results.
-    """
-
-    runs: int = 10
-    output: Path = Path("runs/benchmark-start-up")
+GOALS = {"help": 1.0, "search": 3.0}  # seconds, warm
 
 
 def main() -> None:
     """Runs from the command line."""
-    import tyro
-
-    settings = tyro.cli(StartUpSettings)
-    if settings.runs < 1:
-        raise ValueError(f"runs: got {settings.runs}, expected at least 1")
-    rows = measure(settings.runs)
-    settings.output.mkdir(parents=True, exist_ok=True)
-    command = " ".join(["python -m benchmarks.start_up", *sys.argv[1:]])
-    write_json(settings.output / "start_up.json", {"command": command, "rows": rows})
-    print(as_markdown([tuple(rows[0]), *(tuple(map(_cell, row.values())) for row in rows)]))
+    read = parser(__doc__)
+    read.add_argument("--commands", nargs="+", default=list(COMMANDS), choices=COMMANDS, help="which to time")
+    read.add_argument("--runs", type=int, default=5, help="warm runs of each command")
+    arguments = read.parse_args()
+    report("start_up", arguments, measure(arguments.commands, arguments.runs))
 
 
-def measure(runs: int) -> list[dict[str, Any]]:
-    """Runs each command once, then all in turns.
+def measure(names: list[str], runs: int) -> list[dict[str, Any]]:
+    """Times commands.
 
     Args:
-        runs: Counted runs of each.
+        names: Of `COMMANDS`.
+        runs: Warm runs of each.
 
     Returns:
-        A row a command: seconds by the clock and of the processor, and modules imported.
+        A row a command: seconds by the wall clock and of CPU time, and how many modules it imports.
 
     Raises:
         ValueError: If a command fails.
     """
-    modules = {name: _modules(command) for name, command in COMMANDS.items()}
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in COMMANDS}
+    modules = {name: _modules(name) for name in names}
+    cold = {}
+    for name in names:
+        drop_files()
+        cold[name] = _run(name)[0]
+    warm: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for _ in range(runs):
-        for name, command in COMMANDS.items():
-            times[name].append(_run(command))
-    rows = []
-    for name, seconds in times.items():
-        wall, cpu = zip(*seconds, strict=True)
-        rows.append(
-            {
-                "command": "python " + " ".join(COMMANDS[name]),
-                "s, least": min(wall),
-                "s, median": statistics.median(wall),
-                "s, most": max(wall),
-                "CPU s, median": statistics.median(cpu),
-                "goal, s": GOALS[name],
-                "modules": modules[name],
-            }
+        for name in names:
+            warm[name].append(_run(name))
+    return [
+        {
+            "command": "python " + " ".join(COMMANDS[name]),
+            "cold, s": cold[name],
+            "warm, s, min": min(wall for wall, _ in taken),
+            "median": statistics.median(wall for wall, _ in taken),
+            "max": max(wall for wall, _ in taken),
+            "CPU s": statistics.median(cpu for _, cpu in taken),
+            "goal, s": GOALS.get(name),
+            "modules": modules[name],
+        }
+        for name, taken in warm.items()
+    ]
+
+
+def drop_files() -> None:
+    """Drops the project's, Python's and its packages' files from memory, where the system can."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for folder in {PROJECT, Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("purelib"))}:
+        for path in folder.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                descriptor = os.open(path, os.O_RDONLY)
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.close(descriptor)
+
+
+def _run(name: str) -> tuple[float, float]:
+    """Runs a command and returns its wall-clock and CPU seconds, user's and system's."""
+    with tempfile.TemporaryDirectory() as folder:
+        watch = Watch()
+        process = subprocess.Popen(
+            _command(name, folder), cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-    return rows
-
-
-def _run(command: tuple[str, ...]) -> tuple[float, float]:
-    """Returns the seconds by the clock, and those of the processor, user's and system's."""
-    before = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, *command], cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    _, status, used = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - before
+        _, status, used = os.wait4(process.pid, 0)
+        seconds = watch.wall()
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise ValueError(f"{' '.join(command)}: exit status {process.returncode}, expected 0; run it alone")
+        raise ValueError(
+            f"{name}: got exit status {process.returncode}, expected 0; run {COMMANDS[name]} alone"
+        )
     return seconds, used.ru_utime + used.ru_stime
 
 
-def _modules(command: tuple[str, ...]) -> int:
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", *command], cwd=PROJECT, capture_output=True, text=True
-    )
+def _modules(name: str) -> int:
+    """Counts the modules that a command imports."""
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            _command(name, folder, "-X", "importtime"),
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     if done.returncode:
-        said = done.stderr.strip().splitlines()[-1:]
-        raise ValueError(f"{' '.join(command)}: exit status {done.returncode}, expected 0: {' '.join(said)}")
-    return len({line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if "|" in line})
+        said = " ".join(done.stderr.strip().splitlines()[-1:])
+        raise ValueError(f"{name}: got exit status {done.returncode}, expected 0: {said}")
+    return sum(line.startswith("import time:") for line in done.stderr.splitlines()) - 1  # below the head
 
 
-def _cell(value: Any) -> str:
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+def _command(name: str, folder: str, *options: str) -> list[str]:
+    command = [sys.executable, *options, *COMMANDS[name]]
+    return [*command, "--output", folder + "/run"] if name == "demo" else command
 
 
 if __name__ == "__main__":

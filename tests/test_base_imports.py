@@ -1,79 +1,51 @@
-"""The base install is enough for the loop and for a session: neither imports an optional package."""
+"""requirements.txt is enough for the feedback loop and the commands: neither imports an optional package."""
 
-import csv
 import json
-import shutil
-from pathlib import Path
-
-import numpy as np
-import pytest
-from PIL import Image
-
-from benchmarks.base_imports import LOOP, declared, optional_packages, packages_after
-
-FIXTURES = Path(__file__).parent / "fixtures" / "blip"
-SESSION = """
+import re
+import subprocess
 import sys
-from multi_modal_query_expansion import main
-sys.argv = ["multi_modal_query_expansion.py", *{arguments!r}]
-main()
-"""
+from importlib.metadata import packages_distributions
+
+import pytest
+
+from settings import PROJECT
+
+BASE = ("requirements.txt", "requirements/demo.txt", "requirements/models.txt")
+BROUGHT_ALONG = {"httpx", "fsspec", "pyarrow", "grpcio"}  # by optional packages, under no name of their own
 
 
-def model_folder(folder, weights):
-    folder.mkdir()
-    shutil.copy(FIXTURES / weights, folder)
-    shutil.copy(FIXTURES / "vocab.txt", folder)
-    heads = {"model_type": "blip", "num_attention_heads": 2, "vision": {"heads": 3}}
-    (folder / "config.json").write_text(json.dumps(heads))
-    return folder
+def normalized(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
-@pytest.fixture
-def arguments(tmp_path):
-    """Of a whole run over a few pictures, with captions."""
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    random = np.random.default_rng(0)
-    rows = [("image_name", "comment_number", "comment")]
-    for number in range(12):
-        Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{number}.png")
-        rows.append((f"{number}.png", 0, f"picture {number}"))
-    with (folder / "images_captions.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
-    captioner = model_folder(tmp_path / "captioner", "captioner.pth")
-    blip = model_folder(tmp_path / "blip", "itm.pth")
-    given = {
-        "--dataset": "image_folder", "--root": folder, "--blip": blip, "--caption-model": captioner,
-        "--quantization": "fp32", "--strategy": "bayes-captions", "--user": "reference", "--rounds": 2,
-        "--caption-cache": tmp_path / "captions.sqlite", "--output": tmp_path / "run",
-    }  # fmt: skip
-    return [str(part) for pair in given.items() for part in pair]
+def declared(*files):
+    """The distributions that requirements files name."""
+    lines = [line for file in files for line in (PROJECT / file).read_text(encoding="utf-8").splitlines()]
+    return {normalized(found[0]) for line in lines if (found := re.match(r"[A-Za-z][\w.-]*", line))}
 
 
-def test_optional_packages_are_those_of_the_other_requirements_files():
-    assert {"pymilvus", "milvus-lite", "bitsandbytes", "uvicorn", "openai", "usearch"} <= optional_packages()
-    assert not optional_packages() & declared("requirements.txt")
+def optional():
+    files = {f"requirements/{path.name}" for path in (PROJECT / "requirements").glob("*.txt")} - {*BASE}
+    return (declared(*files) | BROUGHT_ALONG) - declared(*BASE)
 
 
-def test_an_optional_package_is_noticed():
-    assert "usearch" in packages_after("import usearch.index") & optional_packages()
+def imported_by(modules):
+    """The distributions that a fresh Python loads to import modules."""
+    code = f"import json, sys, {modules}; print(json.dumps(sorted({{n.split('.')[0] for n in sys.modules}})))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    known = packages_distributions()
+    return {normalized(name) for module in json.loads(done.stdout) for name in known.get(module, ())}
 
 
-def test_code_that_fails_is_named():
-    with pytest.raises(ValueError, match="the code failed: ZeroDivisionError"):
-        packages_after("1 / 0")
+def test_an_optional_package_would_be_noticed():
+    assert {"pymilvus", "bitsandbytes", "uvicorn", "usearch"} <= optional()
+    assert "usearch" in imported_by("usearch.index") & optional()
 
 
-def test_the_loop_imports_no_optional_package():
-    packages = packages_after(LOOP)
+@pytest.mark.parametrize("modules", ["feedback.rounds", "feedback.strategies, experiments.run, retriever"])
+def test_no_optional_package_is_imported(modules):
+    packages = imported_by(modules)
     assert "numpy" in packages
-    assert not packages & optional_packages()
-
-
-def test_a_session_imports_no_optional_package(arguments, tmp_path):
-    packages = packages_after(SESSION.format(arguments=arguments))
-    assert (tmp_path / "run" / "rounds.jsonl").is_file()
-    assert {"torch", "pillow", "matplotlib"} <= packages  # it did play, and report
-    assert not packages & optional_packages()
-    assert not packages & {"httpx", "fsspec", "pyarrow", "grpcio", "pandas"}  # what the optional ones bring
+    assert not packages & optional()

@@ -1,0 +1,193 @@
+"""What the benchmarks share: clocks, fresh processes, busy neighbors, and how results are written down."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from evaluation.tables import as_markdown
+from files import write_json
+
+RESULTS = Path("runs/benchmarks")
+Result = TypeVar("Result")
+Name = TypeVar("Name")
+
+# A neighbor multiplies matrices with one thread until whoever started it is gone.
+NEIGHBOR = """
+import os, numpy
+matrix, parent = numpy.ones((1024, 1024), numpy.float32), os.getppid()
+print("busy", flush=True)
+while os.getppid() == parent:
+    matrix @ matrix
+"""
+
+
+class Watch:
+    """Wall-clock and CPU seconds of this process since the watch was made."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def wall(self) -> float:
+        """Returns the wall-clock seconds."""
+        return time.perf_counter() - self._wall
+
+    def cpu(self) -> float:
+        """Returns the CPU seconds, those of all threads."""
+        return time.process_time() - self._cpu
+
+
+@dataclass(frozen=True)
+class Timed(Generic[Result]):
+    """Medians over several runs of one way, and what its last run returned."""
+
+    wall: float
+    cpu: float
+    result: Result
+
+
+def in_turns(ways: Mapping[Name, Callable[[], Result]], repeats: int) -> dict[Name, Timed[Result]]:
+    """Times several ways of doing the same, taking turns so that other work slows all of them alike.
+
+    Args:
+        ways: What to run, by name; everything loaded beforehand.
+        repeats: How often each is run.
+    """
+    seconds: dict[Name, list[tuple[float, float]]] = {name: [] for name in ways}
+    results: dict[Name, Result] = {}
+    for _ in range(repeats):
+        for name, work in ways.items():
+            watch = Watch()
+            results[name] = work()
+            seconds[name].append((watch.wall(), watch.cpu()))
+    return {
+        name: Timed(
+            statistics.median(wall for wall, _ in taken),
+            statistics.median(cpu for _, cpu in taken),
+            results[name],
+        )
+        for name, taken in seconds.items()
+    }
+
+
+def in_a_process(threads: int, work: Callable[..., Result], *arguments: Any) -> Result:
+    """Runs a function in a fresh process, since libraries read their number of threads when they are loaded.
+
+    Args:
+        threads: For FAISS, NumPy and torch.
+        work: A function at the top of a module.
+        arguments: Pickled, as is the result.
+    """
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ |= dict.fromkeys(names, str(threads))
+    try:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(work, *arguments).result()
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def busy_neighbors(count: int) -> Iterator[None]:
+    """Keeps so many cores busy meanwhile, each with a process that multiplies matrices."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            process = subprocess.Popen(
+                [sys.executable, "-c", NEIGHBOR],
+                stdout=subprocess.PIPE,
+                env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            )
+            stack.enter_context(process)
+            stack.callback(process.kill)  # runs before the process is waited for
+            assert process.stdout is not None
+            process.stdout.readline()
+        yield
+
+
+def anonymous_mb() -> float:
+    """Returns this process's memory without mapped files; where the system cannot tell, its peak so far."""
+    with contextlib.suppress(FileNotFoundError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def hardware() -> str:
+    """Names the processor, or the GPU where torch is loaded and sees one, and the Python."""
+    name = platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    parts = [f"{name}, {os.cpu_count()} cores"]
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        parts.insert(0, torch.cuda.get_device_name())
+    return ", ".join([*parts, f"Python {platform.python_version()}"])
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Returns a parser with what all benchmarks take.
+
+    Args:
+        description: The module's docstring.
+    """
+
+    class Format(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+        pass
+
+    made = argparse.ArgumentParser(description=description, formatter_class=Format)
+    made.add_argument("--output", type=Path, default=RESULTS, help="folder of the results' JSON file")
+    return made
+
+
+def report(name: str, arguments: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the rows to NAME.json in the output folder, and prints them as a Markdown table.
+
+    Args:
+        name: The benchmark's module.
+        arguments: The command line, read.
+        rows: One at least, all with the same keys, words first; those with an underscore stay in the file.
+    """
+    conditions = {
+        "command": " ".join([f"python -m benchmarks.{name}", *sys.argv[1:]]),
+        "hardware": hardware(),
+        "date": date.today().isoformat(),
+        "load": round(os.getloadavg()[0], 1),
+    }
+    settings = {
+        key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()
+    }
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    write_json(arguments.output / f"{name}.json", {**conditions, "settings": settings, "rows": list(rows)})
+    head = [key for key in rows[0] if not key.startswith("_")]
+    print("{command}\n{hardware}; {date}; load {load}\n".format(**conditions))
+    words = sum(isinstance(value, str) for value in rows[0].values())
+    print(as_markdown([head, *([_cell(row.get(key)) for key in head] for row in rows)], left=words))
+
+
+def _cell(value: Any) -> str:
+    """Three significant digits for what was measured; a dash for what was not."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
