@@ -30,13 +30,11 @@ demo: $(READY)  ## draw the demo scenes, embed them, play the rounds, write the 
 test: $(READY)  ## run the tests
 	$(RUN) -m pytest
 
-bench: $(READY)  ## time rounds, index build and search against other ways, stages against their floors; takes long
+bench: $(READY)  ## time rounds, rewriting, index build, search and start-up against other ways; takes long
 	$(RUN) -m benchmarks.rounds
 	$(RUN) -m benchmarks.generation
 	$(RUN) -m benchmarks.index_build
 	$(RUN) -m benchmarks.search
-	$(RUN) -m benchmarks.floors
-	$(RUN) -m benchmarks.growth
 	$(RUN) -m benchmarks.start_up
 
 check-weights: $(READY)  ## caption a known picture and rewrite a query with a preset's models: PRESET=rtx3090-int8
