@@ -154,8 +154,8 @@ class Captioning:
         return [self._line(text) for text in texts]
 
     def _with_blip(self, images: Sequence[Image.Image]) -> list[str]:
-        longest = min(MAX_TOKENS, self._blip.model.config.text_config.max_position_embeddings)
-        captions = self._blip.caption(images, num_beams=1, max_length=longest)
+        longest = min(MAX_TOKENS, self._blip.positions)
+        captions = self._blip.caption(images, max_length=longest)
         # A token at each end is the encoder's; of the two the model writes the last.
         encoded = self._blip.tokenizer.encode(captions, longest)
         self.tokens_written += int(encoded.mask.sum()) - len(captions)
@@ -202,6 +202,6 @@ def _blip_captioner(model_id: str) -> Path | None:
         kind = AutoConfig.from_pretrained(model_id).model_type
     if kind != "blip":
         return None
-    from BLIP.hub import fetch_checkpoint
+    from BLIP.weight_files import fetch_checkpoint
 
     return fetch_checkpoint(model_id)

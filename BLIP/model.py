@@ -1,4 +1,4 @@
-"""The model a search needs: `BlipEncoder` embeds pictures and texts in one space, and matches pairs of them.
+"""The model a search needs: `BlipEncoder` embeds pictures and texts in one space, and scores pairs of them.
 
 ```python
 encoder = BlipEncoder.open("BLIP/weights/demo")
@@ -31,13 +31,13 @@ TEXT_LIMIT = 200  # tokens, as ChatIR cuts its dialogs; fewer where the model ha
 
 
 class BlipEncoder:
-    """Embeds images and texts in one space, and judges pairs of them.
+    """Embeds images and texts in one space, and scores pairs of them.
 
     Attributes:
         model: The weights.
         tokenizer: Its tokenizer.
         image_size: Side of the images it reads, in pixels.
-        text_limit: The most tokens of a text; longer texts are cut, which is logged.
+        text_limit: Longest text in tokens; longer ones are cut, which is logged.
         dimension: Width of the rows.
         fingerprint: Of the weights file.
         truncated: How many texts have been cut so far.
@@ -47,8 +47,8 @@ class BlipEncoder:
         self.model = model
         self.tokenizer = tokenizer
         self.fingerprint = fingerprint
-        self.image_size = model.image_size
-        self.text_limit = min(TEXT_LIMIT, model.positions)
+        self.image_size = model.sizes.image_size
+        self.text_limit = min(TEXT_LIMIT, model.sizes.positions)
         self.dimension = model.text_proj.out_features
         self.truncated = 0
         self._batch_size = checked_batch(batch_size)
@@ -69,11 +69,11 @@ class BlipEncoder:
 
         Args:
             path: A weights file, or a folder with one, of any format that `BLIP.checkpoints` reads.
-            image_size: Side of the images in pixels; None: what the file was trained for.
+            image_size: Side of the images in pixels; None: the size the file was trained for.
             device: Where to compute.
             dtype: Of the weights; the rows are float32 whatever it is.
             batch_size: Images, texts or pairs computed at a time.
-            config: As for `BLIP.sizes.read_settings`.
+            config: As for `BLIP.sizes.read_stated`.
             vocabulary: A vocabulary file; None: ``vocab.txt`` beside the weights.
 
         Raises:
@@ -125,46 +125,20 @@ class BlipEncoder:
         Raises:
             ValueError: If one string is given in place of a list.
         """
-        _refuse_one_string(texts)
+        if isinstance(texts, str):
+            raise ValueError("got one str, expected a sequence of texts: put it in a list")
         rows = np.empty((len(texts), self.dimension), dtype=np.float32)
-        # Texts of like length share a batch, so that little is computed for padding.
+        # Texts of similar length share a batch, so that little is computed for padding.
         order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
         for start in range(0, len(order), self._batch_size):
             batch = order[start : start + self._batch_size]
-            ids, mask = self._tokens([texts[number] for number in batch])
-            features = self.text_features(self.text_hidden(ids, mask))
+            tokens = self.tokenizer.encode([texts[number] for number in batch], self.text_limit)
+            if tokens.truncated:
+                self.truncated += tokens.truncated
+                logger.warning("%d texts were cut to %d tokens", tokens.truncated, self.text_limit)
+            features = self.text_features(self.text_hidden(tokens.ids, tokens.mask))
             rows[batch] = normalize(features, dim=-1).cpu().numpy()
         return rows
-
-    def match(self, images: Sequence[Image.Image], texts: Sequence[str]) -> np.ndarray:
-        """Judges whether each image shows what the text beside it says.
-
-        The text begins with [ENC], as the matching head was trained and as the paper reranks. (The
-        reference's own ``BLIP_ITM.forward`` leaves [CLS] there, and its logits differ.)
-
-        Args:
-            images: PIL images.
-            texts: As many; text n is judged with image n.
-
-        Returns:
-            (n,) float32, probabilities that the pair matches.
-
-        Raises:
-            ValueError: If there are not as many texts as images.
-        """
-        _refuse_one_string(texts)
-        if len(images) != len(texts):
-            raise ValueError(
-                f"got {len(images)} images and {len(texts)} texts, expected as many: repeat the one"
-            )
-        chances = np.empty(len(texts), dtype=np.float32)
-        for start in range(0, len(texts), self._batch_size):
-            part = slice(start, start + self._batch_size)
-            hidden = self.image_hidden(pictures.to_pixels(images[part], self.image_size))
-            ids, mask = self._tokens(texts[part], first=self.tokenizer.enc_id)
-            logits = self.match_logits(self.fused_hidden(ids, mask, hidden))
-            chances[part] = logits.softmax(dim=-1)[:, 1].cpu().numpy()
-        return chances
 
     @torch.inference_mode()
     def image_hidden(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -172,14 +146,23 @@ class BlipEncoder:
         return self.model.vision_model(pixels.to(self.model.device, self.model.dtype))
 
     @torch.inference_mode()
-    def text_hidden(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """(n, length) ids and mask to (n, length, width) states; the text alone, every token sees all."""
-        return self.model.text_encoder(ids.to(self.model.device), self._padding(mask))
+    def text_hidden(
+        self, ids: torch.Tensor, mask: torch.Tensor, image_hidden: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Reads texts, alone or each over the states of an image; every token sees all.
 
-    @torch.inference_mode()
-    def fused_hidden(self, ids: torch.Tensor, mask: torch.Tensor, image_hidden: torch.Tensor) -> torch.Tensor:
-        """As `text_hidden`, with the states of image n read by text n."""
-        return self.model.text_encoder(ids.to(self.model.device), self._padding(mask), image_hidden)
+        Args:
+            ids: (n, length) int64. A text alone begins with [CLS], one that is matched with [ENC], as the
+                matching head was trained and as the paper re-ranks. (The reference's ``BLIP_ITM.forward``
+                leaves [CLS] there, and its logits differ.)
+            mask: (n, length), nonzero where a token is.
+            image_hidden: (n, tokens, width), the states of image n for text n; None: texts alone.
+
+        Returns:
+            (n, length, width) states.
+        """
+        padding = None if bool(mask.all()) else mask.to(self.model.device)
+        return self.model.text_encoder(ids.to(self.model.device), padding, image_hidden)
 
     @torch.inference_mode()
     def image_features(self, image_hidden: torch.Tensor) -> torch.Tensor:
@@ -192,19 +175,9 @@ class BlipEncoder:
         return self.model.text_proj(text_hidden[:, 0]).float()
 
     @torch.inference_mode()
-    def match_logits(self, fused_hidden: torch.Tensor) -> torch.Tensor:
-        """(n, tokens, width) fused states to (n, 2) float32 logits: no match, match."""
-        return self.model.itm_head(fused_hidden[:, 0]).float()
-
-    def _padding(self, mask: torch.Tensor) -> torch.Tensor | None:
-        return None if bool(mask.all()) else mask.to(self.model.device)
-
-    def _tokens(self, texts: Sequence[str], first: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        tokens = self.tokenizer.encode(texts, self.text_limit, first=first)
-        if tokens.truncated:
-            self.truncated += tokens.truncated
-            logger.warning("%d texts were cut to %d tokens", tokens.truncated, self.text_limit)
-        return tokens.ids, tokens.mask
+    def match_logits(self, text_hidden: torch.Tensor) -> torch.Tensor:
+        """(n, tokens, width) states of texts read with images to (n, 2) float32 logits: no match, match."""
+        return self.model.itm_head(text_hidden[:, 0]).float()
 
 
 def checked_batch(batch_size: int) -> int:
@@ -216,8 +189,3 @@ def checked_batch(batch_size: int) -> int:
     if batch_size < 1:
         raise ValueError(f"got batch_size={batch_size}, expected at least 1")
     return batch_size
-
-
-def _refuse_one_string(texts: Sequence[str]) -> None:
-    if isinstance(texts, str):
-        raise ValueError("got one str, expected a sequence of texts: put it in a list")

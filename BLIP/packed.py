@@ -1,8 +1,8 @@
-"""Weights laid out ahead as the processor reads them.
+"""Weights laid out in advance the way the processor reads them fastest.
 
-torch multiplies float32 matrices with MKL, which on some processors reaches half of what oneDNN does; torch
-has both. oneDNN wants the weights in blocks. They are turned once, when a model is opened, which takes no
-compiler and no other package; with bfloat16, which oneDNN multiplies anyway, they are else turned at every
+torch multiplies float32 matrices with MKL, which on some processors reaches half the speed of oneDNN; torch
+has both. oneDNN wants the weights in blocks. They are rearranged once, when a model is opened, which needs no
+compiler and no other package; bfloat16, which oneDNN multiplies anyway, is otherwise rearranged at every
 call. docs/performance.md has figures.
 """
 
@@ -16,7 +16,7 @@ class PackedLinear(nn.Module):
     """A linear layer whose weights only oneDNN can read."""
 
     def __init__(self, linear: nn.Linear) -> None:
-        """Takes the weights of a layer on the CPU, float32 or bfloat16; the layer can go then."""
+        """Takes the weights of a layer on the CPU, float32 or bfloat16; the layer itself is not kept."""
         super().__init__()
         weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
         self.register_buffer("weight", weight, persistent=False)
@@ -28,7 +28,7 @@ class PackedLinear(nn.Module):
 
 
 def can_pack() -> bool:
-    """Says whether this torch and processor have what it takes: oneDNN, and x86 with AVX2 or AVX-512."""
+    """Returns whether torch and the processor support it: oneDNN, and x86 with AVX2 or AVX-512."""
     return (
         torch.backends.mkldnn.is_available()
         and torch.backends.cpu.get_cpu_capability().startswith("AVX")
@@ -38,7 +38,7 @@ def can_pack() -> bool:
 
 
 def pack(module: nn.Module) -> None:
-    """Puts packed layers in the place of all plain linear ones; the module cannot be trained any more.
+    """Replaces all plain linear layers by packed ones; the module can no longer be trained.
 
     Args:
         module: On the CPU; its layers are replaced one by one, so that memory does not double. Layers of

@@ -6,15 +6,24 @@ comes from a JSON beside the weights, from the caller, or from the released mode
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from files import read_json
+
+if TYPE_CHECKING:
+    from transformers import BlipConfig
+
+    from BLIP.tokenizer import Tokenizer
 
 CONFIGS = Path(__file__).parent / "configs"
+VISION_EPSILON = 1e-6  # of the released models; transformers' default is 1e-5
+TEXT_EPSILON = 1e-12
+LABEL_SMOOTHING = 0.1  # of the caption loss; transformers reads it from the text configuration only
 HOW_TO_GIVE = (
     'put a med_config.json beside the weights, or pass config={"num_attention_heads": TEXT_HEADS,'
     ' "vision": {"heads": VISION_HEADS}}'
@@ -33,37 +42,92 @@ _VISION_MLP = _VISION_LAYERS + "0.mlp.fc1.weight"
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the shapes tell.
+    """Everything that decides the shape of a model.
 
     Attributes:
         vision_width: Width of the vision transformer; cross-attention reads the same width.
         vision_layers: Its depth.
         vision_mlp: Width inside its feed-forward blocks.
+        vision_heads: Its attention heads.
         patch: Side of a patch in pixels.
-        grid: Patches along one side of the image.
+        image_size: Side of the images in pixels.
         text_width: Width of the text transformer.
         text_layers: Its depth.
         text_mlp: Width inside its feed-forward blocks.
-        vocabulary: Rows of the word embedding, [DEC] and [ENC] among them.
-        positions: The most tokens a text can have.
+        text_heads: Its attention heads.
+        vocabulary: Rows of the word embedding, including [DEC] and [ENC].
+        positions: Longest text in tokens.
         projection: Width of the joint embedding; None for a captioner.
+        text_epsilon: Of the text transformer's norms.
     """
 
     vision_width: int
     vision_layers: int
     vision_mlp: int
+    vision_heads: int
     patch: int
-    grid: int
+    image_size: int
     text_width: int
     text_layers: int
     text_mlp: int
+    text_heads: int
     vocabulary: int
     positions: int
     projection: int | None
+    text_epsilon: float = TEXT_EPSILON
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of an image."""
+        return self.image_size // self.patch
+
+    def configuration(self, tokenizer: Tokenizer | None = None) -> BlipConfig:
+        """Returns the transformers configuration, with everything set that its defaults get wrong for BLIP.
+
+        Args:
+            tokenizer: Supplies the special ids; without it only [DEC], the last but one, is known.
+        """
+        from transformers import BlipConfig
+
+        ids = {"bos_token_id": self.vocabulary - 2}
+        if tokenizer is not None:
+            ids = {
+                "bos_token_id": tokenizer.dec_id,
+                "pad_token_id": tokenizer.pad_id,
+                "sep_token_id": tokenizer.sep_id,
+                "eos_token_id": tokenizer.sep_id,
+            }
+        text = ids | {
+            "vocab_size": self.vocabulary,
+            "hidden_size": self.text_width,
+            "encoder_hidden_size": self.vision_width,
+            "num_hidden_layers": self.text_layers,
+            "num_attention_heads": self.text_heads,
+            "intermediate_size": self.text_mlp,
+            "max_position_embeddings": self.positions,
+            "layer_norm_eps": self.text_epsilon,
+            "is_decoder": True,  # builds the cross-attention; text mode stays bidirectional all the same
+            "label_smoothing": LABEL_SMOOTHING,
+        }
+        vision = {
+            "hidden_size": self.vision_width,
+            "num_hidden_layers": self.vision_layers,
+            "num_attention_heads": self.vision_heads,
+            "intermediate_size": self.vision_mlp,
+            "patch_size": self.patch,
+            "image_size": self.image_size,
+            "hidden_act": "gelu",
+            "layer_norm_eps": VISION_EPSILON,
+            "initializer_range": 0.02,
+        }
+        config = BlipConfig(text_config=text, vision_config=vision)
+        if self.projection is not None:
+            config.image_text_hidden_size = self.projection
+        return config
 
 
 def anchors(text_prefix: str) -> dict[str, int]:
-    """Returns the names (Hugging Face's) whose shapes `read_sizes` reads, with their number of axes."""
+    """Returns the tensors (Hugging Face names) whose shapes `read_sizes` reads, with their number of axes."""
     return {
         _POSITIONS: 3,
         _PATCHES: 4,
@@ -74,45 +138,14 @@ def anchors(text_prefix: str) -> dict[str, int]:
     }
 
 
-def read_sizes(shapes: Mapping[str, tuple[int, ...]], text_prefix: str) -> Sizes:
-    """Reads the sizes off the shapes.
-
-    Args:
-        shapes: Shapes by Hugging Face names; holds all `anchors`, with their number of axes.
-        text_prefix: ``text_encoder.`` or ``text_decoder.bert.``.
-
-    Raises:
-        ValueError: If the image positions do not form a class token and a square grid.
-    """
-    positions = shapes[_POSITIONS][1]
-    grid = math.isqrt(max(positions - 1, 0))
-    if grid < 1 or grid * grid != positions - 1:
-        raise ValueError(f"{positions} image positions are not one class token and a square grid of patches")
-    words = shapes[text_prefix + "embeddings.word_embeddings.weight"]
-    projection = shapes.get("vision_proj.weight")
-    return Sizes(
-        vision_width=shapes[_POSITIONS][2],
-        vision_layers=_depth(shapes, _VISION_LAYERS),
-        vision_mlp=shapes[_VISION_MLP][0],
-        patch=shapes[_PATCHES][3],
-        grid=grid,
-        text_width=words[1],
-        text_layers=_depth(shapes, text_prefix + "encoder.layer."),
-        text_mlp=shapes[text_prefix + "encoder.layer.0.intermediate.dense.weight"][0],
-        vocabulary=words[0],
-        positions=shapes[text_prefix + "embeddings.position_embeddings.weight"][0],
-        projection=projection[0] if projection else None,
-    )
-
-
 @dataclass(frozen=True)
-class Settings:
-    """What a JSON states about a model, in Hugging Face's key names.
+class Stated:
+    """What a JSON says about a model, in Hugging Face's key names.
 
     Attributes:
-        text: Of the text transformer.
-        vision: Of the vision transformer.
-        prompt: What captions begin with, or None when the JSON does not say.
+        text: About the text transformer.
+        vision: About the vision transformer.
+        prompt: What captions begin with, or None if the JSON does not say.
     """
 
     text: Mapping[str, Any]
@@ -120,83 +153,120 @@ class Settings:
     prompt: str | None = None
 
 
-def read_settings(config: Mapping[str, Any] | Path | str | None, weights: Path) -> Settings:
-    """Reads the settings given, or else those in a JSON beside the weights.
+def read_stated(config: Mapping[str, Any] | Path | str | None, weights: Path) -> Stated:
+    """Reads a model's configuration, or the one beside the weights.
 
     Args:
         config: A mapping or the path of a JSON file: a text configuration (``med_config.json``), to which a
             ``"vision": {"heads": ...}`` may be added, or a transformers ``BlipConfig``. None looks beside the
-            weights for ``config.json``, then for a single ``*med_config*.json``.
+            weights for ``config.json``, then for ``*med_config*.json``.
         weights: The weights file.
 
     Returns:
-        What is stated; empty when there is no JSON.
+        What it states; nothing if there is no JSON.
 
     Raises:
-        FileNotFoundError: If the file named is not there.
+        FileNotFoundError: If the named file does not exist.
         ValueError: If it is not a JSON object.
     """
     if config is None:
         beside = [weights.parent / "config.json", *sorted(weights.parent.glob("*med_config*.json"))]
         config = next((file for file in beside if file.is_file()), {})
     if not isinstance(config, Mapping):
-        config = _read_json(Path(config))
+        if not Path(config).is_file():
+            raise FileNotFoundError(f"no model configuration at {config}: {HOW_TO_GIVE}")
+        try:
+            config = read_json(Path(config))
+        except ValueError as error:
+            raise ValueError(f"{error}: {HOW_TO_GIVE}") from error
     text = config.get("text_config") or config.get("text") or config
     vision = config.get("vision_config") or config.get("vision") or {}
     if not isinstance(text, Mapping) or not isinstance(vision, Mapping):
         raise ValueError("the text and vision settings in a model configuration must be JSON objects")
+    if text.get("hidden_act", "gelu") != "gelu":
+        raise ValueError(
+            f"hidden_act: got {text['hidden_act']!r}, expected 'gelu', which every BLIP was trained with"
+        )
     vision = {_SHORT_VISION_KEYS.get(str(key), str(key)): value for key, value in vision.items()}
-    return Settings(text, vision, config.get("prompt"))
+    return Stated(text, vision, config.get("prompt"))
 
 
-def head_counts(sizes: Sizes, settings: Settings, source: Path) -> tuple[int, int]:
-    """Settles the head counts, and checks that the settings are of this model.
+def read_sizes(
+    shapes: Mapping[str, tuple[int, ...]], text_prefix: str, stated: Stated, source: Path
+) -> Sizes:
+    """Reads the sizes off the shapes and settles the head counts.
 
     Args:
-        sizes: From the weights.
-        settings: From `read_settings`.
+        shapes: By Hugging Face name; includes all `anchors`, with their number of axes.
+        text_prefix: ``text_encoder.`` or ``text_decoder.bert.``.
+        stated: From `read_stated`.
         source: The weights file, for messages.
 
-    Returns:
-        Heads of the vision transformer, heads of the text transformer.
-
     Raises:
-        ValueError: If a head count is unknown or does not divide the width, or if the settings state another
-            width or depth than the weights have.
+        ValueError: If the image positions are not a class token and a square grid, a head count is unknown or
+            does not divide the width, or the configuration is of a model with other widths or depths.
     """
-    has = {
-        "vision": (sizes.vision_width, sizes.vision_layers, sizes.vision_mlp),
-        "text": (sizes.text_width, sizes.text_layers, sizes.text_mlp),
+    positions = shapes[_POSITIONS][1]
+    grid = math.isqrt(max(positions - 1, 0))
+    if grid < 1 or grid * grid != positions - 1:
+        raise ValueError(
+            f"{source}: {positions} image positions are not one class token and a square grid of patches"
+        )
+    vision = {
+        "hidden_size": shapes[_POSITIONS][2],
+        "num_hidden_layers": _depth(shapes, _VISION_LAYERS),
+        "intermediate_size": shapes[_VISION_MLP][0],
     }
-    heads = {}
-    for part, stated in (("vision", settings.vision), ("text", settings.text)):
-        for key, found in zip(
-            ("hidden_size", "num_hidden_layers", "intermediate_size"), has[part], strict=True
-        ):
-            if stated.get(key, found) != found:
-                raise ValueError(
-                    f"{source}: its {part} transformer has {key} {found}, its configuration says"
-                    f" {stated[key]}: the configuration is of another model; {HOW_TO_GIVE}"
-                )
-        width = has[part][0]
-        count = stated.get("num_attention_heads", _released_heads(part, width))
-        if count is None:
+    words = shapes[text_prefix + "embeddings.word_embeddings.weight"]
+    text = {
+        "hidden_size": words[1],
+        "num_hidden_layers": _depth(shapes, text_prefix + "encoder.layer."),
+        "intermediate_size": shapes[text_prefix + "encoder.layer.0.intermediate.dense.weight"][0],
+    }
+    patch = shapes[_PATCHES][3]
+    projection = shapes.get("vision_proj.weight")
+    return Sizes(
+        vision_width=vision["hidden_size"],
+        vision_layers=vision["num_hidden_layers"],
+        vision_mlp=vision["intermediate_size"],
+        vision_heads=_heads("vision", vision, stated.vision, source),
+        patch=patch,
+        image_size=grid * patch,
+        text_width=text["hidden_size"],
+        text_layers=text["num_hidden_layers"],
+        text_mlp=text["intermediate_size"],
+        text_heads=_heads("text", text, stated.text, source),
+        vocabulary=words[0],
+        positions=shapes[text_prefix + "embeddings.position_embeddings.weight"][0],
+        projection=projection[0] if projection else None,
+        text_epsilon=stated.text.get("layer_norm_eps", TEXT_EPSILON),
+    )
+
+
+def _heads(part: str, found: Mapping[str, int], stated: Mapping[str, Any], source: Path) -> int:
+    """Settles one transformer's head count, after checking that the configuration is of this model."""
+    for key, value in found.items():
+        if stated.get(key, value) != value:
             raise ValueError(
-                f"{source}: the head count of its {part} transformer (width {width}) is not in the file and"
-                f" no released model has this width: {HOW_TO_GIVE}"
+                f"{source}: its {part} transformer has {key} {value}, its configuration says"
+                f" {stated[key]}: the configuration is of another model; {HOW_TO_GIVE}"
             )
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1 or width % count:
-            raise ValueError(
-                f"{source}: {count!r} heads do not divide the {part} width {width}: {HOW_TO_GIVE}"
-            )
-        heads[part] = count
-    return heads["vision"], heads["text"]
+    width = found["hidden_size"]
+    count = stated.get("num_attention_heads", _released_heads(part, width))
+    if count is None:
+        raise ValueError(
+            f"{source}: the head count of its {part} transformer (width {width}) is not in the file and"
+            f" no released model has this width: {HOW_TO_GIVE}"
+        )
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1 or width % count:
+        raise ValueError(f"{source}: {count!r} heads do not divide the {part} width {width}: {HOW_TO_GIVE}")
+    return count
 
 
 def _released_heads(part: str, width: int) -> int | None:
-    """Head count of the released models whose vision or text transformer is this wide."""
+    """Returns the head count of the released models whose vision or text transformer is this wide."""
     for file in sorted(CONFIGS.glob("*.json")):
-        released = read_settings(file, file)
+        released = read_stated(file, file)
         stated = released.vision if part == "vision" else released.text
         if stated["hidden_size"] == width:
             return stated["num_attention_heads"]
@@ -206,15 +276,3 @@ def _released_heads(part: str, width: int) -> int | None:
 def _depth(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
     numbers = [re.match(r"\d+", name[len(prefix) :]) for name in shapes if name.startswith(prefix)]
     return 1 + max(int(number.group()) for number in numbers if number)
-
-
-def _read_json(file: Path) -> Mapping[str, Any]:
-    if not file.is_file():
-        raise FileNotFoundError(f"no model configuration at {file}: {HOW_TO_GIVE}")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON ({error}): {HOW_TO_GIVE}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a JSON {type(content).__name__}, expected an object: {HOW_TO_GIVE}")
-    return content

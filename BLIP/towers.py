@@ -1,9 +1,8 @@
-"""BLIP's two towers and its matching head in plain torch, to search with.
+"""BLIP's two towers and its matching head in plain torch; searched with and trained.
 
-transformers has the same model; it is what is trained (`BLIP.checkpoints.load_retrieval`). To search with it
-is slower, for its attention writes all weights out, and importing it takes longer than a search. Tensors have
-the same names in both, and the numbers are the same (`tests/test_blip_towers.py`); docs/performance.md
-compares the time.
+transformers has the same model with the same tensor names and numbers (`tests/test_blip_towers.py`), but its
+attention writes all weights out, and importing it takes longer than a search. docs/performance.md compares
+the time. Only the captioner's decoder is transformers'.
 
 Source: Li et al. 2022 (arXiv 2201.12086): a vision transformer with the norms first, and a BERT, norms last,
 with cross-attention in every layer; a text alone skips it.
@@ -11,74 +10,73 @@ with cross-attention in every layer; a text alone skips it.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
-from BLIP.sizes import Sizes
-
-VISION_EPSILON = 1e-6  # of the released models; transformers' default is 1e-5
-TEXT_EPSILON = 1e-12
+from BLIP.sizes import VISION_EPSILON, Sizes
 
 
-class Towers(nn.Module):
-    """The retrieval model.
+class _BlipModel(nn.Module):
+    """A vision tower and something that reads its states.
 
     Attributes:
-        image_size: Side of the images it reads, in pixels.
-        positions: The most tokens of a text.
+        sizes: Of the model.
     """
 
-    def __init__(
-        self, sizes: Sizes, heads: tuple[int, int], image_size: int, text_epsilon: float = TEXT_EPSILON
-    ) -> None:
-        """Makes a model to be filled with a checkpoint's weights.
-
-        Args:
-            sizes: Widths and depths.
-            heads: Of the vision transformer, of the text transformer.
-            image_size: Side of the images, in pixels.
-            text_epsilon: Of the text transformer's norms.
-
-        Raises:
-            ValueError: If the sizes are a captioner's.
-        """
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        if sizes.projection is None:
-            raise ValueError("towers: got sizes without a joint space, expected those of a retrieval model")
-        self.image_size = image_size
-        self.positions = sizes.positions
-        self.vision_model = VisionTower(sizes, heads[0], image_size)
-        self.text_encoder = TextTower(sizes, heads[1], text_epsilon)
-        self.vision_proj = nn.Linear(sizes.vision_width, sizes.projection)
-        self.text_proj = nn.Linear(sizes.text_width, sizes.projection)
-        self.itm_head = nn.Linear(sizes.text_width, 2)
+        self.sizes = sizes
+        self.vision_model = VisionTower(sizes)
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.text_proj.weight.device
+        return self.vision_model.embeddings.class_embedding.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights."""
-        return self.text_proj.weight.dtype
+        return self.vision_model.embeddings.class_embedding.dtype
+
+
+class Towers(_BlipModel):
+    """The retrieval model: embeds images and texts, and matches pairs; to be filled with weights."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        """Makes the model.
+
+        Raises:
+            ValueError: If the sizes are a captioner's.
+        """
+        super().__init__(sizes)
+        if sizes.projection is None:
+            raise ValueError("towers: got sizes without a joint space, expected those of a retrieval model")
+        self.text_encoder = TextTower(sizes)
+        self.vision_proj = nn.Linear(sizes.vision_width, sizes.projection)
+        self.text_proj = nn.Linear(sizes.text_width, sizes.projection)
+        self.itm_head = nn.Linear(sizes.text_width, 2)
+
+
+class Captioner(_BlipModel):
+    """The vision tower and a text decoder (transformers' ``BlipTextLMHeadModel``) that reads its states."""
+
+    def __init__(self, sizes: Sizes, text_decoder: Any) -> None:
+        super().__init__(sizes)
+        self.text_decoder = text_decoder
 
 
 class VisionTower(nn.Module):
     """Pixels to states."""
 
-    def __init__(self, sizes: Sizes, heads: int, image_size: int) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        width = sizes.vision_width
-        self.embeddings = _PatchEmbeddings(width, sizes.patch, (image_size // sizes.patch) ** 2)
+        self.embeddings = _PatchEmbeddings(sizes)
         self.encoder = nn.Module()
-        self.encoder.layers = nn.ModuleList(
-            _VisionLayer(width, sizes.vision_mlp, heads) for _ in range(sizes.vision_layers)
-        )
-        self.post_layernorm = nn.LayerNorm(width, eps=VISION_EPSILON)
+        self.encoder.layers = nn.ModuleList(_VisionLayer(sizes) for _ in range(sizes.vision_layers))
+        self.post_layernorm = nn.LayerNorm(sizes.vision_width, eps=VISION_EPSILON)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """(n, 3, size, size) pixel values to (n, 1 + patches, width) states."""
@@ -91,13 +89,11 @@ class VisionTower(nn.Module):
 class TextTower(nn.Module):
     """Token ids to states; every token sees all."""
 
-    def __init__(self, sizes: Sizes, heads: int, epsilon: float) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        self.embeddings = _WordEmbeddings(sizes, epsilon)
+        self.embeddings = _WordEmbeddings(sizes)
         self.encoder = nn.Module()
-        self.encoder.layer = nn.ModuleList(
-            _TextLayer(sizes, heads, epsilon) for _ in range(sizes.text_layers)
-        )
+        self.encoder.layer = nn.ModuleList(_TextLayer(sizes) for _ in range(sizes.text_layers))
 
     def forward(
         self,
@@ -109,13 +105,14 @@ class TextTower(nn.Module):
 
         Args:
             ids: (n, length) token ids.
-            mask: (n, length), not 0 where a token is; None where all texts have the full length, which is
-                faster.
+            mask: (n, length), nonzero where a token is; None if no text is padded, which is faster.
             image_states: (n, tokens, width) of the images, or None.
 
         Returns:
             (n, length, width) states.
         """
+        # (n, 1, 1, length): every head and every query of a text sees the same keys. Padding is only hidden
+        # from the others; what it computes itself is never read.
         seen = None if mask is None else mask[:, None, None, :].bool()
         states = self.embeddings(ids)
         for layer in cast(nn.ModuleList, self.encoder.layer):
@@ -124,11 +121,12 @@ class TextTower(nn.Module):
 
 
 class _PatchEmbeddings(nn.Module):
-    def __init__(self, width: int, patch: int, patches: int) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
+        width = sizes.vision_width
         self.class_embedding = nn.Parameter(torch.zeros(1, 1, width))
-        self.position_embedding = nn.Parameter(torch.zeros(1, 1 + patches, width))
-        self.patch_embedding = nn.Conv2d(3, width, kernel_size=patch, stride=patch)
+        self.position_embedding = nn.Parameter(torch.zeros(1, 1 + sizes.grid**2, width))
+        self.patch_embedding = nn.Conv2d(3, width, kernel_size=sizes.patch, stride=sizes.patch)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)
@@ -137,9 +135,10 @@ class _PatchEmbeddings(nn.Module):
 
 
 class _VisionLayer(nn.Module):
-    def __init__(self, width: int, inner: int, heads: int) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        self.heads = heads
+        width, inner = sizes.vision_width, sizes.vision_mlp
+        self.heads = sizes.vision_heads
         self.layer_norm1 = nn.LayerNorm(width, eps=VISION_EPSILON)
         self.self_attn = nn.ModuleDict(
             {"qkv": nn.Linear(width, 3 * width), "projection": nn.Linear(width, width)}
@@ -148,30 +147,32 @@ class _VisionLayer(nn.Module):
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, inner), "fc2": nn.Linear(inner, width)})
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
+        # One fused matrix: the output's columns are all queries, then all keys, then all values.
         query, key, value = self.self_attn["qkv"](self.layer_norm1(states)).chunk(3, dim=-1)
         states = states + self.self_attn["projection"](_attend(query, key, value, self.heads))
         return states + self.mlp["fc2"](gelu(self.mlp["fc1"](self.layer_norm2(states))))
 
 
 class _WordEmbeddings(nn.Module):
-    def __init__(self, sizes: Sizes, epsilon: float) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         self.word_embeddings = _table(sizes.vocabulary, sizes.text_width)
         self.position_embeddings = _table(sizes.positions, sizes.text_width)
-        self.LayerNorm = nn.LayerNorm(sizes.text_width, eps=epsilon)
+        self.LayerNorm = nn.LayerNorm(sizes.text_width, eps=sizes.text_epsilon)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        # BLIP's BERT has no token types, whatever type_vocab_size a configuration states.
         return self.LayerNorm(self.word_embeddings(ids) + self.position_embeddings.weight[: ids.shape[1]])
 
 
 class _TextLayer(nn.Module):
-    def __init__(self, sizes: Sizes, heads: int, epsilon: float) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         width, inner = sizes.text_width, sizes.text_mlp
-        self.attention = _TextAttention(width, width, heads, epsilon)
-        self.crossattention = _TextAttention(width, sizes.vision_width, heads, epsilon)
+        self.attention = _TextAttention(sizes, width)
+        self.crossattention = _TextAttention(sizes, sizes.vision_width)
         self.intermediate = nn.ModuleDict({"dense": nn.Linear(width, inner)})
-        self.output = _closing(inner, width, epsilon)
+        self.output = _closing(inner, width, sizes.text_epsilon)
 
     def forward(
         self, states: torch.Tensor, seen: torch.Tensor | None, image_states: torch.Tensor | None
@@ -184,9 +185,10 @@ class _TextLayer(nn.Module):
 
 
 class _TextAttention(nn.Module):
-    def __init__(self, width: int, read_width: int, heads: int, epsilon: float) -> None:
+    def __init__(self, sizes: Sizes, read_width: int) -> None:
         super().__init__()
-        self.heads = heads
+        width = sizes.text_width
+        self.heads = sizes.text_heads
         self.self = nn.ModuleDict(
             {
                 "query": nn.Linear(width, width),
@@ -194,7 +196,7 @@ class _TextAttention(nn.Module):
                 "value": nn.Linear(read_width, width),
             }
         )
-        self.output = _closing(width, width, epsilon)
+        self.output = _closing(width, width, sizes.text_epsilon)
 
     def forward(self, states: torch.Tensor, read: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
         attended = _attend(
@@ -204,7 +206,7 @@ class _TextAttention(nn.Module):
 
 
 def _table(rows: int, width: int) -> nn.Embedding:
-    """Makes an embedding without drawing random rows: on the meta device that imports torch's compiler."""
+    """Makes an embedding without drawing random rows, which on the meta device imports torch's compiler."""
     return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
 
 

@@ -1,29 +1,25 @@
 """Trains or fine-tunes a BLIP for retrieval, matching and captioning, on any dataset the playground reads.
 
-From nothing; the demo's weights began so (docs/training.md has the second command, times and scores):
+From scratch; the demo's weights began so (docs/training.md has the second command, times and scores):
 
     python -m BLIP.train_retrieval --dataset demo --output runs/train-demo
 
-Starting from a checkpoint instead of from nothing:
+Starting from a checkpoint:
 
     python -m BLIP.train_retrieval --dataset flickr30k --split all --dev-split None
         --start BLIP/chatir_weights.ckpt --image-size 224 --learning-rate 1e-5 --output runs/train-flickr30k
 
-Killed or stopped, the same command goes on from the last checkpoint. The output folder then holds the trained
-weights (``model.safetensors``, ``config.json``, ``vocab.txt``), ``training_log.csv`` (losses),
-``recall_log.csv`` (of the dev split) and ``training_curves.png``; ``checkpoint.pt`` and the decoded pictures
-(``pixels_*.npy``) are for going on and may be removed.
+If it is stopped or killed, the same command resumes from the last checkpoint. The output folder then holds
+the trained weights (``model.safetensors``, ``config.json``, ``vocab.txt``) and ``training_log.jsonl`` (losses
+and recall on the dev split); ``checkpoint.pt``, ``heads.pt``, ``states.npy`` and ``pixels_*.npy`` are only
+needed to resume.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
-import math
 import os
-import time
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,24 +27,29 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
-from transformers import BlipConfig
 
-from BLIP.checkpoints import load_captioner, load_retrieval, read_checkpoint
+from BLIP.checkpoints import load_captioner, load_towers, make_decoder
 from BLIP.images import IMAGE_MEAN, IMAGE_STD
+from BLIP.model import BlipEncoder
 from BLIP.scores import recall_by_caption
+from BLIP.sizes import Sizes
 from BLIP.tokenizer import Tokenizer
-from BLIP.training_data import WordTargets, cache_pixels, make_batch, train_vocabulary
-from BLIP.training_heads import HeadSettings, HeadTrainer, image_states
-from BLIP.training_losses import TokenBatch, TrainingModel
-from BLIP.training_regions import PatchTargets
+from BLIP.towers import Towers
+from BLIP.training_data import PatchTargets, WordTargets, cache_pixels, make_batch, train_vocabulary
+from BLIP.training_loop import Losses, Stage, run_stage
+from BLIP.training_losses import TokenBatch, TrainingModel, draw_weights, hard_negatives
+from BLIP.weight_files import read_checkpoint
+from files import append_lines, replace_file, write_json
 from playground import open_dataset
 from settings import PROJECT, run_script
 
 log = logging.getLogger(__name__)
 
-LOSSES = ("itc", "lm", "words", "patches", "regions", "itm")  # columns of the log
 COMMON_WORDS = Path(__file__).with_name("common_words.txt")
+MATCHED = 32  # true pairs a step for matching in the second stage
+PROJECTION = 256  # width of the joint space of a model trained from scratch
 
 
 @dataclass(frozen=True)
@@ -57,32 +58,31 @@ class TrainingSettings:
 
     Attributes:
         dataset: Name of a playground dataset.
-        output: Folder for weights, log and checkpoint.
-        root: The dataset's folder; the usual one when not given.
+        output: Folder for weights, log and checkpoints.
+        root: The dataset's folder; the usual one if not given.
         split: Training split.
-        dev_split: Split whose recall is logged at each checkpoint; none when not given.
-        start: Checkpoint to fine-tune; from nothing when not given.
-        steps: Optimiser steps in all.
-        batch_size: Images a step.
+        dev_split: Split whose recall is logged at each checkpoint; none if not given.
+        start: Checkpoint to fine-tune; from scratch if not given.
+        steps: Optimiser steps of the first stage.
+        batch_size: Images per step.
         learning_rate: Peak; warms up over 200 steps, then falls along a cosine.
         matching_from: Share of the steps after which the matching loss joins.
         image_size: Side of the pictures in pixels.
-        patch_size: Side of a patch in pixels (from nothing only).
-        width: Width of both towers (from nothing only).
-        vision_layers: Layers of the vision tower (from nothing only).
-        text_layers: Layers of the text encoder and of the text decoder (from nothing only).
-        vocabulary: WordPiece entries (from nothing only).
-        caption_tokens: Longest text in tokens; longer ones are cut. From nothing, also the model's positions.
-        prompt: What captions begin with; usual in the training captions, and cut off what is generated.
-        regions: File of labelled boxes that the patches learn to name (see `BLIP.training_regions`); none
-            when not given.
-        head_steps: Steps of the second stage, in which only captioner and matching layers train; 0 for none.
-        head_images: How many images the second stage learns from, evenly spread; all when not given.
-        head_captioner: Whether the second stage goes on with the captioner too, or with matching only.
+        patch_size: Side of a patch in pixels (from scratch only).
+        width: Width of both towers (from scratch only).
+        vision_layers: Layers of the vision tower (from scratch only).
+        text_layers: Layers of the text encoder and of the text decoder (from scratch only).
+        vocabulary: WordPiece entries (from scratch only).
+        caption_tokens: Longest text in tokens; longer ones are cut. From scratch, also the model's positions.
+        prompt: What captions begin with, as most training captions do; it is cut off generated ones.
+        regions: File of labelled boxes that patches learn to name (see `PatchTargets`); none if not given.
+        head_steps: Steps of the second stage, which trains only captioner and matching layers; 0 for none.
+        head_images: How many images the second stage learns from, evenly spread; all if not given.
+        head_captioner: Whether the second stage trains the captioner too, or only matching.
         head_learning_rate: Its peak; warms up over 100 steps, then falls along a cosine.
         seed: Seed of weights and batches.
         checkpoint_every: Steps between checkpoints.
-        threads: Torch's threads on a CPU; all cores when not given.
+        threads: Torch's threads on a CPU; all cores if not given.
         extra_words: File of common words, one a line, for the vocabulary and as noise in queries.
     """
 
@@ -139,276 +139,207 @@ def train(settings: TrainingSettings) -> Path:
     torch.set_num_threads(settings.threads or os.cpu_count() or 1)
     output = settings.output
     output.mkdir(parents=True, exist_ok=True)
-    _claim(settings)
+    _check_settings(settings)
     dataset = open_dataset(settings.dataset, settings.root, settings.split)
     images = [image for image in dataset.images if image.captions]
-    pixels = cache_pixels(images, settings.image_size, output / f"pixels_{settings.image_size}.npy")
     captions = [image.captions for image in images]
     if len(captions) < settings.batch_size:
         raise ValueError(f"{len(captions)} captioned images do not fill a batch of {settings.batch_size}")
+    pixels = cache_pixels(images, settings.image_size, output / f"pixels_{settings.image_size}.npy")
     extra_words = settings.extra_words.read_text(encoding="utf-8").split()
-    targets = WordTargets(captions)
-    regions = settings.regions
-    patches = PatchTargets(regions, [image.id for image in images]) if regions else None
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    labels = len(patches.labels) if patches else 0
-    model, tokenizer = _start_model(settings, captions, extra_words, len(targets.words), labels)
+    words = WordTargets(captions)
+    patches = PatchTargets(settings.regions, [image.id for image in images]) if settings.regions else None
     dev = open_dataset(settings.dataset, settings.root, settings.dev_split) if settings.dev_split else None
-    model.to(device).train()
-    optimizer = _optimizer(model, settings)
-    first_step = _resume(model, optimizer, output)
-    log.info("training %.1f M parameters from step %d on %s", _millions(model), first_step, device)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    towers, decoder, tokenizer = _start_model(settings, captions, extra_words)
+    labels = len(patches.labels) if patches else 0
+    model = TrainingModel(towers, decoder, tokenizer.enc_id, len(words.words), labels).to(device).train()
 
-    sums: dict[str, list[float]] = defaultdict(list)  # of the steps since the last row of the log
-    started = time.monotonic()
-    steps = range(first_step, settings.steps)
-    bar = tqdm(steps, desc="training", unit="step", initial=first_step, total=settings.steps)
-    for step in bar:
-        rate = _learning_rate(step, settings)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        torch.manual_seed(settings.seed * 1_000_003 + step)  # so that a resumed run draws the same negatives
+    def tokens(texts: Sequence[str], first: int | None = None) -> TokenBatch:
+        encoded = tokenizer.encode(texts, settings.caption_tokens, first=first)
+        return TokenBatch(encoded.ids.to(device), encoded.mask.to(device))
+
+    def losses_of_all(step: int) -> Losses:
         batch = make_batch(captions, extra_words, settings.batch_size, settings.seed, step)
-        with torch.autocast(device, torch.bfloat16):
-            losses = model(
-                _normalise(pixels[batch.rows], device),
-                _tokens(tokenizer, batch.queries, settings.caption_tokens, device),
-                _tokens(tokenizer, batch.captions, settings.caption_tokens, device),
-                targets.rows(batch.rows).to(device),
-                with_matching=step >= settings.matching_from * settings.steps,
-                patches=patches.rows(batch.rows, model.patches_a_side).to(device) if patches else None,
-            )
-            loss = torch.stack(list(losses.values())).sum()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        for name, value in losses.items():
-            sums[name].append(value.item())
-        if (step + 1) % 50 == 0 or step + 1 == settings.steps:
-            means = {name: sum(values) / len(values) for name, values in sums.items()}
-            bar.set_postfix({name: f"{value:.2f}" for name, value in means.items()})
-            _log_row(output, step + 1, rate, time.monotonic() - started, means)
-            sums.clear()
-        if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
-            _save_checkpoint(model, optimizer, output, step + 1)
-            _save_weights(model, output, settings.prompt)
-            if dev:
-                _log_recall(output, step + 1, recall_by_caption(model.retrieval, tokenizer, dev))
-    _plot_curves(output)
-    if settings.head_steps:
-        heads = HeadSettings(
-            settings.head_steps,
-            settings.head_learning_rate,
-            settings.batch_size,
-            settings.caption_tokens,
-            settings.seed,
-            settings.checkpoint_every,
-            settings.head_captioner,
+        return model(
+            _normalise(pixels[batch.rows], device),
+            tokens(batch.queries),
+            tokens(batch.captions, tokenizer.dec_id),
+            words.rows(batch.rows).to(device),
+            with_matching=step >= settings.matching_from * settings.steps,
+            patches=patches.rows(batch.rows, towers.sizes.grid).to(device) if patches else None,
         )
-        count = min(settings.head_images or len(captions), len(captions))
-        chosen = [number * len(captions) // count for number in range(count)]
-        states = image_states(model, pixels, chosen, output / "states.npy", _normalise)
-        HeadTrainer(model, tokenizer, heads, output).train(
-            states, [captions[row] for row in chosen], extra_words
-        )
-        _save_weights(model, output, settings.prompt)
+
+    def saved(step: int) -> None:
+        _save_weights(model, tokenizer, output, settings.prompt)
+        if dev:
+            encoder = BlipEncoder(towers, tokenizer, "in training", batch_size=100)
+            recall = recall_by_caption(encoder, dev)
+            append_lines(output / "training_log.jsonl", [{"step": step, "recall@10": recall}])
+
+    stage = Stage("checkpoint", settings.steps, settings.learning_rate, 200, settings.seed)
+    # Matrices decay; biases, gains and scalars do not.
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.03}, {"params": others, "weight_decay": 0.0}]
+    run_stage(stage, model, groups, losses_of_all, saved, output, settings.checkpoint_every)
+    if not settings.head_steps:
+        return output
+
+    count = min(settings.head_images or len(captions), len(captions))
+    rows = [number * len(captions) // count for number in range(count)]
+    captions = [captions[row] for row in rows]
+    states = _image_states(model, pixels, rows, output / "states.npy")
+    with torch.no_grad():
+        first = torch.from_numpy(np.array(states[:, 0])).to(device, torch.float32)
+        features = F.normalize(towers.vision_proj(first), dim=-1)
+
+    def losses_of_heads(step: int) -> Losses:
+        batch = make_batch(captions, extra_words, settings.batch_size, settings.seed + 1, step)
+        losses = {}
+        if decoder is not None and settings.head_captioner:
+            hidden = torch.from_numpy(states[batch.rows]).to(device, torch.float32)
+            losses["lm"] = model.language_loss(hidden, tokens(batch.captions, tokenizer.dec_id))
+        queries, own = tokens(batch.queries[:MATCHED]), torch.tensor(batch.rows[:MATCHED], device=device)
+        with torch.no_grad():
+            hard_rows, hard_texts = hard_negatives(model.text_features(queries), features, own, queries.ids)
+        order = torch.arange(len(own), device=device)
+        chosen = torch.cat([own, own, hard_rows]).tolist()
+        hidden = torch.from_numpy(states[chosen]).to(device, torch.float32)
+        losses["itm"] = model.matching_loss(hidden, queries, torch.cat([order, hard_texts, order]))
+        return losses
+
+    for name, parameter in model.named_parameters():
+        is_head = ("text_encoder" in name and "crossattention" in name) or "itm_head" in name
+        is_decoder = "text_decoder" in name and settings.head_captioner
+        parameter.requires_grad_(is_head or is_decoder)
+    heads = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    stage = Stage("heads", settings.head_steps, settings.head_learning_rate, 100, settings.seed + 500_000)
+    run_stage(
+        stage, model, [{"params": heads}], losses_of_heads, lambda _: None, output, settings.checkpoint_every
+    )
+    _save_weights(model, tokenizer, output, settings.prompt)
     return output
 
 
-def _claim(settings: TrainingSettings) -> None:
+def _check_settings(settings: TrainingSettings) -> None:
     """Writes the settings beside the run, or refuses a folder that holds a run with others."""
     path = settings.output / "training_settings.json"
-    ours = {key: _portable(value) for key, value in vars(settings).items()}
+    ours = {}
+    for key, value in vars(settings).items():
+        if isinstance(value, Path):  # counted from the project, so that a run may move with its checkout
+            value = str(value.relative_to(PROJECT) if value.is_relative_to(PROJECT) else value)
+        ours[key] = value
     if path.is_file():
         theirs = json.loads(path.read_text(encoding="utf-8"))
-        free = {"output", "threads", "checkpoint_every"}  # these do not change the result
+        free = {"output", "root", "threads", "checkpoint_every"}  # these do not change the result
         differing = [key for key in ours if key not in free and theirs.get(key) != ours[key]]
         if differing:
             named = ", ".join(f"{key} {theirs.get(key)} there, {ours[key]} now" for key in differing)
             raise ValueError(
                 f"{settings.output} holds a run with other settings ({named}); choose another --output"
             )
-    path.write_text(json.dumps(ours, indent=1), encoding="utf-8")
-
-
-def _portable(value: Any) -> Any:
-    """Paths inside the project count from it, so that a run may move with its checkout."""
-    if not isinstance(value, Path):
-        return value
-    return str(value.relative_to(PROJECT) if value.is_relative_to(PROJECT) else value)
+    write_json(path, ours)
 
 
 def _start_model(
-    settings: TrainingSettings,
-    captions: Sequence[Sequence[str]],
-    extra_words: list[str],
-    words: int,
-    labels: int,
-) -> tuple[TrainingModel, Tokenizer]:
-    """Returns the model at step 0 and its tokenizer: a checkpoint's, or new ones."""
+    settings: TrainingSettings, captions: Sequence[Sequence[str]], extra_words: list[str]
+) -> tuple[Towers, Any, Tokenizer]:
+    """Returns towers, text decoder and tokenizer at step 0: a checkpoint's, or new ones."""
     vocabulary = settings.output / "vocab.txt"
     if settings.start:
         tokenizer = Tokenizer.open(settings.start)
         tokenizer.save(vocabulary)
-        retrieval = load_retrieval(settings.start, image_size=settings.image_size, tokenizer=tokenizer)
-        tensors = read_checkpoint(settings.start).tensors
-        with_captioner = any(name.startswith("text_decoder.") for name in tensors)
-        model = TrainingModel(retrieval.config, words, with_captioner, labels)
-        model.initialise()
-        model.retrieval.load_state_dict(retrieval.state_dict())
-        if with_captioner:
-            captioner = load_captioner(settings.start, image_size=settings.image_size, tokenizer=tokenizer)
-            model.captioner.text_decoder.load_state_dict(captioner.text_decoder.state_dict())
-        else:
+        towers = load_towers(settings.start, image_size=settings.image_size, tokenizer=tokenizer)
+        names = read_checkpoint(settings.start).tensors
+        if not any(name.startswith("text_decoder.") for name in names):
             log.info("%s holds no captioner: training retrieval and matching only", settings.start)
-        return model, tokenizer
+            return towers, None, tokenizer
+        captioner = load_captioner(settings.start, image_size=settings.image_size, tokenizer=tokenizer)
+        return towers, captioner.text_decoder, tokenizer
     if not vocabulary.is_file():
-        entries = train_vocabulary(
-            (text for texts in captions for text in texts), extra_words, settings.vocabulary
-        )
+        texts = (text for texts in captions for text in texts)
+        entries = train_vocabulary(texts, extra_words, settings.vocabulary)
         vocabulary.write_text("\n".join(entries) + "\n", encoding="utf-8")
     tokenizer = Tokenizer.open(vocabulary)
-    model = TrainingModel(_new_config(settings, tokenizer), words, labels=labels)
-    model.initialise()
-    return model, tokenizer
-
-
-def _new_config(settings: TrainingSettings, tokenizer: Tokenizer) -> BlipConfig:
-    heads = settings.width // 32
-    text = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": settings.width,
-        "intermediate_size": 4 * settings.width,
-        "num_hidden_layers": settings.text_layers,
-        "num_attention_heads": heads,
-        "max_position_embeddings": settings.caption_tokens,
-        "encoder_hidden_size": settings.width,
-        "projection_dim": 256,
-        "bos_token_id": tokenizer.dec_id,
-        "eos_token_id": tokenizer.sep_id,
-        "sep_token_id": tokenizer.sep_id,
-        "pad_token_id": tokenizer.pad_id,
-        "label_smoothing": 0.1,
-    }
-    vision = {
-        "hidden_size": settings.width,
-        "intermediate_size": 4 * settings.width,
-        "num_hidden_layers": settings.vision_layers,
-        "num_attention_heads": heads,
-        "image_size": settings.image_size,
-        "patch_size": settings.patch_size,
-        "layer_norm_eps": 1e-6,
-        "initializer_range": 0.02,
-    }
-    return BlipConfig(text_config=text, vision_config=vision, image_text_hidden_size=256)
-
-
-def _optimizer(model: TrainingModel, settings: TrainingSettings) -> torch.optim.AdamW:
-    """AdamW; matrices decay, biases, gains and scalars do not."""
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": 0.03}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98))
-
-
-def _learning_rate(step: int, settings: TrainingSettings) -> float:
-    warm = min(1.0, (step + 1) / 200)
-    fall = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-    return settings.learning_rate * warm * (0.02 + 0.98 * fall)
+    width, heads = settings.width, settings.width // 32
+    sizes = Sizes(
+        vision_width=width,
+        vision_layers=settings.vision_layers,
+        vision_mlp=4 * width,
+        vision_heads=heads,
+        patch=settings.patch_size,
+        image_size=settings.image_size,
+        text_width=width,
+        text_layers=settings.text_layers,
+        text_mlp=4 * width,
+        text_heads=heads,
+        vocabulary=len(tokenizer),
+        positions=settings.caption_tokens,
+        projection=PROJECTION,
+    )
+    towers, decoder = Towers(sizes), make_decoder(sizes, tokenizer)
+    draw_weights(towers)
+    draw_weights(decoder)
+    return towers, decoder, tokenizer
 
 
 def _normalise(pixels: np.ndarray, device: str) -> torch.Tensor:
+    """(n, side, side, 3) uint8 to (n, 3, side, side) float32."""
     mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
-    picture = torch.from_numpy(np.array(pixels)).to(device).permute(0, 3, 1, 2)
-    return (picture.float() / 255 - mean) / std
+    return (torch.from_numpy(np.array(pixels)).to(device).permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
-def _tokens(tokenizer: Tokenizer, texts: list[str], longest: int, device: str) -> TokenBatch:
-    tokens = tokenizer.encode(texts, longest)
-    return TokenBatch(tokens.ids.to(device), tokens.mask.to(device))
-
-
-def _millions(model: torch.nn.Module) -> float:
-    return sum(parameter.numel() for parameter in model.parameters()) / 1e6
-
-
-def _save_checkpoint(model: TrainingModel, optimizer: torch.optim.Optimizer, output: Path, step: int) -> None:
-    unfinished = output / "checkpoint.unfinished.pt"
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, unfinished)
-    unfinished.replace(output / "checkpoint.pt")
-
-
-def _resume(model: TrainingModel, optimizer: torch.optim.Optimizer, output: Path) -> int:
-    path = output / "checkpoint.pt"
-    if not path.is_file():
-        return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["step"]
-
-
-def _save_weights(model: TrainingModel, output: Path, prompt: str) -> None:
+def _save_weights(model: TrainingModel, tokenizer: Tokenizer, output: Path, prompt: str) -> None:
     """Writes the weights in half precision, the vision tower once, tied tensors once."""
     from safetensors.torch import save_file
 
-    tensors = dict(model.retrieval.state_dict())
-    tensors |= {
-        name: tensor
-        for name, tensor in model.captioner.state_dict().items()
-        if model.with_captioner
-        and name.startswith("text_decoder.")
-        and not name.startswith("text_decoder.cls.predictions.decoder.")
-    }
+    tensors = model.towers.state_dict()
+    if model.text_decoder is not None:
+        tensors |= {
+            f"text_decoder.{name}": tensor
+            for name, tensor in model.text_decoder.state_dict().items()
+            if not name.startswith("cls.predictions.decoder.")  # tied to the word embeddings and the bias
+        }
     half = {
         name: tensor.detach().to("cpu", torch.float16).contiguous().clone()
         for name, tensor in tensors.items()
     }
-    unfinished = output / "model.unfinished.safetensors"
-    save_file(half, unfinished, metadata={"format": "pt"})
-    unfinished.replace(output / "model.safetensors")
-    config = json.loads(model.retrieval.config.to_json_string(use_diff=True)) | {"prompt": prompt}
-    (output / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    replace_file(
+        output / "model.safetensors", lambda temporary: save_file(half, temporary, metadata={"format": "pt"})
+    )
+    config = model.towers.sizes.configuration(tokenizer)
+    write_json(output / "config.json", json.loads(config.to_json_string(use_diff=True)) | {"prompt": prompt})
 
 
-def _log_recall(output: Path, step: int, recall: dict[str, dict[int, float]]) -> None:
-    path = output / "recall_log.csv"
-    is_new = not path.is_file()
-    with path.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        if is_new:
-            writer.writerow(("step", *(f"R@10 of comment {number}" for number in recall)))
-        writer.writerow((step, *(f"{values[10]:.4f}" for values in recall.values())))
-    log.info("step %d: recall@10 by comment number %s", step, {n: round(v[10], 3) for n, v in recall.items()})
+def _image_states(model: TrainingModel, pixels: np.ndarray, rows: Sequence[int], path: Path) -> np.ndarray:
+    """Runs the vision tower once over the pictures that the second stage learns from.
 
+    Args:
+        model: Its vision tower is used.
+        pixels: (m, side, side, 3) uint8.
+        rows: Those of them that are wanted, n in all.
+        path: Where the states lie; reused if they have the right length.
 
-def _log_row(output: Path, step: int, rate: float, seconds: float, losses: dict[str, float]) -> None:
-    path = output / "training_log.csv"
-    is_new = not path.is_file()
-    with path.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        if is_new:
-            writer.writerow(("step", "learning_rate", "seconds", *LOSSES))
-        values = [f"{losses[name]:.4f}" if name in losses else "" for name in LOSSES]
-        writer.writerow((step, f"{rate:.6f}", f"{seconds:.1f}", *values))
-
-
-def _plot_curves(output: Path) -> None:
-    from matplotlib.figure import Figure
-
-    with (output / "training_log.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for name in LOSSES:
-        points = [(int(row["step"]), float(row[name])) for row in rows if row[name]]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=name)
-    axes.set(xlabel="Step", ylabel="Loss", title="Training losses")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(output / "training_curves.png", dpi=150)
+    Returns:
+        (n, tokens, width) float16, memory-mapped.
+    """
+    if path.is_file():
+        states = np.load(path, mmap_mode="r")
+        if len(states) == len(rows):
+            return states
+    device = model.towers.device.type
+    sizes = model.towers.sizes
+    shape = (len(rows), 1 + sizes.grid**2, sizes.vision_width)
+    unfinished = path.with_suffix(".unfinished.npy")
+    states = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float16, shape=shape)
+    with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+        for start in tqdm(range(0, len(rows), 128), desc="pictures through the tower", unit="batch"):
+            batch = _normalise(pixels[rows[start : start + 128]], device)
+            states[start : start + len(batch)] = model.towers.vision_model(batch).float().cpu().numpy()
+    states.flush()
+    unfinished.rename(path)
+    return np.load(path, mmap_mode="r")
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
-"""What training reads: pictures as one array on disk, captions, a tokenizer, deterministic batches."""
+"""What training reads: pictures as one array on disk, captions, boxes, a tokenizer, deterministic batches."""
 
 from __future__ import annotations
 
+import csv
 import logging
 import random
 from collections import Counter
@@ -16,12 +17,14 @@ from PIL import Image as PILImage
 from tokenizers import BertWordPieceTokenizer
 from tqdm import tqdm
 
+from BLIP.tokenizer import REQUIRED
 from index.decode import open_image
 from records import Image, Skip
 
 log = logging.getLogger(__name__)
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+COLUMNS = ("image_name", "label", "left", "top", "right", "bottom")  # of a file of boxes
+MIN_SHARE = 0.25  # of a patch, that a box must cover to name it
 _FILLERS = (
     "the image shows", "a photo of", "i want to see", "show me", "there is also", "a scene with",
     "in the picture", "looking for", "the picture with", "please find",
@@ -81,7 +84,7 @@ def train_vocabulary(captions: Iterable[str], extra_words: Sequence[str], size: 
         size: Number of entries at most.
 
     Returns:
-        The entries; `SPECIAL_TOKENS` come first.
+        The entries; the special tokens come first.
     """
     tokenizer = BertWordPieceTokenizer(lowercase=True)
     lines = [" ".join(extra_words[start : start + 20]) for start in range(0, len(extra_words), 20)] * 20
@@ -89,7 +92,7 @@ def train_vocabulary(captions: Iterable[str], extra_words: Sequence[str], size: 
         [*captions, *lines],
         vocab_size=size,
         min_frequency=2,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=list(REQUIRED),
         show_progress=False,
     )
     return sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
@@ -123,6 +126,80 @@ class WordTargets:
             for word, weight in self._rows[index]:
                 target[row, word] = weight
         return target / target.sum(dim=1, keepdim=True).clamp(min=1e-6)
+
+
+class PatchTargets:
+    """Which label each patch shows: that of the box which covers most of it, or 0 for none.
+
+    The file has the columns ``image_name,label,left,top,right,bottom``, the box in shares of the picture's
+    width and height from the upper left corner. Boxes of any detection dataset can be written so.
+
+    Attributes:
+        labels: All labels; label n has class n + 1.
+    """
+
+    def __init__(self, path: Path, image_ids: Sequence[str]) -> None:
+        """Reads the boxes of some images.
+
+        Args:
+            path: The file.
+            image_ids: The images, in the order of the rows that are asked for; those without a box show none.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If a column is missing, a line is malformed, or no box belongs to these images.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such regions file; leave --regions out to train without")
+        row_of = {image_id: row for row, image_id in enumerate(image_ids)}
+        names: dict[str, int] = {}
+        rows, classes, boxes = [], [], []
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+            if missing:
+                raise ValueError(f"{path}: misses {', '.join(missing)}, expected {', '.join(COLUMNS)}")
+            for line in reader:
+                if line["image_name"] not in row_of:
+                    continue
+                try:
+                    box = [float(line[side]) for side in COLUMNS[2:]]
+                except (TypeError, ValueError) as error:
+                    raise ValueError(f"{path}: line {reader.line_num}: {error}, expected numbers") from error
+                rows.append(row_of[line["image_name"]])
+                classes.append(names.setdefault(line["label"], len(names)) + 1)
+                boxes.append(box)
+        if not rows:
+            raise ValueError(f"{path}: got no box for the {len(image_ids)} images, expected some")
+        self.labels = tuple(names)
+        order = np.argsort(rows, kind="stable")
+        self._classes = np.array(classes)[order]
+        self._boxes = np.array(boxes, dtype=np.float32)[order]
+        self._starts = np.searchsorted(np.array(rows)[order], np.arange(len(image_ids) + 1))
+
+    def rows(self, indices: Sequence[int], side: int) -> torch.Tensor:
+        """Returns the classes of images' patches, line by line.
+
+        Args:
+            indices: Of the images.
+            side: Patches along one side of a picture.
+
+        Returns:
+            (len(indices), side * side) int64.
+        """
+        return torch.from_numpy(np.stack([self._patches(index, side) for index in indices]))
+
+    def _patches(self, index: int, side: int) -> np.ndarray:
+        own = slice(self._starts[index], self._starts[index + 1])
+        if own.start == own.stop:
+            return np.zeros(side * side, dtype=np.int64)
+        left, top, right, bottom = (self._boxes[own] * side).T[:, :, None]
+        edges = np.arange(side)
+        wide = (np.minimum(right, edges + 1) - np.maximum(left, edges)).clip(min=0)  # (boxes, columns)
+        high = (np.minimum(bottom, edges + 1) - np.maximum(top, edges)).clip(min=0)  # (boxes, lines)
+        cover = (high[:, :, None] * wide[:, None, :]).reshape(len(wide), -1)
+        best = cover.argmax(axis=0)
+        return np.where(cover.max(axis=0) >= MIN_SHARE, self._classes[own][best], 0).astype(np.int64)
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def _check_search(session: SessionSettings, picture: Image) -> Check:
         raise ValueError(
             f"{session.blip}: {WORDS!r} should be nearest to {PICTURE}, got a cosine of {own:.3f} against"
             f" {max(others):.3f} of other words: this is no trained retrieval model, or it is read as another"
-            " kind; see python -m BLIP.verify"
+            " kind; see python -m tests.verify_blip"
         )
     said = f"its words {own:.2f}, other words {max(others):.2f} at most"
     return Check(str(session.blip), said, opening + first, second, _peak())

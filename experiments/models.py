@@ -33,8 +33,8 @@ def open_encoder(settings: IndexSettings) -> BlipEncoder:
     """
     import torch
 
-    from BLIP.hub import fetch_checkpoint, is_hub_id
     from BLIP.model import BlipEncoder
+    from BLIP.weight_files import fetch_checkpoint, is_hub_id
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     blip = settings.blip or ""

@@ -58,7 +58,7 @@ class ItmScorer:
             [text for text, _ in pairs], encoder.text_limit, first=encoder.tokenizer.enc_id
         )
         hidden = self._hidden([image_id for _, image_id in pairs]).to(encoder.model.device)
-        logits = encoder.match_logits(encoder.fused_hidden(tokens.ids, tokens.mask, hidden))
+        logits = encoder.match_logits(encoder.text_hidden(tokens.ids, tokens.mask, hidden))
         return logits.softmax(dim=-1)[:, 1].tolist()
 
     def _hidden(self, image_ids: Sequence[str]) -> torch.Tensor:

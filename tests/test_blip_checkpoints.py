@@ -5,20 +5,26 @@ import logging
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
+import huggingface_hub.constants
 import pytest
 import torch
+from blip_twins import twin_of
 from safetensors.torch import load_file, save_file
-from transformers import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval
 
-from BLIP import names, sizes
-from BLIP.checkpoints import POSITIONS, load_captioner, load_retrieval, read_checkpoint
+from BLIP.checkpoints import POSITIONS, load_captioner, load_towers
 from BLIP.tokenizer import Tokenizer
-from BLIP.weight_files import UnreadableFileError, find_weights, fingerprint
+from BLIP.weight_files import (
+    UnreadableFileError,
+    fetch_checkpoint,
+    find_weights,
+    fingerprint,
+    is_hub_id,
+    read_checkpoint,
+    to_hugging_face,
+    to_salesforce,
+)
 
 FIXTURES = Path(__file__).parent / "fixtures" / "blip"
 CONFIG = {"num_attention_heads": 2, "vision": {"heads": 3}}
@@ -31,7 +37,7 @@ def flat():
 
 @pytest.fixture(scope="module")
 def retrieval():
-    return load_retrieval(FIXTURES / "itm.pth", config=CONFIG)
+    return load_towers(FIXTURES / "itm.pth", config=CONFIG)
 
 
 def same(model, other):
@@ -41,7 +47,7 @@ def same(model, other):
 
 def test_trainer_file_gives_main_weights_not_twins(retrieval, caplog):
     with caplog.at_level(logging.INFO):
-        loaded = load_retrieval(FIXTURES / "retrieval_full.pth", config=CONFIG)
+        loaded = load_towers(FIXTURES / "retrieval_full.pth", config=CONFIG)
     assert same(loaded, retrieval)
     assert "momentum twins" in caplog.text and "4 queues" in caplog.text and "1 temperature" in caplog.text
 
@@ -55,12 +61,12 @@ def test_containers_of_salesforce_names(tmp_path, flat, retrieval, container):
         torch.save({"model": {f"module.{name}": tensor for name, tensor in flat.items()}, "epoch": 3}, file)
     else:
         torch.save({"model": flat} if container == "nested.ckpt" else flat, file)
-    assert same(load_retrieval(file, config=CONFIG), retrieval)
+    assert same(load_towers(file, config=CONFIG), retrieval)
 
 
 def test_legacy_torch_file(tmp_path, flat, retrieval):
     torch.save(flat, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    assert same(load_retrieval(tmp_path / "old.pth", config=CONFIG), retrieval)
+    assert same(load_towers(tmp_path / "old.pth", config=CONFIG), retrieval)
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -68,12 +74,12 @@ def test_hugging_face_names_whatever_the_nesting(tmp_path, retrieval, nested):
     state = dict(retrieval.state_dict())
     state["text_encoder.embeddings.position_ids"] = torch.arange(208)[None]
     torch.save({"model": state} if nested else state, tmp_path / "pytorch_model.bin")
-    assert same(load_retrieval(tmp_path, config=CONFIG), retrieval)
+    assert same(load_towers(tmp_path, config=CONFIG), retrieval)
 
 
 def test_saved_folder_brings_its_own_head_counts(tmp_path, retrieval):
-    retrieval.save_pretrained(tmp_path)
-    assert same(load_retrieval(tmp_path), retrieval)
+    twin_of(retrieval).save_pretrained(tmp_path)
+    assert same(load_towers(tmp_path), retrieval)
 
 
 def test_own_format_holds_both_models_in_half_precision(tmp_path, retrieval):
@@ -85,13 +91,13 @@ def test_own_format_holds_both_models_in_half_precision(tmp_path, retrieval):
         if name.startswith("text_decoder.") and name not in tied
     }
     save_file({name: tensor.half() for name, tensor in union.items()}, tmp_path / "model.safetensors")
-    retrieval.config.save_pretrained(tmp_path)
-    for model, opened in ((retrieval, load_retrieval(tmp_path)), (captioner, load_captioner(tmp_path))):
+    retrieval.sizes.configuration().save_pretrained(tmp_path)
+    for model, opened in ((retrieval, load_towers(tmp_path)), (captioner, load_captioner(tmp_path))):
         for name, tensor in opened.state_dict().items():
             assert tensor.dtype == torch.float32
             if not name.startswith("vision_model.") or model is retrieval:
                 assert torch.equal(tensor, model.state_dict()[name].half().float()), name
-    assert load_retrieval(tmp_path, dtype=torch.float16).dtype == torch.float16
+    assert load_towers(tmp_path, dtype=torch.float16).dtype == torch.float16
 
 
 def test_tied_tensors_and_which_wins(tmp_path):
@@ -114,7 +120,8 @@ def test_tied_tensors_and_which_wins(tmp_path):
 
 def test_every_transformers_default_that_is_wrong_is_overridden():
     tokenizer = Tokenizer.open(FIXTURES)
-    config: Any = load_captioner(FIXTURES / "captioner.pth", config=CONFIG, tokenizer=tokenizer).config
+    sizes = load_captioner(FIXTURES / "captioner.pth", config=CONFIG, tokenizer=tokenizer).sizes
+    config = sizes.configuration(tokenizer)
     text, vision = config.text_config, config.vision_config
     assert (text.num_attention_heads, text.layer_norm_eps, text.label_smoothing) == (2, 1e-12, 0.1)
     assert (text.bos_token_id, text.sep_token_id, text.pad_token_id, text.is_decoder) == (209, 3, 0, True)
@@ -124,35 +131,14 @@ def test_every_transformers_default_that_is_wrong_is_overridden():
 @pytest.mark.parametrize("size", [32, 64])
 def test_positions_are_interpolated_at_load(size):
     recorded = load_file(FIXTURES / "itm_outputs.safetensors")[f"pos_embed_{size}"]
-    model = load_retrieval(FIXTURES / "itm.pth", image_size=size, config=CONFIG)
+    model = load_towers(FIXTURES / "itm.pth", image_size=size, config=CONFIG)
     torch.testing.assert_close(model.get_parameter(POSITIONS).data, recorded, atol=1e-6, rtol=0)
-    config: Any = model.config
-    assert config.vision_config.image_size == size
-
-
-@pytest.mark.parametrize(
-    ("kind", "model_class"),
-    [("BLIP_ITM@224", BlipForImageTextRetrieval), ("BLIP_Decoder@224", BlipForConditionalGeneration)],
-)
-def test_names_of_the_real_base_model_map_completely(kind, model_class):
-    listed = json.loads((FIXTURES / "keys_base.json").read_text())[kind]
-    shapes = {
-        names.to_hugging_face(name): tuple(shape)
-        for name, (shape, _) in listed.items()
-        if names.surplus_kind(name) is None
-    }
-    with torch.device("meta"):
-        model = model_class(BlipConfig(vision_config={"image_size": 224}))
-    assert shapes == {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    prefix = "text_encoder." if "ITM" in kind else "text_decoder.bert."
-    found = sizes.read_sizes(shapes, prefix)
-    assert (found.grid, found.patch, found.vision_layers, found.text_layers) == (14, 16, 12, 12)
-    assert sizes.head_counts(found, sizes.Settings({}, {}), Path("x.pth")) == (12, 12)
+    assert model.sizes.image_size == size
 
 
 def test_translation_has_an_inverse(flat):
-    assert all(names.to_salesforce(names.to_hugging_face(name)) == name for name in flat)
-    assert len({names.to_hugging_face(name) for name in flat}) == len(flat)
+    assert all(to_salesforce(to_hugging_face(name)) == name for name in flat)
+    assert len({to_hugging_face(name) for name in flat}) == len(flat)
 
 
 class Payload:
@@ -226,12 +212,12 @@ def change(state, name, tensor=None):
 def test_wrong_tensors_are_named(tmp_path, flat, edit, words):
     torch.save({"model": edit(flat)}, tmp_path / "edited.pth")
     with pytest.raises(ValueError, match=words):
-        load_retrieval(tmp_path / "edited.pth", config=CONFIG)
+        load_towers(tmp_path / "edited.pth", config=CONFIG)
 
 
 def test_a_model_of_the_other_kind_is_named():
     with pytest.raises(ValueError, match=r"looks like a captioner, needed a retrieval model.*BlipCaptioner"):
-        load_retrieval(FIXTURES / "captioner.pth", config=CONFIG)
+        load_towers(FIXTURES / "captioner.pth", config=CONFIG)
     with pytest.raises(ValueError, match=r"looks like a retrieval model, needed a captioner.*BlipEncoder"):
         load_captioner(FIXTURES / "itm.pth", config=CONFIG)
 
@@ -249,31 +235,31 @@ def test_a_model_of_the_other_kind_is_named():
 )
 def test_head_counts_are_never_guessed(config, words):
     with pytest.raises(ValueError, match=words):
-        load_retrieval(FIXTURES / "itm.pth", config=config)
+        load_towers(FIXTURES / "itm.pth", config=config)
 
 
 def test_settings_beside_the_weights(tmp_path, retrieval):
     shutil.copy(FIXTURES / "itm.pth", tmp_path)
     med = json.loads((FIXTURES / "tiny_med_config.json").read_text())
     (tmp_path / "med_config.json").write_text(json.dumps(med | {"vision": {"heads": 3}}))
-    assert same(load_retrieval(tmp_path / "itm.pth"), retrieval)
+    assert same(load_towers(tmp_path / "itm.pth"), retrieval)
     (tmp_path / "med_config.json").write_text("{")
-    with pytest.raises(ValueError, match="is not JSON"):
-        load_retrieval(tmp_path / "itm.pth")
+    with pytest.raises(ValueError, match="not JSON"):
+        load_towers(tmp_path / "itm.pth")
     with pytest.raises(FileNotFoundError, match="no model configuration"):
-        load_retrieval(tmp_path / "itm.pth", config=tmp_path / "other.json")
+        load_towers(tmp_path / "itm.pth", config=tmp_path / "other.json")
 
 
 def test_vocabulary_of_another_model_is_refused(tmp_path):
     lines = (FIXTURES / "vocab.txt").read_text().splitlines()
     (tmp_path / "vocab.txt").write_text("\n".join(lines[:-1]) + "\n")
     with pytest.raises(ValueError, match="embeds 211 tokens, its vocabulary gives 210"):
-        load_retrieval(FIXTURES / "itm.pth", config=CONFIG, tokenizer=Tokenizer.open(tmp_path))
+        load_towers(FIXTURES / "itm.pth", config=CONFIG, tokenizer=Tokenizer.open(tmp_path))
 
 
 def test_the_model_outlives_its_file(tmp_path, retrieval):
     shutil.copy(FIXTURES / "itm.pth", tmp_path)
-    model = load_retrieval(tmp_path / "itm.pth", config=CONFIG)
+    model = load_towers(tmp_path / "itm.pth", config=CONFIG)
     (tmp_path / "itm.pth").write_bytes(b"")
     assert same(model, retrieval)
 
@@ -293,6 +279,64 @@ def test_fingerprint_follows_the_content(tmp_path):
     assert fingerprint(tmp_path) != first
 
 
-def test_imports_stay_light():
-    code = "import sys, BLIP, BLIP.names, BLIP.sizes, BLIP.verify; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+# Checkpoints of the hub
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [
+        ("Salesforce/blip-itm-base-coco", True),
+        ("me/my_blip.v2", True),
+        ("BLIP/chatir_weights.ckpt", False),
+        ("BLIP/weights/demo", False),
+        ("weights", False),
+        ("/a/b", False),
+        ("", False),
+    ],
+)
+def test_hub_ids_are_told_from_paths(name, is_one):
+    assert is_hub_id(name) == is_one
+
+
+@pytest.fixture
+def offline_cache(tmp_path, monkeypatch):
+    """The hub's cache in its own layout; the hub itself out of reach."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+    def add(hub_id, **files):
+        folder = tmp_path / f"models--{hub_id.replace('/', '--')}"
+        snapshot = folder / "snapshots" / ("0" * 40)
+        snapshot.mkdir(parents=True)
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text("0" * 40)
+        for name, source in files.items():
+            shutil.copy(source, snapshot / name)
+        (snapshot / "config.json").write_text(json.dumps(CONFIG | {"model_type": "blip"}))
+        return snapshot
+
+    return add
+
+
+def test_a_model_of_the_hub_opens(offline_cache):
+    files = {"pytorch_model.bin": FIXTURES / "itm.pth", "vocab.txt": FIXTURES / "vocab.txt"}
+    snapshot = offline_cache("some/blip", **files)
+    path = fetch_checkpoint("some/blip")
+    assert path == snapshot / "pytorch_model.bin"
+    assert same(load_towers(path), load_towers(FIXTURES / "itm.pth", config=CONFIG))
+
+
+def test_safetensors_come_first(offline_cache):
+    files = dict.fromkeys(("model.safetensors", "pytorch_model.bin", "vocab.txt"), FIXTURES / "vocab.txt")
+    snapshot = offline_cache("some/blip", **files)
+    assert fetch_checkpoint("some/blip") == snapshot / "model.safetensors"
+
+
+@pytest.mark.parametrize("files", [{}, {"vocab.txt": FIXTURES / "vocab.txt"}])
+def test_what_cannot_be_fetched_is_said_in_one_line(offline_cache, files):
+    offline_cache("some/blip", **files)
+    with pytest.raises(
+        ValueError, match="some/blip is no path here and cannot be fetched from the hub"
+    ) as caught:
+        fetch_checkpoint("some/blip")
+    assert "\n" not in str(caught.value)

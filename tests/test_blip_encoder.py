@@ -1,4 +1,4 @@
-"""Rows of length 1 in the order given, whatever the batches; matching as the paper reranks."""
+"""Rows of length 1 in the order given, whatever the batches."""
 
 import logging
 from pathlib import Path
@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from BLIP.images import to_pixels
 from BLIP.model import BlipEncoder
 from BLIP.weight_files import fingerprint
 
@@ -71,21 +70,7 @@ def test_long_texts_are_cut_counted_and_logged(caplog):
     assert encoder.truncated == 1 and "1 texts were cut to 200 tokens" in caplog.text
 
 
-def test_matching_reads_enc_and_gives_a_probability(encoder, images):
-    chances = encoder.match(images, TEXTS)
-    assert chances.shape == (5,) and chances.dtype == np.float32
-    for number in range(5):
-        tokens = encoder.tokenizer.encode([TEXTS[number]], 200)
-        tokens.ids[0, 0] = 210
-        hidden = encoder.image_hidden(to_pixels([images[number]], 48))
-        logits = encoder.match_logits(encoder.fused_hidden(tokens.ids, tokens.mask, hidden))
-        assert chances[number] == pytest.approx(logits.softmax(-1)[0, 1].item(), abs=1e-5)
-    assert encoder.match([], []).shape == (0,)
-
-
-def test_misuse_is_told(encoder, images):
-    with pytest.raises(ValueError, match="2 images and 1 texts"):
-        encoder.match(images[:2], TEXTS[:1])
+def test_misuse_is_told(encoder):
     with pytest.raises(ValueError, match="put it in a list"):
         encoder.encode_texts("a dog")
     with pytest.raises(ValueError, match="batch_size=0"):

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from blip_twins import twin_of
 
-from BLIP.checkpoints import load_captioner, load_retrieval, load_towers, share_towers, share_vision
+from BLIP.checkpoints import load_captioner, load_towers
 from BLIP.model import BlipEncoder
 from BLIP.packed import PackedLinear, can_pack, pack
-from BLIP.sizes import read_sizes
 from BLIP.towers import Towers
 
 PROJECT = Path(__file__).parent.parent
@@ -26,7 +26,8 @@ CLOSE = {"atol": 1e-5, "rtol": 0}
 )
 def both(request):
     path, config = request.param
-    return load_towers(path, config=config), load_retrieval(path, config=config)
+    ours = load_towers(path, config=config)
+    return ours, twin_of(ours)
 
 
 def tokens(*lengths):
@@ -38,7 +39,7 @@ def tokens(*lengths):
 def test_states_features_and_logits_are_those_of_transformers(both):
     ours, theirs = both
     torch.manual_seed(0)
-    image = torch.randn(3, 3, ours.image_size, ours.image_size)
+    image = torch.randn(3, 3, ours.sizes.image_size, ours.sizes.image_size)
     states = theirs.vision_model(image).last_hidden_state
     torch.testing.assert_close(ours.vision_model(image), states, **CLOSE)
     torch.testing.assert_close(ours.vision_proj(states), theirs.vision_proj(states), **CLOSE)
@@ -70,7 +71,7 @@ def test_packed_layers_compute_the_same(both):
         kinds.count(PackedLinear) > 20 and kinds.count(torch.nn.Linear) == 3
     )  # projections and matching head
     for count in (1, 3):
-        image = torch.randn(count, 3, ours.image_size, ours.image_size)
+        image = torch.randn(count, 3, ours.sizes.image_size, ours.sizes.image_size)
         states = both[0].vision_model(image)
         torch.testing.assert_close(ours.vision_model(image), states, **CLOSE)
         ids, mask = tokens(*range(3, 3 + count))
@@ -89,47 +90,31 @@ def opened(dtype):
     return BlipEncoder.open(FIXTURES / "itm.pth", config=CONFIG, dtype=dtype)
 
 
-def test_shared_towers_follow_the_training():
-    model = load_retrieval(FIXTURES / "itm.pth", config=CONFIG)
-    towers = share_towers(model)
-    with torch.no_grad():
-        model.text_proj.weight.add_(1)
-    assert towers.text_proj.weight is model.text_proj.weight
-    assert {name for name, _ in towers.named_parameters()} == {name for name, _ in model.named_parameters()}
-
-
 @torch.inference_mode()
-def test_a_captioners_images_are_read_as_transformers_reads_them():
-    model = load_captioner(FIXTURES / "captioner.pth", config=CONFIG)
-    size = model.config.vision_config.image_size
-    image = torch.randn(2, 3, size, size)
-    expected = model.vision_model(image).last_hidden_state
-    torch.testing.assert_close(share_vision(model)(image), expected, **CLOSE)
+def test_a_captioner_reads_and_writes_as_transformers_does():
+    ours = load_captioner(FIXTURES / "captioner.pth", config=CONFIG)
+    theirs, image = twin_of(ours), torch.randn(2, 3, ours.sizes.image_size, ours.sizes.image_size)
+    states = theirs.vision_model(image).last_hidden_state
+    torch.testing.assert_close(ours.vision_model(image), states, **CLOSE)
+    ids, mask = tokens(5, 3)
+    written = [model.text_decoder(ids, mask, encoder_hidden_states=states).logits for model in (ours, theirs)]
+    torch.testing.assert_close(*written, **CLOSE)
 
 
-def test_a_model_of_another_epsilon_is_not_shared():
-    model = load_retrieval(FIXTURES / "itm.pth", config=CONFIG)
-    model.config.vision_config.layer_norm_eps = 1e-5
-    with pytest.raises(ValueError, match="vision layer_norm_eps: got 1e-05, expected 1e-06"):
-        share_towers(model)
-
-
-def test_the_norms_read_their_epsilon(tmp_path):
+def test_the_norms_read_their_epsilon():
     text = json.loads((FIXTURES / "tiny_med_config.json").read_text()) | {"layer_norm_eps": 0.5}
-    config = text | {"vision": {"heads": 3}}
-    ours, theirs = (load(FIXTURES / "itm.pth", config=config) for load in (load_towers, load_retrieval))
+    ours = load_towers(FIXTURES / "itm.pth", config=text | {"vision": {"heads": 3}})
     ids, mask = tokens(4, 4)
-    expected = theirs.text_encoder(ids, attention_mask=mask).last_hidden_state
+    expected = twin_of(ours).text_encoder(ids, attention_mask=mask).last_hidden_state
     torch.testing.assert_close(ours.text_encoder(ids, mask), expected, **CLOSE)
 
 
 def test_what_is_no_retrieval_model_is_refused():
     with pytest.raises(ValueError, match="hidden_act: got 'relu', expected 'gelu'"):
         load_towers(FIXTURES / "itm.pth", config=CONFIG | {"hidden_act": "relu"})
-    state = load_captioner(FIXTURES / "captioner.pth", config=CONFIG).state_dict()
-    sizes = read_sizes({name: tuple(tensor.shape) for name, tensor in state.items()}, "text_decoder.bert.")
+    sizes = load_captioner(FIXTURES / "captioner.pth", config=CONFIG).sizes
     with pytest.raises(ValueError, match="expected those of a retrieval model"):
-        Towers(sizes, (3, 2), 48)
+        Towers(sizes)
 
 
 def test_searching_imports_no_transformers():

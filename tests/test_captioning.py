@@ -37,8 +37,8 @@ def test_blip_describes_as_its_captioner_does(blip_folder):
     images = pictures()
     captioning = Captioning(blip_folder, "fp32", batch_size=2)
     captioner = BlipCaptioner.open(blip_folder)
-    longest = min(MAX_TOKENS, captioner.model.config.text_config.max_position_embeddings)
-    plain = [captioner.caption([image], num_beams=1, max_length=longest)[0] for image in images]
+    longest = min(MAX_TOKENS, captioner.positions)
+    plain = [captioner.caption([image], max_length=longest)[0] for image in images]
     captions = captioning.caption(images)
     assert captions == [one_line(text, MAX_WORDS) or "an image" for text in plain]
     assert len(set(captions)) > 1
@@ -54,14 +54,14 @@ def test_blip_of_the_hub_goes_the_same_way(blip_folder, monkeypatch):
     """A hub id is known by its configuration; only the download itself is replaced."""
     import transformers
 
-    import BLIP.hub
+    import BLIP.weight_files
 
     fetched = []
     monkeypatch.setattr(
         transformers.AutoConfig, "from_pretrained", lambda *_, **__: transformers.BlipConfig()
     )
     monkeypatch.setattr(
-        BLIP.hub, "fetch_checkpoint", lambda hub_id: fetched.append(hub_id) or Path(blip_folder)
+        BLIP.weight_files, "fetch_checkpoint", lambda hub_id: fetched.append(hub_id) or Path(blip_folder)
     )
     captions = Captioning("Salesforce/blip-image-captioning-base", "fp32").caption(pictures()[:2])
     assert captions == Captioning(blip_folder, "fp32").caption(pictures()[:2])

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 import feedback.itm_scorer
+from BLIP.images import to_pixels
 from BLIP.model import BlipEncoder
 from feedback.itm_scorer import ItmScorer
 
@@ -29,7 +30,15 @@ def paths(tmp_path):
 
 
 def expected(encoder, paths, texts, ids):
-    return encoder.match([Image.open(paths[name]) for name in ids], texts)
+    """The pairs one by one; the text begins with [ENC]."""
+    chances = []
+    for text, name in zip(texts, ids, strict=True):
+        tokens = encoder.tokenizer.encode([text], encoder.text_limit)
+        tokens.ids[0, 0] = encoder.tokenizer.enc_id
+        hidden = encoder.image_hidden(to_pixels([Image.open(paths[name])], encoder.image_size))
+        logits = encoder.match_logits(encoder.text_hidden(tokens.ids, tokens.mask, hidden))
+        chances.append(logits.softmax(dim=-1)[0, 1].item())
+    return chances
 
 
 def test_pairs_are_judged_as_the_encoder_does(encoder, paths, monkeypatch):
@@ -43,12 +52,12 @@ def test_pairs_are_judged_as_the_encoder_does(encoder, paths, monkeypatch):
 
 def test_nothing_is_judged_or_read_twice(encoder, paths, monkeypatch):
     read, judged = [], []
-    opened, fused = feedback.itm_scorer.open_image, encoder.fused_hidden
+    opened, fused = feedback.itm_scorer.open_image, encoder.text_hidden
     monkeypatch.setattr(
         feedback.itm_scorer, "open_image", lambda path: read.append(path.name) or opened(path)
     )
     monkeypatch.setattr(
-        encoder, "fused_hidden", lambda ids, *rest: judged.append(len(ids)) or fused(ids, *rest)
+        encoder, "text_hidden", lambda ids, *rest: judged.append(len(ids)) or fused(ids, *rest)
     )
     matcher = ItmScorer(encoder, paths)
     first = matcher(TEXTS[:2] + TEXTS[:2], IDS[:2] + IDS[:2])

@@ -60,8 +60,8 @@ def test_blip_counts_the_words_and_the_end_of_each_caption(blip_folder):
     images = pictures()
     CountedCaptioner(captioning, costs).caption(images)
     captioner = BlipCaptioner.open(blip_folder)
-    longest = min(MAX_TOKENS, captioner.model.config.text_config.max_position_embeddings)
-    said = [captioner.caption([image], num_beams=1, max_length=longest)[0] for image in images]
+    longest = min(MAX_TOKENS, captioner.positions)
+    said = [captioner.caption([image], max_length=longest)[0] for image in images]
     words = [int(captioner.tokenizer.encode([text], longest).mask.sum()) - 2 for text in said]
     assert captioning.tokens_written == sum(count + 1 for count in words) > len(images)
     spent = costs.spent[""]["caption"]

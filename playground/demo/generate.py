@@ -3,7 +3,7 @@
 ``playground/data/demo/SPLIT/`` then holds ``images/``, ``images_captions.csv`` (comment numbers 0 to 4,
 from precise to vague), ``relevant.csv`` (``image_name,comment_number,relevant_image``: one row for each
 image that answers a caption), ``ATTRIBUTION.txt`` and, written last, ``manifest.json``. Splits for training
-have ``regions.csv`` instead of the relevant images: what stands where, see `BLIP.training_regions`.
+have ``regions.csv`` instead of the relevant images: what stands where, see `BLIP.training_data`.
 """
 
 from __future__ import annotations
