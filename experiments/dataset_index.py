@@ -7,10 +7,8 @@ import hashlib
 import logging
 from pathlib import Path
 
-from index.failures import read_failed
-
 from experiments.models import open_encoder
-from index.build import EmbedParts, build_index
+from index.build import EmbedParts, build_index, read_failed
 from index.encoder import Encoder
 from index.faiss_index import FaissIndex, ImageIndex
 from playground import open_dataset

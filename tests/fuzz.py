@@ -22,10 +22,10 @@ import pytest
 TESTS = Path(__file__).parent
 GROUPS = {
     "readers": ("test_playground_*.py",),
-    "files": ("test_properties_files.py", "test_index_[bdfr]*.py"),
+    "files": ("test_properties_files.py",),
     "texts": ("test_properties_text.py", "test_generation_*.py", "test_query_editing.py"),
     "measures": ("test_evaluation_*.py",),
-    "strategies": ("test_feedback_*.py"),
+    "strategies": ("test_feedback_*.py",),
     "indexes": ("test_properties_indexes.py", "test_index_*.py", "test_retriever.py"),
 }
 COUNTS = re.compile(r"(\d+) passing, (\d+) failing, and (\d+) invalid")
