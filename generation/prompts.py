@@ -30,7 +30,7 @@ class FewShot:
 
 
 # The examples keep the person's words and leave out what the caption repeats: shown anything freer, a model
-# of 135 million parameters drops the words (docs/refinement.md).
+# of 135 million parameters drops the words (docs/feedback.md).
 REWRITE_FEW_SHOT = FewShot(
     prefix=(
         "Combine the two descriptions into one short description.\n\n"

@@ -104,7 +104,7 @@ def test_the_order_of_the_collection_does_not_matter(name, world, data):
     ids, vectors, history = world
     order = data.draw(st.permutations(range(len(ids))))
     straight, mixed = collection_of(ids, vectors), collection_of([ids[row] for row in order], vectors[order])
-    if name == "rrf":  # ranks of equal images follow the rows: docs/refinement.md
+    if name == "rrf":  # ranks of equal images follow the rows: docs/feedback.md
         lists = straight.similarities(vectors)
         words = straight.similarities(straight.encode([history.words, *TEXTS]))
         assume(all(len(set(scores.tolist())) == len(ids) for scores in (*lists, *words)))

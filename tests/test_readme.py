@@ -20,7 +20,7 @@ DOCUMENTS = (
     "docs/interactive.md",
     "docs/own_models.md",
     "docs/performance.md",
-    "docs/refinement.md",
+    "docs/feedback.md",
     "docs/results.md",
     "docs/scale.md",
     "docs/servers.md",
