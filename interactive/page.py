@@ -131,7 +131,7 @@ class Page:
         session.search("a picture")
 
         def open_models(say: Say) -> None:
-            say("Loading the models, once after the start")
+            say("Loading the models for the first time")
             try:
                 self.context.captions_of(self.context.ids[:1])
                 session.mark(session.current.shown_ids[0], "like")

@@ -272,12 +272,13 @@ class Session:
         new = self._search(self._query, self.past, coming, turn.strategy, None, say)
         self.turns[self.position] = new = new.with_marks(turn.marks)
         self.proposal = None
-        count = len(new.set_aside)
-        if count <= len(turn.set_aside):
+        if len(new.set_aside) <= len(turn.set_aside):
             return ""
+        if len(new.set_aside) == 1:
+            return "1 marked picture is no longer shown; its mark counts again once the options show it again"
         return (
-            f"{count} marked {'picture is' if count == 1 else 'pictures are'} no longer shown; "
-            "the marks do not count unless the options show the pictures again"
+            f"{len(new.set_aside)} marked pictures are no longer shown; "
+            "their marks count again once the options show them again"
         )
 
     def go_to(self, number: int) -> None:

@@ -147,7 +147,7 @@ def test_options_and_threshold(person):
     act(client, "/options", strategy="rewrite", shown=3, threshold="")
     act(client, "/mark", picture=numbers(changed)[2], mark="like")
     told = act(client, "/options", strategy="rewrite", shown=2, threshold="").text
-    assert "1 marked picture is no longer shown; the marks do not count" in told and "0 liked" not in told
+    assert "1 marked picture is no longer shown" in told and "0 liked" not in told
     for wrong in ({"shown": 0}, {"shown": "x"}, {"threshold": "nan"}, {"strategy": "nosuch"}):
         fields = {"strategy": "append", "shown": 3, "threshold": 0} | wrong
         assert 'role="alert"' in act(client, "/options", **fields).text
@@ -351,7 +351,7 @@ def test_loading_the_models_is_called_by_its_name_and_counts_as_nobody(person, p
         act(client, "/mark", picture=shown[0], mark="like")
         act(client, "/more")
     first, second = (client.get("/progress").json() for client in people)
-    assert (first["stage"], first["ahead"]) == ("Loading the models, once after the start", 0)
+    assert (first["stage"], first["ahead"]) == ("Loading the models for the first time", 0)
     assert second["ahead"] == 1
     page.context.captions.is_open = True
     for client in people:
