@@ -179,8 +179,9 @@ def test_the_script_over_a_folder_of_ones_own_in_a_real_terminal(picture_folder,
     folder.mkdir()
     for path in sorted(picture_folder.glob("*.png"))[:12]:
         (folder / path.name).write_bytes(path.read_bytes())
-    command = ["interactive_search.py", "--terminal", "--dataset", "image_folder", "--root", str(folder)]
-    command += ["--preset", "demo", "--strategy", "append", "--no-describe"]
+    named = ["--dataset", "image_folder", "--root", str(folder), "--preset", "demo"]
+    subprocess.run([sys.executable, "embed_image_as_faiss.py", *named], cwd=PROJECT, check=True, timeout=90)
+    command = ["interactive_search.py", "--terminal", *named, "--strategy", "append", "--no-describe"]
     command += ["--caption-cache", str(tmp_path / "captions.sqlite")]
     child = pexpect.spawn(
         sys.executable,
@@ -227,7 +228,7 @@ def test_a_taken_port_is_said_before_anything_is_loaded():
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = in_a_process("--dataset", "nosuch", "--port", str(port))
+        done = in_a_process("--dataset", "demo", "--root", "/nosuch", "--port", str(port))
     assert done.returncode == 2 and re.fullmatch(
         rf"error: cannot listen on 127.0.0.1 port {port}: .*in use.*choose another --port.*\n", done.stderr
     )
