@@ -11,7 +11,7 @@ Starting from a checkpoint:
 
 If it is stopped or killed, the same command resumes from the last checkpoint. The output folder then holds
 the trained weights (``model.safetensors``, ``config.json``, ``vocab.txt``) and ``training_log.jsonl`` (losses
-and recall on the dev split); ``checkpoint.pt``, ``heads.pt``, ``states.npy`` and ``pixels_*.npy`` are only
+and recall on the dev split); ``towers.pt``, ``heads.pt``, ``states.npy`` and ``pixels_*.npy`` are only
 needed to resume.
 """
 
@@ -177,7 +177,7 @@ def train(settings: TrainingSettings) -> Path:
             recall = recall_by_caption(encoder, dev)
             append_lines(output / "training_log.jsonl", [{"step": step, "recall@10": recall}])
 
-    stage = Stage("checkpoint", settings.steps, settings.learning_rate, 200, settings.seed)
+    stage = Stage("towers", settings.steps, settings.learning_rate, 200, settings.seed)
     # Matrices decay; biases, gains and scalars do not.
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]

@@ -90,7 +90,7 @@ def test_the_trained_folder_opens(trained):
 def test_training_lowers_the_losses_and_logs_them(settings, tmp_path):
     train(replace(settings, output=tmp_path, steps=150, head_steps=0))
     rows = [json.loads(line) for line in (tmp_path / "training_log.jsonl").read_text().splitlines()]
-    assert [(row["stage"], row["step"]) for row in rows] == [("checkpoint", step) for step in (50, 100, 150)]
+    assert [(row["stage"], row["step"]) for row in rows] == [("towers", step) for step in (50, 100, 150)]
     for name in ("lm", "words", "patches"):
         assert rows[-1][name] < rows[0][name]
 
@@ -110,7 +110,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(trained, se
         patch.setattr(train_retrieval, "make_batch", killed)
         with pytest.raises(KeyboardInterrupt):
             train(resumed)
-    assert torch.load(resumed.output / "checkpoint.pt")["step"] == kill_at // 20 * 20
+    assert torch.load(resumed.output / "towers.pt")["step"] == kill_at // 20 * 20
     train(resumed)
     whole, again = (load_file(folder / "model.safetensors") for folder in (trained, resumed.output))
     assert whole.keys() == again.keys()
@@ -170,7 +170,7 @@ def test_the_second_stage_can_leave_the_captioner_alone_and_see_fewer_images(tra
     train(matching)
     assert len(np.load(tmp_path / "states.npy")) == 10
     assert len(np.load(trained / "states.npy")) == COUNT
-    towers, heads = torch.load(tmp_path / "checkpoint.pt"), torch.load(tmp_path / "heads.pt")
+    towers, heads = torch.load(tmp_path / "towers.pt"), torch.load(tmp_path / "heads.pt")
     moved = {
         name for name, tensor in heads["model"].items() if not torch.equal(tensor, towers["model"][name])
     }
