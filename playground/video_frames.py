@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from files import read_json, write_bytes, write_json
 from records import Skip
 
 if TYPE_CHECKING:
@@ -183,32 +182,25 @@ def read_broken(folder: Path) -> tuple[Skip, ...]:
 def _write_broken(folder: Path, broken: Mapping[str, str]) -> None:
     text = io.StringIO(newline="")
     csv.writer(text).writerows([("video", "why"), *sorted(broken.items())])
-    _replace(folder / BROKEN_FILE, text.getvalue())
+    write_bytes(folder / BROKEN_FILE, text.getvalue().encode())
 
 
 def _claim(folder: Path, settings: dict[str, int]) -> None:
     """Writes down how frames are taken; refuses a folder where they were taken otherwise."""
     path = folder / _SETTINGS_FILE
-    if path.is_file():
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-        differing = [
-            f"{name}: {theirs.get(name)} there, {settings[name]} now"
-            for name in settings
-            if settings[name] != theirs.get(name)
-        ]
-        if differing:
-            raise ValueError(
-                f"{folder} holds frames taken otherwise ({', '.join(differing)}); remove the folder, or "
-                "give the same numbers"
-            )
+    theirs = read_json(path) if path.is_file() else settings
+    differing = [
+        f"{name}: {theirs.get(name)} there, {value} now"
+        for name, value in settings.items()
+        if value != theirs.get(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"{folder} holds frames taken otherwise ({', '.join(differing)}); remove the folder, or give the"
+            " same numbers"
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(path, json.dumps(settings) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8", newline="")
-    temporary.replace(path)
+    write_json(path, settings)
 
 
 def _write(folder: Path, frames: list[tuple[int, Picture]]) -> None:
