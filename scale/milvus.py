@@ -26,10 +26,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from index.exact_scores import unit_rows
-from index.exclusions import Exclusions, excluded_rows, rows_of
 from index.faiss_index import FaissIndex, Ranking
-from index.manifest import FORMAT_VERSION, Manifest
+from index.folder import FORMAT_VERSION, Manifest
+from index.scores import Exclusions, excluded_rows, rows_of, unit_rows
 from settings import IndexSettings, run_script
 
 log = logging.getLogger(__name__)
