@@ -24,7 +24,13 @@ def main() -> None:
     settings = read_settings(InteractiveSettings, globals())
     from interactive.server import run_interactive
 
-    run_interactive(settings)
+    index = None
+    if isinstance(settings.index, str):
+        from scale.milvus import MilvusIndex
+
+        index = MilvusIndex.open(settings.index)
+
+    run_interactive(settings, index)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,13 @@ def main() -> None:
     settings = read_settings(SearchSettings, globals())
     from experiments.dataset_index import search_dataset
 
-    for place, (path, score) in enumerate(search_dataset(settings), start=1):
+    index = None
+    if isinstance(settings.index, str):
+        from scale.milvus import MilvusIndex
+
+        index = MilvusIndex.open(settings.index)
+
+    for place, (path, score) in enumerate(search_dataset(settings, index), start=1):
         name = "".join(c if c.isprintable() else "?" for c in str(path))  # no orders to the terminal
         print(f"{place:3d}  {score:.3f}  {name}")  # noqa: T201
 

@@ -7,6 +7,8 @@ import hashlib
 import logging
 from pathlib import Path
 
+from index.failures import read_failed
+
 from experiments.models import open_encoder
 from index.build import EmbedParts, build_index, read_failed
 from index.encoder import Encoder
@@ -63,11 +65,12 @@ def embed_images(
     )
 
 
-def search_dataset(settings: SearchSettings) -> list[tuple[Path, float]]:
+def search_dataset(settings: SearchSettings, index: ImageIndex | None = None) -> list[tuple[Path, float]]:
     """Searches a dataset's index with words; the dataset itself is not read.
 
     Args:
         settings: Dataset, model, index, words.
+        index: Opened, where it is no folder that the settings name.
 
     Returns:
         Files and cosine similarities of the best images, the best first.
@@ -77,28 +80,34 @@ def search_dataset(settings: SearchSettings) -> list[tuple[Path, float]]:
         ValueError: If they cannot be used, or there are no words.
     """
     settings = settings.resolved()
-    retriever = open_retriever(settings)
+    retriever = open_retriever(settings, index=index)
     (ranking,) = retriever.search([settings.text or ""], settings.shown)
     folder = image_folder(retriever.index)
     return [(folder / image_id, score) for image_id, score in zip(ranking.ids, ranking.scores, strict=True)]
 
 
-def open_retriever(settings: IndexSettings, encoder: Encoder | None = None) -> Retriever:
+def open_retriever(
+    settings: IndexSettings, encoder: Encoder | None = None, index: ImageIndex | None = None
+) -> Retriever:
     """Opens an index as it stands, with its encoder.
 
     Args:
         settings: Resolved.
         encoder: BLIP's, from the settings, when not given.
+        index: Opened, where it is no folder that the settings name.
 
     Raises:
         FileNotFoundError: If index or checkpoint are missing; names the command that makes the index.
         ValueError: If one is damaged, or they do not belong together.
     """
+    if index is None and isinstance(settings.index, str):
+        raise ValueError(
+            f"index: got {settings.index}, expected a folder: experiments rank all images in every round,"
+            " which a Milvus collection does not; search_images.py and interactive_search.py take one"
+        )
     model = encoder or open_encoder(settings)
-    if isinstance(settings.index, str):
-        from scale.milvus_index import MilvusIndex
-
-        return Retriever(model, MilvusIndex.open(settings.index, model.fingerprint, model.dimension))
+    if index is not None:
+        return Retriever(model, index)
     try:
         return Retriever.open(model, index_folder(settings, encoder))
     except FileNotFoundError as error:

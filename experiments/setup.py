@@ -45,6 +45,7 @@ from generation.image_captions import ImageCaptions
 from generation.residency import Residency
 from generation.servers import SERVED
 from generation.text_model import PACKAGED as LANGUAGE_MODELS
+from index.faiss_index import ImageIndex
 from records import Dataset, Query, Skip
 from retriever import Retriever
 from settings import (
@@ -119,12 +120,15 @@ class Setup:
     costs: Costs = field(default_factory=Costs)
 
     @classmethod
-    def open(cls, settings: SessionSettings, own: OwnModels | None = None) -> Setup:
-        """Opens the parts; builds the index if it is not there.
+    def open(
+        cls, settings: SessionSettings, own: OwnModels | None = None, index: ImageIndex | None = None
+    ) -> Setup:
+        """Opens the parts; the index as it stands.
 
         Args:
             settings: Resolved; where they are not `LoopSettings` a person brings the queries.
             own: Models given as objects.
+            index: Opened, where it is no folder that the settings name; without queries only.
 
         Raises:
             FileNotFoundError: If dataset or checkpoint are missing.
@@ -133,7 +137,7 @@ class Setup:
         own = own or OwnModels()
         encoder = GivenEncoder(own.encoder) if own.encoder else None
         if not isinstance(settings, LoopSettings):
-            retriever = open_retriever(settings, encoder)
+            retriever = open_retriever(settings, encoder, index)
             return cls(settings, dataset_of_index(retriever.index, settings.dataset), retriever, (), (), own)
         dataset = open_named_dataset(settings)
         retriever = open_retriever(settings, encoder)

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 
 from experiments.run_folder import run_folder
 from experiments.setup import Setup
+from index.faiss_index import ImageIndex
 from interactive.search_context import SearchContext
 from interactive.session import Options
 from interactive.study import Study
@@ -20,11 +21,12 @@ INSTALL = "pip install -r requirements/page.txt"
 MAX_CONNECTIONS = 256
 
 
-def run_interactive(settings: InteractiveSettings) -> None:
+def run_interactive(settings: InteractiveSettings, index: ImageIndex | None = None) -> None:
     """Lets a person search, on a page or in the terminal, until they stop.
 
     Args:
         settings: See `InteractiveSettings`.
+        index: Opened, where it is no folder that the settings name.
 
     Raises:
         FileNotFoundError: If dataset or checkpoint are missing.
@@ -37,7 +39,7 @@ def run_interactive(settings: InteractiveSettings) -> None:
     if settings.terminal:
         from interactive.terminal import Terminal
 
-        Terminal(open_context(settings)[0], options, describe=settings.describe).run()
+        Terminal(open_context(settings, index)[0], options, describe=settings.describe).run()
         return
     try:
         import uvicorn
@@ -49,7 +51,7 @@ def run_interactive(settings: InteractiveSettings) -> None:
     with _listening_socket(
         settings.host, settings.port
     ) as listening:  # a taken port fails before models load
-        context, study = open_context(settings)
+        context, study = open_context(settings, index)
         is_local = is_loopback(settings.host)
         page = Page(context, options, study, describe=settings.describe, names_shown=is_local)
         page.warm_up()
@@ -72,13 +74,16 @@ def run_interactive(settings: InteractiveSettings) -> None:
         uvicorn.Server(config).run(sockets=[listening])
 
 
-def open_context(settings: InteractiveSettings) -> tuple[SearchContext, Study]:
+def open_context(
+    settings: InteractiveSettings, index: ImageIndex | None = None
+) -> tuple[SearchContext, Study]:
     """Opens a collection for searching, and the study over it.
 
     Args:
         settings: Resolved.
+        index: Opened, where it is no folder that the settings name.
     """
-    setup = Setup.open(settings)
+    setup = Setup.open(settings, index=index)
     context = SearchContext.of(setup, settings.strategy)
     folders = ExitStack()  # the study's folder stays locked until the process ends
     study = Study(

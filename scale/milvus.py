@@ -55,6 +55,9 @@ class MilvusIndex:
         manifest: What the collection says of itself.
     """
 
+    dimension: int
+    manifest: Manifest
+
     def __init__(self, address: str) -> None:
         """Connects; use `open` or `create_from`."""
         self._address = address

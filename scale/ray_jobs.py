@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image as PILImage
 from tqdm import tqdm
 
-from experiments.dataset_index import embed_images, open_named_dataset
+from experiments.dataset_index import embed_dataset, open_named_dataset
 from experiments.models import caption_batch, open_captioner, open_encoder, open_residency
 from files import file_sha256
 from generation.caption_cache import CaptionCache
@@ -32,7 +32,7 @@ from generation.model_identity import model_identity
 from index.build import Done
 from index.decode import BrokenImage, open_image
 from index.encoder import embed
-from index.faiss_index import ImageIndex
+from index.faiss_index import FaissIndex
 from index.shards import Shard
 from records import Image, Skip
 from settings import PROJECT, CaptioningSettings, EmbeddingSettings
@@ -50,8 +50,8 @@ Result = tuple[dict[str, Any], bytes]  # what JSON can express, and vectors
 Work = Callable[[Part], Result]
 
 
-def embed_on_ray(settings: EmbeddingSettings) -> ImageIndex:
-    """Embeds a dataset's images on a Ray cluster, or opens the index that is there.
+def embed_on_ray(settings: EmbeddingSettings) -> FaissIndex:
+    """Embeds a dataset's images on a Ray cluster, and writes the index.
 
     Args:
         settings: Dataset, model, index, cluster.
@@ -62,20 +62,18 @@ def embed_on_ray(settings: EmbeddingSettings) -> ImageIndex:
         ValueError: If they cannot be used, or the workers fail.
     """
     settings = settings.resolved()
-    encoder = open_encoder(settings)
 
     def embed_parts(parts: Sequence[Sequence[Image]]) -> Done:
         named = [[(image.id, image.path) for image in part] for part in parts]
+        encoder = open_encoder(settings)
         open_work = partial(open_embedding, settings, encoder.fingerprint, _threads())
         with closing(map_parts(named, open_work, settings)) as results:
             for said, data in results:
                 vectors = np.frombuffer(data, np.float32).reshape(-1, encoder.dimension)
-                yield (
-                    Shard(said["ids"], vectors, [what for what, _ in said["broken"]]),
-                    [Skip(what, why) for what, why in said["broken"]],
-                )
+                skipped = [Skip(what, why) for what, why in said["broken"]]
+                yield Shard(said["ids"], vectors, [skip.what for skip in skipped]), skipped
 
-    return embed_images(open_named_dataset(settings), settings, embed_parts=embed_parts)
+    return embed_dataset(settings, embed_parts=embed_parts)
 
 
 def open_embedding(settings: EmbeddingSettings, fingerprint: str, threads: int) -> Work:

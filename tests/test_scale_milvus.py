@@ -172,6 +172,30 @@ def test_an_hnsw_collection_finds_nearly_all_with_exact_scores(address, saved):
         assert [scores[one] for one in ranking.ids] == list(ranking.scores)
 
 
+@with_milvus
+@pytest.mark.demo
+@pytest.mark.slow
+def test_the_demo_is_searched_from_a_collection_as_from_its_folder(address, tmp_path):
+    from experiments.dataset_index import embed_dataset, search_dataset
+    from experiments.setup import Setup
+    from settings import EmbeddingSettings, ExperimentSettings, SearchSettings
+
+    flat = embed_dataset(EmbeddingSettings(dataset="demo", index=tmp_path / "index"))
+    index = MilvusIndex.create_from(flat, address)
+    settings = ExperimentSettings(dataset="demo", index=tmp_path / "index").resolved()
+    setup = Setup.open(settings)
+    queries = setup.retriever.encode_texts([query.text for query in setup.queries[:200]])
+    shown = [set(ranking.ids) for ranking in flat.search(queries, 10)]
+    assert index.search(queries, 10) == flat.search(queries, 10)
+    assert index.search(queries, 10, shown) == flat.search(queries, 10, shown)
+    index.close()
+    words = {"dataset": "demo", "text": "a dog on a beach"}
+    found = search_dataset(SearchSettings(**words, index=address), MilvusIndex.open(address))
+    assert found == search_dataset(SearchSettings(**words, index=tmp_path / "index"))
+    with pytest.raises(ValueError, match="expected a folder: experiments rank all images in every round"):
+        Setup.open(ExperimentSettings(dataset="demo", index=address).resolved())
+
+
 @pytest.fixture
 def server(tmp_path):
     """Milvus Lite as a process of its own, behind a port."""

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -253,24 +252,3 @@ def test_servers_are_not_asked_by_workers():
     settings = CaptioningSettings(dataset="demo", engine="ray", caption_servers=("http://127.0.0.1:1/v1",))
     with pytest.raises(ValueError, match="caption_servers: got servers with"):
         caption_on_ray(settings)
-
-
-@with_ray
-@pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("pymilvus") is None,
-    reason="needs Milvus: pip install -r requirements/scale.txt",
-)
-def test_workers_fill_a_milvus_collection(tmp_path, cluster, pictures, expected):
-    from index.faiss_index import FaissIndex
-    from scale.ray_jobs import embed_on_ray
-
-    settings = EmbeddingSettings(
-        dataset="image_folder", preset="demo", root=pictures, image_batch=7, workers=2, ray_address=cluster,
-        index=f"milvus://{tmp_path}/images.db/pictures",
-    )  # fmt: skip
-    with closing(embed_on_ray(settings)) as index:
-        assert len(index) == 498
-        folder = FaissIndex.open(pictures / "index-pictures")
-        assert index.ids == folder.ids
-        assert np.array_equal(index.vectors_of(index.ids), folder.vectors_of(folder.ids))
