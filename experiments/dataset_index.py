@@ -7,8 +7,6 @@ import hashlib
 import logging
 from pathlib import Path
 
-from index.failures import read_failed
-
 from experiments.models import open_encoder
 from index.build import EmbedParts, build_index, read_failed
 from index.encoder import Encoder

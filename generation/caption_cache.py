@@ -14,7 +14,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from files import file_sha256
-from scale.places import file_of, is_remote, stored_sha256
 
 APPLICATION_ID = 0x43505431  # "CPT1": tells this file from any other SQLite database
 FORMAT = 1
@@ -119,8 +118,6 @@ class CaptionCache:
     def hashes_of(self, paths: Iterable[Path]) -> dict[Path, str]:
         """Returns the SHA-256 of files; one seen before with this size and time of change is not read again.
 
-        Of a picture in a tar or a Parquet file these are the tar's; one in an object store is read each time.
-
         Args:
             paths: As `index.decode.open_image` takes them.
 
@@ -131,10 +128,7 @@ class CaptionCache:
         hashes: dict[Path, str] = {}
         for path in paths:
             try:
-                if is_remote(path):
-                    hashes[path] = stored_sha256(path) or ""
-                    continue
-                status = file_of(path)[0].stat()
+                status = path.stat()
             except OSError:  # whoever opens the picture says why
                 continue
             stated[str(path.absolute())] = (path, status.st_size, status.st_mtime_ns)
@@ -149,7 +143,7 @@ class CaptionCache:
                 hashes[path] = known[name][2]
                 continue
             try:
-                hashes[path] = stored_sha256(path) or file_sha256(path)
+                hashes[path] = file_sha256(path)
             except OSError:
                 continue
             if time.time_ns() - changed > SETTLED_NANOSECONDS:
