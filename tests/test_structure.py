@@ -81,7 +81,7 @@ def test_no_import_runs_back_up():
 
 
 def test_the_ground_floor_imports_nothing_of_the_project():
-    assert {name: IMPORTS[name] for name in FLOORS[0]} == dict.fromkeys(FLOORS[0], set())
+    assert {name: IMPORTS[name] for name in FLOORS[0]} == {name: set() for name in FLOORS[0]}
 
 
 def test_the_walk_sees_imports():
