@@ -16,13 +16,19 @@ from typing import Any
 
 from PIL import Image
 
-from generation.attention import choose_attention
 from generation.batching import ShrinkingBatches, free_memory
-from generation.opening import naming_model, open_model, say_once
+from generation.gpu_memory import GpuMemory
+from generation.loading import (
+    Quantization,
+    choose_attention,
+    loading_options,
+    naming_model,
+    open_model,
+    precision_of,
+    say_once,
+)
 from generation.parsing import one_line
-from generation.precision import Quantization, loading_options, precision_of
 from generation.prompts import CAPTION
-from generation.residency import Residency
 from generation.servers import SERVED, ChatServers, ServersFailed
 
 log = logging.getLogger(__name__)
@@ -38,20 +44,17 @@ class Captioning:
         model_id: A BLIP captioner's path or hub id, or a vision-language model's hub id or folder; of one
             behind servers, what they call it, with "server " before it.
         name: What makes captions differ: model, precision and prompt.
-        role: What it is called in a memory plan.
         empty: How many captions came out empty so far; they become "an image".
         tokens_written: How many tokens the model has written so far, padding not counted.
         money: What a model behind servers has cost so far, at the prices given for it.
     """
-
-    role = "caption"
 
     def __init__(
         self,
         model_id: str,
         quantization: Quantization = "fp16",
         batch_size: int = 16,
-        residency: Residency | None = None,
+        memory: GpuMemory | None = None,
         servers: ChatServers | None = None,
     ) -> None:
         self.model_id = f"{SERVED}{model_id}" if servers else model_id
@@ -61,7 +64,8 @@ class Captioning:
         self.empty = 0
         self.tokens_written = 0
         self._batches = ShrinkingBatches(batch_size)
-        self._residency = residency
+        self._memory = memory or GpuMemory()
+        self._batches.make_room = lambda: self._memory.release_others(self)
         self._servers = servers
 
     @property
@@ -86,10 +90,19 @@ class Captioning:
             return []
         if self._servers is not None:
             return self._with_servers(self._servers, images)
-        if self._residency is not None:
-            self._residency.make_room(self)
+        self._memory.acquire(self)
         describe = self._with_blip if self._blip else self._with_instructions
         return [self._line(text) for text in self._batches.map(images, describe, "captioning")]
+
+    def load(self) -> None:
+        """Loads the model, if it is not there.
+
+        Raises:
+            ValueError: If it cannot be opened.
+            torch.OutOfMemoryError: If it does not fit into the GPU's memory.
+        """
+        if not self._blip:
+            _ = self._vision_language
 
     def release(self) -> None:
         """Lets go of the model; the next use loads it again."""

@@ -9,11 +9,12 @@ billion parameters get an instruction, the small one gets examples; all prompts 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from generation.gpu_memory import GpuMemory
+from generation.loading import Quantization
 from generation.parsing import one_line, plain_text
-from generation.precision import Quantization, precision_of
 from generation.prompts import REWRITE_CHAT, REWRITE_FEW_SHOT
-from generation.residency import Residency
 from generation.servers import SERVED, ChatServers
 from generation.text_model import PACKAGED, TextModel
 
@@ -28,25 +29,26 @@ class QueryEditing:
     Attributes:
         model_id: Hub id, folder, or a name of `generation.text_model.PACKAGED`; of a model behind servers,
             what they call it, with "server " before it.
-        name: What makes rewrites differ: model and precision.
-        role: What it is called in a memory plan.
+        name: What makes rewrites differ: model, and precision or engine.
     """
-
-    role = "rewrite"
 
     def __init__(
         self,
         model_id: str,
         quantization: Quantization = "fp16",
         batch_size: int = 32,
-        residency: Residency | None = None,
+        memory: GpuMemory | None = None,
         servers: ChatServers | None = None,
     ) -> None:
         self.model_id = f"{SERVED}{model_id}" if servers else model_id
-        self.name = self.model_id if servers else f"{model_id} {precision_of(quantization)}"
-        self._model = servers or TextModel(model_id, quantization, batch_size)
-        self._residency = None if servers else residency
-        self._written: dict[tuple[str, str], str] = {}  # no pair is ever rewritten twice
+        self._servers = servers
+        self._memory = memory or GpuMemory()
+        self._model: Any = servers
+        self.name = self.model_id
+        if servers is None:
+            self._model = TextModel(model_id, quantization, batch_size)
+            self._model.batches.make_room = lambda: self._memory.release_others(self)
+            self.name = self._model.name
 
     @property
     def tokens_written(self) -> int:
@@ -56,7 +58,7 @@ class QueryEditing:
     @property
     def money(self) -> float:
         """What a model behind servers has cost so far, at the prices given for it."""
-        return self._model.money if isinstance(self._model, ChatServers) else 0.0
+        return self._servers.money if self._servers else 0.0
 
     def rewrite(self, queries: Sequence[str], captions: Sequence[str]) -> list[str]:
         """Rewrites each query with the caption beside it.
@@ -74,26 +76,18 @@ class QueryEditing:
         """
         if len(queries) != len(captions):
             raise ValueError(f"got {len(queries)} queries and {len(captions)} captions, expected as many")
-        pairs = list(zip(queries, captions, strict=True))
-        new = [pair for pair in dict.fromkeys(pairs) if pair not in self._written]
-        if new:
-            self._written.update(zip(new, self._write(new), strict=True))
-        return [self._written[pair] for pair in pairs]
-
-    def release(self) -> None:
-        """Lets go of the model; the next use loads it again."""
-        self._model.release()
-
-    def _write(self, pairs: list[tuple[str, str]]) -> list[str]:
-        if self._residency is not None:
-            self._residency.make_room(self)
+        if not queries:
+            return []
+        self._memory.acquire(self)
         special = self._model.special_tokens
-        filled = [tuple(plain_text(text, special, MAX_WORDS_READ) for text in pair) for pair in pairs]
-        if self.model_id in PACKAGED and not isinstance(self._model, ChatServers):
+        filled = [
+            [plain_text(text, special, MAX_WORDS_READ) for text in pair]
+            for pair in zip(queries, captions, strict=True)
+        ]
+        if self._servers is None and self.model_id in PACKAGED:
             told = [REWRITE_FEW_SHOT.open.format(query=query, caption=caption) for query, caption in filled]
-            answers = self._model.complete(
-                told, prefix=REWRITE_FEW_SHOT.prefix, max_tokens=MAX_TOKENS, stops_at_line_end=True
-            )
+            prompts = [REWRITE_FEW_SHOT.prefix + open_line for open_line in told]
+            answers = self._model.complete(prompts, max_tokens=MAX_TOKENS, stops_at_line_end=True)
         else:
             told = [REWRITE_CHAT.format(query=query, caption=caption) for query, caption in filled]
             prompts = [self._model.chat_prompt(message) for message in told]
@@ -101,3 +95,17 @@ class QueryEditing:
         return [
             one_line(answer, MAX_WORDS, special, prompt) for answer, prompt in zip(answers, told, strict=True)
         ]
+
+    def load(self) -> None:
+        """Loads the model, if it is not there or behind servers.
+
+        Raises:
+            ValueError: If it cannot be opened.
+            torch.OutOfMemoryError: If it does not fit into the GPU's memory.
+        """
+        if self._servers is None:
+            self._model.load()
+
+    def release(self) -> None:
+        """Lets go of the model; the next use loads it again."""
+        self._model.release()

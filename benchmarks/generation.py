@@ -162,8 +162,7 @@ def _ours(precision: str, max_batch: int) -> Write:
         before, answers = model.tokens_written, []
         for start in range(0, len(prompts), batch):
             answers += model.complete(
-                prompts[start : start + batch],
-                prefix=REWRITE_FEW_SHOT.prefix,
+                [REWRITE_FEW_SHOT.prefix + prompt for prompt in prompts[start : start + batch]],
                 max_tokens=MAX_TOKENS,
                 stops_at_line_end=True,
             )

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from generation.model_identity import model_identity
+from generation.loading import model_identity
 from records import Image, Query
 
 BLOCK_BYTES = 4096

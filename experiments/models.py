@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from generation.memory_plan import ModelChoice
-from generation.opening import naming_model
-from generation.residency import Residency
+from generation.gpu_memory import GpuMemory
+from generation.loading import naming_model
 from generation.servers import ChatServers
-from generation.text_model import PACKAGED
+from generation.text_model import PACKAGED, source_of
 from settings import CaptionSettings, IndexSettings, SessionSettings, find_model
 
 if TYPE_CHECKING:  # imported where they are opened: they bring the model libraries
@@ -42,12 +40,12 @@ def open_encoder(settings: IndexSettings) -> BlipEncoder:
     return BlipEncoder.open(path, settings.image_size, device, batch_size=settings.image_batch or 32)
 
 
-def open_captioner(settings: CaptionSettings, residency: Residency | None = None) -> Captioning:
+def open_captioner(settings: CaptionSettings, memory: GpuMemory | None = None) -> Captioning:
     """Opens the model that describes pictures; it is loaded on first use.
 
     Args:
         settings: Resolved.
-        residency: Makes room for it.
+        memory: Shared with the models that are used beside it.
 
     Raises:
         ValueError: If the precision is not known, or a server does not have the model.
@@ -58,16 +56,16 @@ def open_captioner(settings: CaptionSettings, residency: Residency | None = None
     servers = _caption_servers(settings)
     if servers:
         servers.check()
-        return Captioning(servers.model_id, _quantization(settings), size, servers=servers)
-    return Captioning(_caption_model(settings), _quantization(settings), size, residency)
+        return Captioning(servers.model_id, quantization_of(settings), size, servers=servers)
+    return Captioning(_caption_model(settings), quantization_of(settings), size, memory)
 
 
-def open_rewriter(settings: SessionSettings, residency: Residency | None = None) -> QueryEditing:
+def open_rewriter(settings: SessionSettings, memory: GpuMemory | None = None) -> QueryEditing:
     """Opens the model that rewrites queries; it is loaded on first use.
 
     Args:
         settings: Resolved.
-        residency: Makes room for it.
+        memory: Shared with the models that are used beside it.
 
     Raises:
         ValueError: If the precision is not known.
@@ -77,7 +75,7 @@ def open_rewriter(settings: SessionSettings, residency: Residency | None = None)
 
     size = settings.rewrite_batch or 8
     servers = rewrite_servers(settings)
-    return QueryEditing(settings.rewrite_model or "", _quantization(settings), size, residency, servers)
+    return QueryEditing(settings.rewrite_model or "", quantization_of(settings), size, memory, servers)
 
 
 def check_language_model(model_id: str) -> None:
@@ -88,9 +86,7 @@ def check_language_model(model_id: str) -> None:
         ModuleNotFoundError: If it comes in a package that is not installed.
     """
     if model_id in PACKAGED:
-        package, _, command = PACKAGED[model_id]
-        if importlib.util.find_spec(package) is None:
-            raise ModuleNotFoundError(f"the model {model_id} comes in a package; run: {command}")
+        source_of(model_id)
         return
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -99,15 +95,6 @@ def check_language_model(model_id: str) -> None:
         kind = AutoConfig.from_pretrained(model_id).model_type
         if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             raise ValueError(f"it is a {kind} model, expected one that writes text")
-
-
-def open_residency(settings: CaptionSettings) -> Residency:
-    """Plans which of the models that settings name are in memory at a time."""
-    precision = _quantization(settings)
-    choices = {"caption": ModelChoice(_caption_model(settings), precision, settings.caption_batch or 8)}
-    if isinstance(settings, SessionSettings):
-        choices["rewrite"] = ModelChoice(settings.rewrite_model or "", precision, settings.rewrite_batch or 8)
-    return Residency(choices)
 
 
 def caption_batch(settings: CaptionSettings) -> int:
@@ -156,5 +143,6 @@ def _caption_model(settings: CaptionSettings) -> str:
     return str(find_model(model_id) or model_id)
 
 
-def _quantization(settings: CaptionSettings) -> str | bool:
+def quantization_of(settings: CaptionSettings) -> str | bool:
+    """Returns the precision that settings ask for, as for `generation.loading.precision_of`."""
     return "auto" if settings.quantization is None else settings.quantization

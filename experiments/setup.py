@@ -25,8 +25,8 @@ from experiments.models import (
     caption_batch,
     check_language_model,
     open_captioner,
-    open_residency,
     open_rewriter,
+    quantization_of,
     rewrite_servers,
 )
 from experiments.own_models import GivenCaptions, GivenEncoder, OwnModels, name_of
@@ -40,11 +40,11 @@ from feedback.strategies import STRATEGIES, make_strategy
 from feedback.strategies.collection import Collection
 from feedback.strategies.rewrite import Rewriter
 from feedback.users import User
-from generation.caption_cache import CaptionCache
-from generation.image_captions import ImageCaptions
-from generation.residency import Residency
+from generation.captions import CaptionCache, ImageCaptions
+from generation.gpu_memory import GpuMemory
 from generation.servers import SERVED
 from generation.text_model import PACKAGED as LANGUAGE_MODELS
+from generation.text_model import engine_of
 from index.faiss_index import ImageIndex
 from records import Dataset, Query, Skip
 from retriever import Retriever
@@ -79,7 +79,7 @@ def caption_dataset(settings: CaptionSettings) -> ImageCaptions:
     settings = settings.resolved()
     dataset = open_named_dataset(settings)
     costs = Costs()
-    captions = _open_captions(settings, dataset, costs, open_residency(settings))
+    captions = _open_captions(settings, dataset, costs)
     image_ids = [image.id for image in dataset.images]
     size = caption_batch(settings)
     starts = list(range(0, len(image_ids), size))
@@ -173,10 +173,12 @@ class Setup:
         rewriter = sentence_encoder = None
         if self.own.rewriter is not None and self.needs_rewriter:
             rewriter = name_of(self.own.rewriter)
+        elif self.needs_rewriter and settings.rewrite_servers is not None:
+            rewriter = f"{SERVED}{settings.rewrite_model}"
         elif self.needs_rewriter:
             model = settings.rewrite_model or ""
-            served = settings.rewrite_servers is not None
-            rewriter = f"{SERVED}{model}" if served else weights_identity(model, LANGUAGE_MODELS)
+            weights = weights_identity(model, LANGUAGE_MODELS)
+            rewriter = f"{weights} {engine_of(model, quantization_of(settings))}"
         if CAPTION_READERS.intersection(users):
             sentence_encoder = weights_identity(self.loop.user_model, SENTENCE_ENCODERS)
         return (
@@ -209,7 +211,7 @@ class Setup:
         """Captions of the dataset's images, each made once."""
         if self.own.captioner is not None:
             return GivenCaptions(self.own.captioner, self.dataset.images, self.costs)
-        return _open_captions(self.settings, self.dataset, self.costs, self.residency)
+        return _open_captions(self.settings, self.dataset, self.costs, self.memory)
 
     @property
     def loop(self) -> LoopSettings:
@@ -219,16 +221,16 @@ class Setup:
         return self.settings
 
     @cached_property
-    def residency(self) -> Residency:
-        """Makes room for captioner and rewriter where a GPU cannot hold both."""
-        return open_residency(self.settings)
+    def memory(self) -> GpuMemory:
+        """Shared by captioner and rewriter, which take turns where a GPU cannot hold both."""
+        return GpuMemory()
 
     @cached_property
     def rewriter(self) -> Rewriter:
         """The language model that rewrites."""
         if self.own.rewriter is not None:
             return CountedRewriter(self.own.rewriter, self.costs)
-        return CountedRewriter(open_rewriter(self.settings, self.residency), self.costs)
+        return CountedRewriter(open_rewriter(self.settings, self.memory), self.costs)
 
     @cached_property
     def users(self) -> SimulatedUsers:
@@ -349,10 +351,10 @@ def _open_captions(
     settings: CaptionSettings,
     dataset: Dataset,
     costs: Costs | None = None,
-    residency: Residency | None = None,
+    memory: GpuMemory | None = None,
 ) -> ImageCaptions:
     if settings.caption_cache is None:
         raise ValueError("caption_cache: the settings are not resolved")
-    captioner = CountedCaptioner(open_captioner(settings, residency), costs or Costs())
+    captioner = CountedCaptioner(open_captioner(settings, memory), costs or Costs())
     cache = CaptionCache(settings.caption_cache)
     return ImageCaptions(captioner, dataset.images, cache, caption_batch(settings))

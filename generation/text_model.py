@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import logging
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from generation import openvino_engine
 from generation.batching import ShrinkingBatches, free_memory
-from generation.opening import naming_model, open_model
-from generation.precision import Quantization, loading_options, precision_of, refuse_packing_twice
+from generation.loading import (
+    Quantization,
+    check_precision,
+    gpu_capability,
+    loading_options,
+    naming_model,
+    open_model,
+    precision_of,
+    say_once,
+)
+from generation.openvino_engine import OpenVinoModel
 
 log = logging.getLogger(__name__)
 
@@ -24,70 +34,95 @@ PACKAGED = {
     ),
 }
 
+_MIN_SHARED = 16  # tokens that prompts begin with, from which on reading them once for all is worth while
+
+
+def source_of(model_id: str) -> tuple[str, dict[str, Any]]:
+    """Returns where a model lies, and for a packaged one the option of transformers that names its file.
+
+    Raises:
+        ModuleNotFoundError: If it comes in a package that is not installed.
+    """
+    if model_id not in PACKAGED:
+        return model_id, {}
+    package, file, command = PACKAGED[model_id]
+    spec = importlib.util.find_spec(package)  # found, not imported: importing it wants llama.cpp
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"the model {model_id} comes in a package; run: {command}")
+    return str(Path(spec.origin).parent), {"gguf_file": file}
+
+
+def engine_of(model_id: str, quantization: Quantization) -> str:
+    """Returns what runs a language model: "openvino", or the precision in which transformers does.
+
+    On a CPU, a packaged model is for OpenVINO where that is installed and no precision is asked for.
+
+    Raises:
+        ValueError: If the precision is not known.
+    """
+    import torch
+
+    on_cpu = not torch.cuda.is_available()
+    if quantization == "auto" and model_id in PACKAGED and on_cpu and openvino_engine.is_installed():
+        return openvino_engine.NAME
+    return precision_of(quantization)
+
 
 class TextModel:
     """A language model, loaded on first use.
 
     Attributes:
         model_id: A name of `PACKAGED`, a hub id, or a local folder.
+        name: What makes answers differ: model, and engine or precision.
         tokens_written: How many tokens it has written so far, padding not counted.
+        batches: How many prompts are worked on at a time.
     """
 
     def __init__(self, model_id: str, quantization: Quantization, batch_size: int) -> None:
         self.model_id = model_id
         self.tokens_written = 0
+        self.batches = ShrinkingBatches(batch_size)
         self._quantization = quantization
-        self._batches = ShrinkingBatches(batch_size)
-        self._prefix: tuple[list[int], Any] = ([], None)  # the last one, as the model read it
+        self._model: _TransformersModel | OpenVinoModel | None = None
         loading_options(quantization)  # a mistake shows before anything is loaded
+        self._engine = engine_of(model_id, quantization)
+        self.name = f"{model_id} {self._engine}"
 
-    @cached_property
-    def _loaded(self) -> tuple[Any, Any]:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+    def load(self) -> None:
+        """Loads the model, if it is not there.
 
-        from BLIP.packed import can_pack, pack
-        from generation import greedy
-
+        Raises:
+            ValueError: If it cannot be opened.
+            ModuleNotFoundError: If a package is missing.
+            torch.OutOfMemoryError: If it does not fit into the GPU's memory.
+        """
+        if self._model is not None:
+            return
         source, options = source_of(self.model_id)
-        if options:  # before the file is looked into, which takes seconds
-            refuse_packing_twice(precision_of(self._quantization), self.model_id, "gguf")
-        with naming_model(self.model_id):
-            tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **options)
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        model = open_model(
-            AutoModelForCausalLM,
-            self.model_id,
-            self._quantization,
-            source=source,
-            own_attention=lambda skeleton: greedy.ATTENTION if greedy.decodes(skeleton) else None,
-            **options,
-        )
-        if model.device.type == "cpu" and can_pack():
-            pack(model)
-        return model, tokenizer
+        if self._engine == openvino_engine.NAME:
+            try:
+                self._model = OpenVinoModel(Path(source, options["gguf_file"]), self.batches.size)
+            except (ImportError, RuntimeError) as error:
+                reason = " ".join(str(error).split())
+                raise ValueError(
+                    f"the model {self.model_id} cannot be opened by OpenVINO ({reason}); use transformers:"
+                    " --quantization fp32"
+                ) from error
+            say_once(f"opened {self.model_id} by OpenVINO GenAI")
+        else:
+            self._model = _TransformersModel(self.model_id, self._quantization, source, options)
 
     def release(self) -> None:
         """Lets go of the model; the next use loads it again."""
-        if self.__dict__.pop("_loaded", None) is not None:
+        if self._model is not None:
             log.info("releasing the language model %s", self.model_id)
-        self._prefix = ([], None)
+        self._model = None
         free_memory()
 
     @property
-    def special_tokens(self) -> list[str]:
-        """What text from outside must not hold: the tokenizer's special tokens and its template's.
-
-        Some models list tokens of their template as common ones (Qwen's ``<tool_call>``); common added
-        tokens that are plain words stay allowed.
-        """
-        tokenizer = self._loaded[1]
-        added = [
-            token.content
-            for token in tokenizer.added_tokens_decoder.values()
-            if token.special or any(sign in token.content for sign in "<>[]|")
-        ]
-        return list(dict.fromkeys((*tokenizer.all_special_tokens, *added)))
+    def special_tokens(self) -> Sequence[str]:
+        """What text from outside must not hold: the tokenizer's special tokens and its template's."""
+        return self._loaded.special_tokens
 
     def chat_prompt(self, message: str) -> str:
         """Wraps a message in the model's chat template, the answer's opening included.
@@ -95,117 +130,171 @@ class TextModel:
         Raises:
             ValueError: If the model has no chat template.
         """
-        tokenizer = self._loaded[1]
-        if tokenizer.chat_template is None:
+        return self._loaded.chat_prompt(message)
+
+    def complete(
+        self, prompts: Sequence[str], *, max_tokens: int, stops_at_line_end: bool = False
+    ) -> list[str]:
+        """Completes prompts greedily.
+
+        Args:
+            prompts: Texts; what all of them begin with is read once.
+            max_tokens: Limit of new tokens of each.
+            stops_at_line_end: Whether a line feed ends the answer.
+
+        Returns:
+            The new text of each prompt, in order.
+
+        Raises:
+            ValueError: If a prompt is empty, or memory does not even suffice for one.
+        """
+        if "" in prompts:
+            raise ValueError(f"prompt {list(prompts).index('')}: got no tokens, expected at least one")
+        model = self._loaded
+        # In the order of their lengths, a batch has little padding.
+        order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+        counts: list[int] = []
+
+        def write(batch: Sequence[int]) -> list[str]:
+            texts, count = model.write([prompts[place] for place in batch], max_tokens, stops_at_line_end)
+            counts.append(count)
+            return texts
+
+        try:
+            texts = self.batches.map(order, write, "writing")
+        finally:
+            self.tokens_written += sum(counts)
+        written = dict(zip(order, texts, strict=True))
+        return [written[place] for place in range(len(prompts))]
+
+    @property
+    def _loaded(self) -> _TransformersModel | OpenVinoModel:
+        self.load()
+        assert self._model is not None
+        return self._model
+
+
+class _TransformersModel:
+    """A language model in the hands of transformers, and its tokenizer."""
+
+    def __init__(
+        self, model_id: str, quantization: Quantization, source: str, options: dict[str, Any]
+    ) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        if options:  # before the file is looked into, which takes seconds
+            check_precision(precision_of(quantization), model_id, "gguf", gpu_capability())
+        with naming_model(model_id):
+            tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **options)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        self.model = open_model(AutoModelForCausalLM, model_id, quantization, source=source, **options)
+        self.tokenizer = tokenizer
+        self._model_id = model_id
+        self._line_ends: list[int] | None = None
+        self._shared: tuple[list[int], Any] = (
+            [],
+            None,
+        )  # tokens read once for all, and what was made of them
+
+    @property
+    def special_tokens(self) -> list[str]:
+        """The tokenizer's special tokens and its template's.
+
+        Some models list tokens of their template as common ones (Qwen's ``<tool_call>``); common added
+        tokens that are plain words stay allowed.
+        """
+        added = [
+            token.content
+            for token in self.tokenizer.added_tokens_decoder.values()
+            if token.special or any(sign in token.content for sign in "<>[]|")
+        ]
+        return list(dict.fromkeys((*self.tokenizer.all_special_tokens, *added)))
+
+    def chat_prompt(self, message: str) -> str:
+        """Wraps a message in the model's chat template, the answer's opening included."""
+        if self.tokenizer.chat_template is None:
             raise ValueError(
-                f"the model {self.model_id} has no chat template, expected a chat model: most are named"
+                f"the model {self._model_id} has no chat template, expected a chat model: most are named"
                 " -Instruct"
             )
-        return tokenizer.apply_chat_template(
+        return self.tokenizer.apply_chat_template(
             [{"role": "user", "content": message}],
             tokenize=False,
             add_generation_prompt=True,
             enable_thinking=False,  # Qwen 3 would think first; other templates do not look at it
         )
 
-    def complete(
-        self, prompts: Sequence[str], *, max_tokens: int, prefix: str = "", stops_at_line_end: bool = False
-    ) -> list[str]:
-        """Completes prompts greedily.
-
-        Args:
-            prompts: What differs from prompt to prompt.
-            max_tokens: Most new tokens each.
-            prefix: What stands before every prompt; read by the model once for all, and not again by the next
-                call with the same one.
-            stops_at_line_end: Whether a line feed ends the answer.
-
-        Returns:
-            The new text of each prompt, in order; cut off by token positions, never by searching the prompt.
-
-        Raises:
-            ValueError: If a prompt has no tokens, or memory does not even suffice for one.
-        """
+    def write(
+        self, prompts: Sequence[str], max_tokens: int, stops_at_line_end: bool
+    ) -> tuple[list[str], int]:
+        """Completes prompts greedily; returns the new texts, and how many tokens they took."""
         import torch
 
-        from generation import greedy
-
-        if not prompts:
-            return []
-        model, tokenizer = self._loaded
-        # A template holds its own <s>: with another one most models answer worse. Prefix and prompt are split
-        # into tokens as one text: apart, those on either side of the seam could be others.
-        rows = [tokenizer(prefix + prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
-        if not all(rows):
-            raise ValueError(f"prompt {rows.index([])}: got no tokens, expected at least one")
-        shared = [tokenizer(prefix, add_special_tokens=False)["input_ids"]] if prefix else []
-        ends = [*self._ends, *(self._line_ends if stops_at_line_end else ())]
+        # A template holds its own <s>: with another one most models answer worse.
+        rows = [self.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+        ends = self.ends(stops_at_line_end)
         with torch.inference_mode():
-            if greedy.decodes(model):
-                texts = [
-                    *shared,
-                    *rows,
-                ]  # one alone shares nothing: kept as opening, it could not be copied from
-                starts = _common_start(texts) if len(texts) > 1 else []
-                written = self._decode(starts, [row[len(starts) :] for row in rows], ends, max_tokens)
-            else:
-                written = self._generate(rows, ends, max_tokens)
-        self.tokens_written += sum(len(new) for new in written)
-        return tokenizer.batch_decode(written, skip_special_tokens=True)
-
-    def _decode(
-        self, starts: list[int], rows: list[list[int]], ends: list[int], most: int
-    ) -> list[list[int]]:
-        from generation import greedy
-
-        if starts != self._prefix[0]:
-            self._prefix = (starts, greedy.read_opening(self._loaded[0], starts))
-        opening = self._prefix[1]
-        return self._batches.stream(
-            rows,
-            lambda left, slots: greedy.decode(self._loaded[0], opening, left, ends, most, slots),
-            "writing",
-        )
-
-    def _generate(self, rows: list[list[int]], ends: list[int], most: int) -> list[list[int]]:
-        """Lets transformers write, for models whose attention is of another kind."""
-        model, tokenizer = self._loaded
-        pad = tokenizer.pad_token_id
-        order = sorted(range(len(rows)), key=lambda row: len(rows[row]))  # little padding in a batch
-
-        def write(batch: Sequence[int]) -> list[list[int]]:
-            inputs = tokenizer.pad({"input_ids": [rows[row] for row in batch]}, return_tensors="pt")
-            output = model.generate(
-                **inputs.to(model.device),
-                max_new_tokens=most,
+            start, cache = self._read_once(_common_start(rows))
+            longest = max(map(len, rows))
+            # Padding stands between what is shared and what is not.
+            padding = [[self.tokenizer.pad_token_id] * (longest - len(row)) for row in rows]
+            ids = [start + pad + row[len(start) :] for row, pad in zip(rows, padding, strict=True)]
+            mask = [
+                [1] * len(start) + [0] * len(pad) + [1] * (len(row) - len(start))
+                for row, pad in zip(rows, padding, strict=True)
+            ]
+            if cache is not None:
+                cache = copy.deepcopy(cache)
+                cache.batch_repeat_interleave(len(rows))
+            output = self.model.generate(
+                torch.tensor(ids, device=self.model.device),
+                attention_mask=torch.tensor(mask, device=self.model.device),
+                past_key_values=cache,
+                max_new_tokens=max_tokens,
                 do_sample=False,
                 eos_token_id=ends,
-                pad_token_id=pad,
+                pad_token_id=self.tokenizer.pad_token_id,
             )
-            new = output[:, inputs["input_ids"].shape[1] :].tolist()
-            return [cut(row, ends) for row in new]
+        new = [cut(row, ends) for row in output[:, longest:].tolist()]
+        return self.tokenizer.batch_decode(new, skip_special_tokens=True), sum(map(len, new))
 
-        written = dict(zip(order, self._batches.map(order, write, "writing"), strict=True))
-        return [written[row] for row in range(len(rows))]
+    def ends(self, stops_at_line_end: bool = False) -> list[int]:
+        """Returns all tokens that end an answer.
 
-    @property
-    def _ends(self) -> list[int]:
-        """All tokens that end an answer: the tokenizer's, and the model's own list (Llama 3.1 has three)."""
-        model, tokenizer = self._loaded
-        stated = model.generation_config.eos_token_id
+        They are the tokenizer's, those that the model lists (Llama 3.1 has three), and if a line end ends an
+        answer those that hold a line feed.
+        """
+        stated = self.model.generation_config.eos_token_id
         listed = stated if isinstance(stated, list) else [stated]
-        return list(dict.fromkeys(end for end in (tokenizer.eos_token_id, *listed) if end is not None))
+        ends = [end for end in (self.tokenizer.eos_token_id, *listed) if end is not None]
+        if stops_at_line_end:
+            if self._line_ends is None:
+                texts = self.tokenizer.batch_decode([[token] for token in range(len(self.tokenizer))])
+                self._line_ends = [token for token, text in enumerate(texts) if "\n" in text]
+            ends += self._line_ends
+        return list(dict.fromkeys(ends))
 
-    @cached_property
-    def _line_ends(self) -> list[int]:
-        """All tokens that hold a line feed."""
-        tokenizer = self._loaded[1]
-        texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
-        return [token for token, text in enumerate(texts) if "\n" in text]
+    def _read_once(self, start: list[int]) -> tuple[list[int], Any]:
+        """Returns tokens with what the model keeps of them; nothing where they are too few to matter."""
+        import torch
+        from transformers import DynamicCache
+
+        if len(start) < _MIN_SHARED:
+            return [], None
+        if start != self._shared[0]:
+            cache = DynamicCache(config=self.model.config)
+            self.model(
+                torch.tensor([start], device=self.model.device), past_key_values=cache, logits_to_keep=1
+            )
+            self._shared = (start, cache)
+        return self._shared
 
 
 def _common_start(rows: list[list[int]]) -> list[int]:
-    """Returns the tokens that all rows begin with; of each at least one is left."""
+    """Returns the tokens that all rows begin with; of each row at least one is left."""
+    if len(rows) < 2:
+        return []
     first, last = min(rows), max(rows)  # in between, all begin as these two do
     most = min(map(len, rows)) - 1
     same = next((place for place in range(most) if first[place] != last[place]), most)
@@ -223,14 +312,3 @@ def cut(new: list[int], ends: list[int]) -> list[int]:
         if token in ends:
             return new[: place + 1]
     return new
-
-
-def source_of(model_id: str) -> tuple[str, dict[str, Any]]:
-    """Returns where the model lies, and the options that name a GGUF file."""
-    if model_id not in PACKAGED:
-        return model_id, {}
-    package, file, command = PACKAGED[model_id]
-    spec = importlib.util.find_spec(package)  # found, not imported: importing it wants llama.cpp
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"the model {model_id} comes in a package; run: {command}")
-    return str(Path(spec.origin).parent), {"gguf_file": file}

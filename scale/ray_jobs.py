@@ -24,11 +24,10 @@ from PIL import Image as PILImage
 from tqdm import tqdm
 
 from experiments.dataset_index import embed_dataset, open_named_dataset
-from experiments.models import caption_batch, open_captioner, open_encoder, open_residency
+from experiments.models import caption_batch, open_captioner, open_encoder
 from files import file_sha256
-from generation.caption_cache import CaptionCache
-from generation.image_captions import Captioner, ImageCaptions
-from generation.model_identity import model_identity
+from generation.captions import CaptionCache, Captioner, ImageCaptions
+from generation.loading import model_identity
 from index.build import Done
 from index.decode import BrokenImage, open_image
 from index.encoder import embed
@@ -169,7 +168,7 @@ def open_captioning(settings: CaptioningSettings, name: str, threads: int) -> Wo
     import torch
 
     torch.set_num_threads(threads)
-    captioner = open_captioner(settings, open_residency(settings))
+    captioner = open_captioner(settings)
     identity = model_identity(captioner.model_id, lambda paths: {path: file_sha256(path) for path in paths})
     ours = identity + captioner.name.removeprefix(captioner.model_id)
     if ours != name:

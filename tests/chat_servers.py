@@ -92,7 +92,7 @@ class FaultProxy:
                 with proxy._lock:
                     proxy.arrivals.append(time.monotonic())
                     proxy.requests.append(json.loads(body))
-                    proxy.headers.append(dict(self.headers))
+                    proxy.headers.append({name.lower(): value for name, value in self.headers.items()})
                     proxy.under_way += 1
                     proxy.max_under_way = max(proxy.max_under_way, proxy.under_way)
                     fault = proxy.faults.pop(0) if proxy.faults else None

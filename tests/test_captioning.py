@@ -188,7 +188,7 @@ def test_out_of_memory_halves_the_batch_and_keeps_every_caption(vlm_folders, cap
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried")
 
     model.generate = no_memory
-    with pytest.raises(ValueError, match=r"not suffice for a batch of 1; .*memory_plan \(CUDA out of memory"):
+    with pytest.raises(ValueError, match=r"not suffice for a batch of 1; .*hardware.md \(CUDA out of memory"):
         captioning.caption(images)
 
 

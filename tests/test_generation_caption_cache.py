@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-import generation.caption_cache
+import generation.captions
 from files import file_sha256
-from generation.caption_cache import FORMAT, CaptionCache
+from generation.captions import FORMAT, CaptionCache
 
 PROJECT = Path(__file__).parent.parent
 
 WRITER = """
 import sys
 from pathlib import Path
-from generation.caption_cache import CaptionCache
+from generation.captions import CaptionCache
 cache, name, count = CaptionCache(Path(sys.argv[1])), sys.argv[2], int(sys.argv[3])
 for number in range(count):
     picture = f"picture {number}"
@@ -145,7 +145,7 @@ def test_a_file_is_read_once(path, tmp_path, monkeypatch):
         read.append(file.name)
         return file_sha256(file)
 
-    monkeypatch.setattr(generation.caption_cache, "file_sha256", counting)
+    monkeypatch.setattr(generation.captions, "file_sha256", counting)
     first, second = tmp_path / "first", tmp_path / "second"
     aged(first, b"one")
     aged(second, b"two")

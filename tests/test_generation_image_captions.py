@@ -5,9 +5,8 @@ import shutil
 import pytest
 from PIL import Image as PILImage
 
-from generation.caption_cache import CaptionCache
-from generation.image_captions import ImageCaptions
-from generation.model_identity import model_identity
+from generation.captions import CaptionCache, ImageCaptions
+from generation.loading import model_identity
 from records import Image
 
 COUNT = 11

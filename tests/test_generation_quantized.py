@@ -7,7 +7,7 @@ from conftest import CHAT_TEMPLATE, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
 
 from captioning import Captioning
-from generation.opening import open_model
+from generation.loading import open_model
 from query_editing import QueryEditing
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
@@ -112,7 +112,8 @@ def test_captions_and_rewrites_come_out(llava_next, llama, precision):
     captions = Captioning(llava_next, precision, batch_size=2).caption(tiny_vlms.pictures())
     assert len(captions) == 5 and len(set(captions)) > 1
     editing = QueryEditing(llama, precision, batch_size=2)
-    check_layers(editing._model._loaded[0], precision)
+    editing.load()
+    check_layers(editing._model._model.model, precision)
     rewrites = editing.rewrite(["a dog", "a cat", "food"], ["a red dog", "a man", "two cups"])
     assert len(rewrites) == 3 and any(rewrites)
 

@@ -2,13 +2,14 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from generation import greedy
-from generation.text_model import PACKAGED, TextModel
+from generation import openvino_engine
+from generation.text_model import PACKAGED, TextModel, engine_of
 
 PREFIX = "Combine the two descriptions.\n1: an animal\n"
 PROMPTS = [
@@ -62,35 +63,12 @@ def expected(plain):
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_batches_and_a_shared_prefix_change_nothing(language_model, expected, prefix, batch_size):
     model = TextModel(language_model, "fp32", batch_size)
-    answers = model.complete(PROMPTS, max_tokens=24, prefix=prefix)
+    prompts = [prefix + prompt for prompt in PROMPTS]
+    answers = model.complete(prompts, max_tokens=24)
     assert answers == [expected[prefix, prompt] for prompt in PROMPTS]
-    assert model.complete(PROMPTS[::-1], max_tokens=24, prefix=prefix) == answers[::-1]
+    assert model.complete(prompts[::-1], max_tokens=24) == answers[::-1]
     assert len(set(answers)) > 10
     assert len({len(answer) for answer in answers}) > 5
-    if prefix:
-        assert answers != model.complete(PROMPTS, max_tokens=24)
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_other_models_are_left_to_transformers_with_the_same_answers(
-    language_model, expected, monkeypatch, batch_size
-):
-    monkeypatch.setattr(greedy, "PLAIN_FAMILIES", ())
-    model = TextModel(language_model, "fp32", batch_size)
-    assert model._loaded[0].config._attn_implementation == "sdpa"
-    assert model.complete(PROMPTS, max_tokens=24) == [expected["", prompt] for prompt in PROMPTS]
-    answers = model.complete(PROMPTS, max_tokens=24, prefix=PREFIX)
-    assert answers == [expected[PREFIX, prompt] for prompt in PROMPTS]
-    stopped = model.complete(PROMPTS, max_tokens=24, prefix=PREFIX, stops_at_line_end=True)
-    assert [answer.rstrip("\n") for answer in stopped] == [answer.split("\n")[0] for answer in answers]
-
-
-def test_the_same_tokens_are_counted_either_way(language_model, monkeypatch):
-    ours, theirs = (TextModel(language_model, "fp32", 4) for _ in range(2))
-    ours.complete(PROMPTS, max_tokens=24)
-    monkeypatch.setattr(greedy, "PLAIN_FAMILIES", ())
-    theirs.complete(PROMPTS, max_tokens=24)
-    assert ours.tokens_written == theirs.tokens_written > 0
 
 
 def test_a_prompt_without_tokens_is_refused(language_model):
@@ -98,54 +76,24 @@ def test_a_prompt_without_tokens_is_refused(language_model):
         TextModel(language_model, "fp32", 4).complete(["a", ""], max_tokens=3)
 
 
-def test_prefix_and_prompt_are_one_text(language_model, plain):
-    """Split in the midst of a token, the two have other tokens apart."""
-    text = "Query: a green cat\nCaption: food"
-    tokenizer, ids = plain(text, 12)
-
-    def tokens(part):
-        return tokenizer(part, add_special_tokens=False)["input_ids"]
-
-    seam = next(at for at in range(4, len(text)) if tokens(text[:at]) + tokens(text[at:]) != tokens(text))
-    answers = TextModel(language_model, "fp32", 4).complete([text[seam:]], prefix=text[:seam], max_tokens=12)
-    assert answers == [tokenizer.decode(ids, skip_special_tokens=True)]
-
-
-def test_one_prompt_alone_is_no_opening(language_model, monkeypatch):
-    """What is kept as the opening cannot be guessed from."""
-    seen, guess = [], greedy.guess
-    monkeypatch.setattr(
-        greedy, "guess", lambda tokens, most: seen.append(list(tokens)) or guess(tokens, most)
-    )
+def test_what_prompts_begin_with_is_read_once_for_all_calls(language_model):
     model = TextModel(language_model, "fp32", 8)
-    text = "two cups of coffee and a man left of a red dog"
-    model.complete([text], max_tokens=5)
-    ids = model._loaded[1](text, add_special_tokens=False)["input_ids"]
-    assert seen and all(tokens[: len(ids)] == ids for tokens in seen)
-
-
-def test_the_prefix_is_read_once_for_all_calls(language_model):
-    model = TextModel(language_model, "fp32", 8)
-    network, tokenizer = model._loaded
+    model.load()
+    network, tokenizer = model._model.model, model._model.tokenizer
     read = []  # how many tokens the model reads at a time
     network.get_input_embeddings().register_forward_hook(
         lambda module, given, output: read.append(given[0].shape[1])
     )
-    longest = len(tokenizer(PREFIX, add_special_tokens=False)["input_ids"])
-    answers = [model.complete(["cat"], max_tokens=2, prefix=PREFIX) for _ in range(3)]
+    shared = 4 * PREFIX
+    longest = len(tokenizer(shared, add_special_tokens=False)["input_ids"])
+    answers = [model.complete([shared + "cat", shared + "a dog"], max_tokens=2) for _ in range(3)]
     assert answers[0] == answers[1] == answers[2]
     assert sum(count >= longest - 1 for count in read) == 1
 
 
-def test_an_answer_holds_nothing_of_the_prompt(language_model, expected):
-    answers = TextModel(language_model, "fp32", 8).complete(["a red dog"] * 2, max_tokens=5, prefix=PREFIX)
-    assert answers[0] == answers[1]
-    assert not any(answer.startswith(("a red dog", PREFIX)) for answer in (*answers, *expected.values()))
-
-
 def test_a_line_end_ends_the_answer(language_model, expected):
     model = TextModel(language_model, "fp32", 8)
-    stopped = model.complete(PROMPTS, max_tokens=24, prefix=PREFIX, stops_at_line_end=True)
+    stopped = model.complete([PREFIX + prompt for prompt in PROMPTS], max_tokens=24, stops_at_line_end=True)
     whole = [expected[PREFIX, prompt] for prompt in PROMPTS]
     assert sum("\n" in answer for answer in whole) >= 2  # else nothing is tested
     assert [answer.rstrip("\n") for answer in stopped] == [answer.split("\n")[0] for answer in whole]
@@ -200,9 +148,7 @@ def test_every_end_that_the_model_lists_ends_an_answer(language_model, plain, ex
     ids = plain(PROMPTS[0], 24)[1]
     decode = AutoTokenizer.from_pretrained(language_model).decode
     assert answers[0] == decode(ids[: ids.index(token) + 1], skip_special_tokens=True)
-    assert ended._ends == [1, token]
-    assert copy_with(language_model, tmp_path / "one", eos_token_id=5)._ends == [1, 5]
-    assert copy_with(language_model, tmp_path / "none")._ends == [1]
+    assert ended._model.ends() == [1, token]
 
 
 def test_sampling_and_penalties_that_come_with_a_model_are_left_out(language_model, expected, tmp_path):
@@ -226,7 +172,8 @@ def test_the_templates_first_token_stands_once(language_model):
     from tokenizers.processors import TemplateProcessing
 
     model = TextModel(language_model, "fp32", 8)
-    loaded, tokenizer = model._loaded
+    model.load()
+    loaded, tokenizer = model._model.model, model._model.tokenizer
     tokenizer._tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     assert tokenizer("a")["input_ids"][0] == 0
     seen = []
@@ -247,6 +194,7 @@ def test_a_model_without_a_chat_template_is_named_in_one_line(language_model, tm
 
 def test_out_of_memory_halves_the_batch_and_keeps_every_answer(language_model, expected):
     model = TextModel(language_model, "fp32", 16)
+    model.load()
     tried = []
 
     def small_memory(module, given):
@@ -254,25 +202,10 @@ def test_out_of_memory_halves_the_batch_and_keeps_every_answer(language_model, e
         if tried[-1] > 5:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    model._loaded[0].get_input_embeddings().register_forward_pre_hook(small_memory)
-    answers = model.complete(PROMPTS, max_tokens=24, prefix=PREFIX)
-    assert answers == [expected[PREFIX, prompt] for prompt in PROMPTS]
-    assert tried[:4] == [1, 16, 8, 4] and max(tried[4:]) == 4  # first the prefix alone
-
-
-def test_out_of_memory_midway_loses_no_answer(language_model, expected):
-    model = TextModel(language_model, "fp32", 8)
-    calls = []
-
-    def once(module, given):
-        calls.append(len(given[0]))
-        if len(calls) == 30:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    model._loaded[0].get_input_embeddings().register_forward_pre_hook(once)
-    answers = model.complete(PROMPTS, max_tokens=24, prefix=PREFIX)
-    assert answers == [expected[PREFIX, prompt] for prompt in PROMPTS]
-    assert max(calls[30:]) == 4 and len(calls) > 40
+    model._model.model.get_input_embeddings().register_forward_pre_hook(small_memory)
+    answers = model.complete(PROMPTS, max_tokens=24)
+    assert answers == [expected["", prompt] for prompt in PROMPTS]
+    assert tried[:3] == [16, 8, 4] and max(tried[3:]) == 4
 
 
 def test_a_packed_model_is_not_quantized_again():
@@ -284,5 +217,37 @@ def test_a_released_model_comes_back(language_model):
     model = TextModel(language_model, "fp32", 8)
     before = model.complete(PROMPTS[:3], max_tokens=8)
     model.release()
-    assert "_loaded" not in model.__dict__
+    assert model._model is None
     assert model.complete(PROMPTS[:3], max_tokens=8) == before
+
+
+def test_a_packaged_model_goes_to_openvino_on_a_cpu_unless_a_precision_is_asked_for(monkeypatch):
+    name = "smollm2-135m-instruct"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(openvino_engine, "is_installed", lambda: True)
+    assert engine_of(name, "auto") == "openvino"
+    assert engine_of(name, "fp32") == "fp32"
+    assert engine_of("some/model", "auto") in ("bf16", "fp32")
+    assert TextModel(name, "auto", 8).name == f"{name} openvino"
+    monkeypatch.setattr(openvino_engine, "is_installed", lambda: False)
+    assert engine_of(name, "auto") in ("bf16", "fp32")
+    monkeypatch.setattr(openvino_engine, "is_installed", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert engine_of(name, "auto") == "bf16"
+
+
+@pytest.mark.demo
+def test_openvino_answers_the_same_every_time_and_stops_at_a_line_end():
+    if not openvino_engine.is_installed():
+        pytest.skip("pip install -r requirements/demo.txt")
+    model = TextModel("smollm2-135m-instruct", "auto", 2)
+    prompts = ["1: a dog\n2: a cat on the beach\nCombined:", "One, two, three,", "1: a bus\nCombined:"]
+    answers = model.complete(prompts, max_tokens=12, stops_at_line_end=True)
+    assert model.complete(prompts, max_tokens=12, stops_at_line_end=True) == answers
+    assert not any("\n" in answer for answer in answers) and answers[1].lstrip().startswith("four")
+    assert 0 < model.tokens_written <= 2 * 3 * 12
+    assert {"<|im_start|>", "<|im_end|>", "<|endoftext|>"} <= set(model.special_tokens)
+    assert "\n" in model.complete(prompts, max_tokens=30)[0]
+    assert model.chat_prompt("a {red} dog").endswith("a {red} dog<|im_end|>\n<|im_start|>assistant\n")
+    assert sys.modules["openvino_telemetry"] is None  # it would report every start

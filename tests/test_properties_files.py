@@ -18,7 +18,7 @@ from PIL import Image
 from evaluation.runs import append_rounds, read_rounds
 from experiments.run_folder import FREE_SETTINGS, run_folder
 from files import read_json, write_json
-from generation.caption_cache import CaptionCache
+from generation.captions import CaptionCache
 from index.decode import BrokenImage, open_image
 from records import Round
 from settings import ExperimentSettings, PresetName, ProtocolName, StrategyName, UserName, read_settings

@@ -35,16 +35,15 @@ def editing(language_model):
     return editing
 
 
-def test_as_many_lines_as_queries_each_pair_written_once(editing):
+def test_as_many_lines_as_queries_in_batches_as_alone(editing):
     lines = editing.rewrite(QUERIES, CAPTIONS)
     assert len(lines) == 5 and lines[0] == lines[2]
     special = editing._model.special_tokens
-    written = [one_line(answer, MAX_WORDS, special) for answer in editing._model.answers]
-    assert lines == [written[0], written[1], written[0], written[2], written[3]]
+    assert lines == [one_line(answer, MAX_WORDS, special) for answer in editing._model.answers]
     assert any(lines)
     assert editing._model.prompts == [
         editing._model.chat_prompt(REWRITE_CHAT.format(query=query, caption=caption))
-        for query, caption in dict.fromkeys(zip(QUERIES, CAPTIONS, strict=True))
+        for query, caption in zip(QUERIES, CAPTIONS, strict=True)
     ]
     alone = [editing.rewrite([query], [caption])[0] for query, caption in zip(QUERIES, CAPTIONS, strict=True)]
     assert alone == lines
@@ -84,9 +83,8 @@ def test_a_packaged_model_gets_examples(language_model, monkeypatch):
     editing._model = Watched(editing._model)
     lines = editing.rewrite(QUERIES, CAPTIONS)
     assert len(lines) == 5 and lines[0] == lines[2]
-    assert editing._model.prompts[0] == REWRITE_FEW_SHOT.open.format(query="a dog", caption="a red dog")
-    assert len(editing._model.prompts) == 4
-    assert editing._model.options[0]["prefix"] == REWRITE_FEW_SHOT.prefix
+    open_line = REWRITE_FEW_SHOT.open.format(query="a dog", caption="a red dog")
+    assert editing._model.prompts[0] == REWRITE_FEW_SHOT.prefix + open_line
     assert editing._model.options[0]["stops_at_line_end"]
     assert all("\n" not in answer.rstrip("\n") for answer in editing._model.answers)
 
@@ -119,7 +117,8 @@ def test_what_the_model_says_is_cleaned(editing, monkeypatch):
     ],
 )
 def test_hostile_words_stay_words_in_one_bounded_prompt(editing, hostile):
-    loaded, tokenizer = editing._model._loaded
+    editing.load()
+    loaded, tokenizer = editing._model._model.model, editing._model._model.tokenizer
     seen = []  # what the model reads: the prompt first
     hook = loaded.get_input_embeddings().register_forward_hook(
         lambda module, given, output: seen.append(given[0])

@@ -1,27 +1,36 @@
-"""What QUANTIZATION means, and which wishes are refused."""
+"""Which precision and attention a model is opened with, and which wishes are refused."""
 
 import importlib.util
 import logging
 
 import pytest
 import torch
+from transformers import (
+    BlipConfig,
+    BlipForConditionalGeneration,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
-from generation.precision import (
+from generation import loading
+from generation.loading import (
     PRECISIONS,
     check_precision,
-    compute_dtype,
-    device_options,
-    fastest_precision,
+    choose_attention,
     loading_options,
     precision_of,
 )
+
+AMPERE, TURING = (8, 6), (7, 5)
 
 
 def test_true_is_int8_and_false_is_fp16():
     assert precision_of(True) == "int8"
     assert precision_of(False) == "fp16"
     assert [precision_of(name) for name in PRECISIONS] == list(PRECISIONS)
-    assert precision_of("auto") == fastest_precision()
+    assert "dtype" in loading_options(precision_of("auto"))
 
 
 @pytest.mark.parametrize("name", ["int16", "INT8", "", None, 8, 1])
@@ -59,10 +68,9 @@ def test_quantised_ones_name_their_bits(has_bf16, compute, monkeypatch):
     config = four["quantization_config"]
     assert config.load_in_4bit and config.bnb_4bit_quant_type == "nf4" and config.bnb_4bit_use_double_quant
     assert config.bnb_4bit_compute_dtype == four["dtype"] == compute
-    assert [compute_dtype(name) for name in PRECISIONS[:2]] == [eight["dtype"], four["dtype"]]
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4", True])
+@pytest.mark.parametrize("precision", ["int8", "int4"])
 @pytest.mark.parametrize("stored_as", ["gguf", "awq"])
 def test_what_is_quantised_already_is_not_quantised_again(precision, stored_as):
     with pytest.raises(ValueError, match=f"for some/model, whose weights are stored as {stored_as} already"):
@@ -99,15 +107,75 @@ def test_what_works_slowly_is_said(precision, capability, said, caplog):
     assert said is None or said in caplog.messages[0]
 
 
-def test_the_fastest_precision_is_one_that_loads_here():
-    assert fastest_precision() in ("bf16", "fp16", "fp32")
-    assert "dtype" in loading_options(fastest_precision())
-
-
 @pytest.mark.parametrize(
     ("gpus", "options"), [(0, {}), (1, {"device_map": {"": 0}}), (2, {"device_map": "auto"})]
 )
 def test_one_gpu_takes_the_whole_model(gpus, options, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert device_options() == options
+    assert loading._device_options() == options
+
+
+def llama(**settings):
+    config = LlamaConfig(hidden_size=64, intermediate_size=64, num_hidden_layers=1, **settings)
+    with torch.device("meta"):
+        return LlamaForCausalLM(config)
+
+
+def blip():
+    with torch.device("meta"):
+        return BlipForConditionalGeneration(BlipConfig())
+
+
+def llava():
+    with torch.device("meta"):
+        return LlavaForConditionalGeneration(LlavaConfig())
+
+
+@pytest.mark.parametrize("build", [llama, llava])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_flash_attention_where_all_agree(build, dtype):
+    attention, reason = choose_attention(build(), dtype, AMPERE, True)
+    assert attention == "flash_attention_2"
+    assert "supported by GPU, precision and model" in reason
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capability", "installed", "reason"),
+    [
+        (torch.float16, None, True, "it needs a GPU"),
+        (torch.float16, AMPERE, False, "flash-attn is not installed"),
+        (torch.float16, TURING, True, "the GPU's compute capability 7.5 is below 8.0"),
+        (torch.float32, AMPERE, True, "it computes in 16 bits, not in float32"),
+    ],
+)
+def test_else_sdpa_with_the_reason(dtype, capability, installed, reason):
+    assert choose_attention(llama(), dtype, capability, installed) == (
+        "sdpa",
+        f"no flash-attention 2: {reason}",
+    )
+
+
+def test_heads_too_wide_for_flash_attention():
+    model = llama(num_attention_heads=1, num_key_value_heads=1, head_dim=512)
+    assert choose_attention(model, torch.float16, AMPERE, True) == (
+        "sdpa",
+        "no flash-attention 2: heads of 512 are wider than 256",
+    )
+
+
+@pytest.mark.parametrize("capability", [None, AMPERE])
+def test_blip_knows_the_plain_one_only(capability):
+    attention, reason = choose_attention(blip(), torch.float16, capability, True)
+    assert attention == "eager"
+    assert reason.startswith("Blip") and reason.endswith("supports no other")
+
+
+def test_a_model_made_of_several_gets_what_all_support():
+    model = llava()
+    model.model.vision_tower.__class__._supports_flash_attn = False
+    try:
+        attention, reason = choose_attention(model, torch.float16, AMPERE, True)
+    finally:
+        model.model.vision_tower.__class__._supports_flash_attn = True
+    assert attention == "sdpa" and "CLIPVisionModel does not support it" in reason

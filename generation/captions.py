@@ -1,0 +1,350 @@
+"""Captions of pictures: each picture is captioned once ever, when it is first asked for.
+
+A caption is found by the captioner's name and the SHA-256 of the picture's file, so that a moved, renamed or
+copied picture is not captioned again and a changed one is. All datasets and runs share one SQLite file: a
+process that is killed loses nothing it has kept, and processes side by side see each other's captions.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image as PILImage
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from files import file_sha256
+from generation.loading import model_identity
+from generation.servers import SERVED, ServersFailed
+from index.decode import BrokenImage, check_still_there, open_image
+from records import Image
+
+log = logging.getLogger(__name__)
+
+APPLICATION_ID = 0x43505431  # "CPT1": tells this file from any other SQLite database
+FORMAT = 1
+WAIT_SECONDS = 60.0  # for another process that is writing; a write takes milliseconds
+SETTLED_NANOSECONDS = 2_000_000_000  # a younger file may change again within one tick of its clock
+_AT_ONCE = 500  # SQLite bounds the placeholders of a statement
+
+_TABLES = (
+    "CREATE TABLE captioners (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)",
+    "CREATE TABLE captions (captioner INTEGER NOT NULL, picture TEXT NOT NULL, caption TEXT NOT NULL,"
+    " PRIMARY KEY (captioner, picture)) WITHOUT ROWID",
+    "CREATE TABLE files (path TEXT PRIMARY KEY, size INTEGER NOT NULL, changed INTEGER NOT NULL,"
+    " sha256 TEXT NOT NULL) WITHOUT ROWID",
+)
+
+
+class CaptionCache:
+    """Captions by captioner and picture, and the hashes of files seen before.
+
+    A connection is opened for every call, so that threads and forked processes may share the object. The
+    rollback journal is kept rather than a write-ahead log, whose shared memory network drives lack.
+
+    Attributes:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Opens the file, or makes it.
+
+        Args:
+            path: The file; folders above it are made.
+
+        Raises:
+            ValueError: If it is damaged, of a newer format, or no file of captions.
+        """
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._transaction("IMMEDIATE") as database:  # two processes may want to make it
+            (kind,) = database.execute("PRAGMA application_id").fetchone()
+            (version,) = database.execute("PRAGMA user_version").fetchone()
+            (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if not (kind or version or tables):
+                for table in _TABLES:
+                    database.execute(table)
+                database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                database.execute(f"PRAGMA user_version = {FORMAT}")
+            elif kind != APPLICATION_ID:
+                raise ValueError(f"{path}: a database, but not one of captions; give another --caption-cache")
+            elif version != FORMAT:
+                raise ValueError(
+                    f"{path}: got captions in format {version}, expected {FORMAT}; give another"
+                    " --caption-cache, or use the version of this project that wrote it"
+                )
+            else:
+                (state,) = database.execute("PRAGMA quick_check(1)").fetchone()
+                if state != "ok":
+                    raise sqlite3.DatabaseError(state)
+
+    def find(self, captioner: str, pictures: Sequence[str]) -> dict[str, str]:
+        """Returns the captions that are there.
+
+        Args:
+            captioner: What makes captions differ: model, revision, precision, prompt.
+            pictures: SHA-256 of each picture's file.
+
+        Returns:
+            Captions by picture; pictures without one are not in it.
+        """
+        found: dict[str, str] = {}
+        with self._transaction() as database:
+            for part in _parts(pictures):
+                found.update(
+                    database.execute(
+                        "SELECT picture, caption FROM captions JOIN captioners ON number = captioner"
+                        f" WHERE name = ? AND picture IN ({_marks(part)})",
+                        (captioner, *part),
+                    ).fetchall()
+                )
+        return found
+
+    def keep(self, captioner: str, captions: Mapping[str, str]) -> dict[str, str]:
+        """Adds captions; one that another process has added meanwhile stays.
+
+        Args:
+            captioner: As for `find`.
+            captions: By picture.
+
+        Returns:
+            What is kept of these pictures now.
+        """
+        with self._transaction("IMMEDIATE") as database:
+            database.execute("INSERT OR IGNORE INTO captioners (name) VALUES (?)", (captioner,))
+            database.executemany(
+                "INSERT OR IGNORE INTO captions SELECT number, ?, ? FROM captioners WHERE name = ?",
+                [(picture, caption, captioner) for picture, caption in captions.items()],
+            )
+        kept = self.find(captioner, list(captions))
+        return {picture: kept[picture] for picture in captions}
+
+    def hashes_of(self, paths: Iterable[Path]) -> dict[Path, str]:
+        """Returns the SHA-256 of files; one seen before with this size and time of change is not read again.
+
+        Args:
+            paths: Of files.
+
+        Returns:
+            Hexadecimal, by path; files that cannot be read are not in it.
+        """
+        stated: dict[str, tuple[Path, int, int]] = {}
+        hashes: dict[Path, str] = {}
+        for path in paths:
+            try:
+                status = path.stat()
+            except OSError:  # whoever opens the picture says why
+                continue
+            stated[str(path.absolute())] = (path, status.st_size, status.st_mtime_ns)
+        known: dict[str, tuple[int, int, str]] = {}
+        with self._transaction() as database:
+            for part in _parts(list(stated)):
+                rows = database.execute(f"SELECT * FROM files WHERE path IN ({_marks(part)})", part)
+                known |= {name: (size, changed, sha256) for name, size, changed, sha256 in rows}
+        fresh = []
+        for name, (path, size, changed) in stated.items():
+            if name in known and known[name][:2] == (size, changed):
+                hashes[path] = known[name][2]
+                continue
+            try:
+                hashes[path] = file_sha256(path)
+            except OSError:
+                continue
+            if time.time_ns() - changed > SETTLED_NANOSECONDS:
+                fresh.append((name, size, changed, hashes[path]))
+        if fresh:
+            with self._transaction("IMMEDIATE") as database:
+                database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", fresh)
+        return hashes
+
+    @contextmanager
+    def _transaction(self, kind: str = "DEFERRED") -> Iterator[sqlite3.Connection]:
+        try:
+            with closing(sqlite3.connect(self.path, WAIT_SECONDS, isolation_level=None)) as database:
+                database.execute(f"BEGIN {kind}")
+                yield database
+                database.execute("COMMIT")  # closing without it takes everything back
+        except sqlite3.OperationalError as error:
+            raise ValueError(
+                f"{self.path}: {error}; check that the file may be written and the disk has room, or give"
+                " another --caption-cache"
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise ValueError(
+                f"{self.path}: damaged ({' '.join(str(error).split())}); move it away, its captions are made"
+                " again"
+            ) from error
+
+
+class Captioner(Protocol):
+    """Pictures to sentences.
+
+    Attributes:
+        model_id: A file, a folder, or a model of the hub.
+        name: What makes captions differ, beginning with the model's id: model, precision and prompt.
+    """
+
+    model_id: str
+    name: str
+
+    def caption(self, images: list[PILImage.Image]) -> list[str]:
+        """Describes each picture in one line."""
+        ...
+
+
+class ImageCaptions:
+    """Captions of a collection's images by one captioner.
+
+    Every image asked for is one of reused, made and broken. A picture that cannot be read any more has the
+    empty caption, which moves no query; that is not kept, so that a mended file is described.
+
+    Attributes:
+        reused: How many images had a caption already, their own or that of an equal file.
+        made: How many captions were made.
+        broken: Why images could not be described, by image id.
+    """
+
+    def __init__(
+        self, captioner: Captioner, images: Sequence[Image], cache: CaptionCache, batch_size: int
+    ) -> None:
+        """Opens no model and no picture yet.
+
+        Args:
+            captioner: Makes the captions.
+            images: The collection.
+            cache: Holds the captions made so far, and those that other processes make meanwhile.
+            batch_size: Pictures captioned, and then kept, at a time.
+        """
+        self.reused = 0
+        self.made = 0
+        self.broken: dict[str, str] = {}
+        self._captioner = captioner
+        self._images = {image.id: image for image in images}
+        self._cache = cache
+        self._batch_size = batch_size
+        self._captions: dict[str, str] = {}
+
+    @cached_property
+    def captioner_name(self) -> str:
+        """What makes captions differ: the model's content, precision and prompt.
+
+        Raises:
+            ValueError: If there is no such model.
+        """
+        model_id, name = self._captioner.model_id, self._captioner.name
+        if model_id.startswith(SERVED):  # nobody here can see a server's files
+            return name
+        return model_identity(model_id, self._cache.hashes_of) + name.removeprefix(model_id)
+
+    def captions_of(self, image_ids: Sequence[str]) -> list[str]:
+        """Returns the captions of images, making those that are missing.
+
+        Args:
+            image_ids: Of the collection.
+
+        Returns:
+            One line each, in order; empty for a picture that cannot be read.
+
+        Raises:
+            ValueError: If an image is not in the collection, or the captioner cannot be opened.
+        """
+        missing = [image_id for image_id in dict.fromkeys(image_ids) if image_id not in self._captions]
+        unknown = [image_id for image_id in missing if image_id not in self._images]
+        if unknown:
+            raise ValueError(
+                f"got image id {unknown[0]!r}, expected one of the collection's {len(self._images)} images"
+            )
+        if missing:
+            self._look_up(missing)
+        return [self._captions[image_id] for image_id in image_ids]
+
+    def describe(self, picture: PILImage.Image) -> str:
+        """Captions a picture that is not of the collection; nothing of it is kept."""
+        return self._captioner.caption([picture])[0]
+
+    def counts(self) -> str:
+        """Says how many images were reused, made and broken, for the log."""
+        said = f"{self.made} captions made, {self.reused} reused"
+        return f"{said}, {len(self.broken)} pictures broken" if self.broken else said
+
+    def _look_up(self, image_ids: Sequence[str]) -> None:
+        hashes = self._cache.hashes_of([self._images[image_id].path for image_id in image_ids])
+        same: dict[str, list[str]] = defaultdict(list)  # images by content
+        for image_id in image_ids:
+            path = self._images[image_id].path
+            if path in hashes:
+                same[hashes[path]].append(image_id)
+            else:
+                self._note_broken([image_id], _reason(path))
+        self._take(same, self._cache.find(self.captioner_name, list(same)), made=False)
+        wanting = list(same)
+        starts = range(0, len(wanting), self._batch_size)
+        bar = tqdm(total=len(wanting), desc="captioning", unit="image", disable=len(starts) < 2, leave=False)
+        with bar, logging_redirect_tqdm():
+            for start in starts:
+                batch = wanting[start : start + self._batch_size]
+                if start:  # another process may have been faster
+                    self._take(same, self._cache.find(self.captioner_name, batch), made=False)
+                self._take(
+                    same, self._make([picture for picture in batch if picture in same], same), made=True
+                )
+                bar.update(len(batch))
+
+    def _take(self, same: dict[str, list[str]], captions: Mapping[str, str], made: bool) -> None:
+        """Gives captions to all images of their content, and strikes those off the list."""
+        for picture, caption in captions.items():
+            image_ids = same.pop(picture)
+            self._captions |= dict.fromkeys(image_ids, caption)
+            self.made += made
+            self.reused += len(image_ids) - made
+
+    def _make(self, pictures: Sequence[str], same: dict[str, list[str]]) -> dict[str, str]:
+        """Captions pictures; those that cannot be opened are noted, and struck off the list."""
+        opened: dict[str, PILImage.Image] = {}
+        for picture in pictures:
+            try:
+                opened[picture] = open_image(self._images[same[picture][0]].path)
+            except BrokenImage as error:
+                self._note_broken(same.pop(picture), error.reason)
+        if not opened:
+            return {}
+        try:
+            captions = self._captioner.caption(list(opened.values()))
+        except ServersFailed as error:
+            made = zip(opened, error.answers, strict=True)
+            kept = {picture: caption for picture, caption in made if caption is not None}
+            self._cache.keep(self.captioner_name, kept)
+            raise
+        return self._cache.keep(self.captioner_name, dict(zip(opened, captions, strict=True)))
+
+    def _note_broken(self, image_ids: Sequence[str], reason: str) -> None:
+        check_still_there(image.path for image in self._images.values())
+        for image_id in image_ids:
+            log.warning("%s cannot be captioned: %s", self._images[image_id].path, reason)
+            self.broken[image_id] = reason
+            self._captions[image_id] = ""
+
+
+def _reason(path: Path) -> str:
+    try:
+        open_image(path)
+    except BrokenImage as error:
+        return error.reason
+    return "it came and went while it was read"
+
+
+def _marks(values: Sequence[str]) -> str:
+    return ", ".join("?" * len(values))
+
+
+def _parts(values: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(values), _AT_ONCE):
+        yield values[start : start + _AT_ONCE]

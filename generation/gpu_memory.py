@@ -1,0 +1,85 @@
+"""Which models are in the GPU's memory: all of them while they fit, else one at a time."""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+from generation.batching import free_memory
+
+log = logging.getLogger(__name__)
+
+
+class Model(Protocol):
+    """Has weights that can leave memory, and come back."""
+
+    @property
+    def model_id(self) -> str:
+        """What the user calls it."""
+        ...
+
+    def load(self) -> None:
+        """Loads the weights, if they are not there."""
+        ...
+
+    def release(self) -> None:
+        """Lets go of the weights."""
+        ...
+
+
+class GpuMemory:
+    """Shares the memory among models that are used in turn.
+
+    What fits is found out by loading: nothing is estimated. Without a GPU no model ever leaves.
+    """
+
+    def __init__(self) -> None:
+        self._present: list[Model] = []
+        self._takes_turns = False
+
+    def acquire(self, model: Model) -> None:
+        """Has a model loaded before it is used.
+
+        A model that cannot be loaded beside the others takes their place, and from then on only one is there
+        at a time.
+
+        Raises:
+            ValueError: If it does not fit even alone, or cannot be opened.
+        """
+        if self._takes_turns:
+            self.release_others(model)
+        while not self._loaded(model):
+            if not self.release_others(model):
+                raise ValueError(
+                    f"the model {model.model_id} does not fit into the GPU's memory; use --quantization int4,"
+                    " a smaller model, or a preset for this card, see docs/hardware.md"
+                )
+        if model not in self._present:
+            self._present.append(model)
+
+    def release_others(self, model: Model) -> bool:
+        """Releases all models but this one, which take turns from then on; returns whether there were any."""
+        others = [other for other in self._present if other is not model]
+        if not others:
+            return False
+        if not self._takes_turns:
+            names = ", ".join(each.model_id for each in (model, *others))
+            log.info("these models do not fit into the GPU's memory together, and take turns: %s", names)
+        self._takes_turns = True
+        for other in others:
+            other.release()
+        self._present = [each for each in self._present if each is model]
+        return True
+
+    def _loaded(self, model: Model) -> bool:
+        """Loads a model; returns False, with nothing of it in memory, where it does not fit."""
+        import torch
+
+        try:
+            model.load()
+            return True
+        except torch.OutOfMemoryError as error:
+            log.debug("%s: %s", model.model_id, error)
+        model.release()  # outside of the handler: the exception's frames hold what was loaded
+        free_memory()
+        return False

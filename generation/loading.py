@@ -1,0 +1,356 @@
+"""Opens models of the hub: precision checked, attention chosen, errors in one line; names their content."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+Quantization = str | bool
+PRECISIONS = ("int8", "int4", "fp16", "bf16", "fp32")
+
+INT8_CAPABILITY = (7, 5)  # of the GPU: the first with the int8 matrix product that LLM.int8() uses
+FLASH_CAPABILITY = (8, 0)  # of the GPU (Ampere); what flash-attention 2 is compiled for
+MAX_FLASH_HEAD = 256  # the widest head that flash-attention 2 computes
+
+# What a model's folder holds that changes what the model says: weights, configuration, vocabulary, template.
+MODEL_SUFFIXES = (
+    ".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".gguf", ".json", ".txt", ".jinja", ".model"
+)  # fmt: skip
+
+
+def precision_of(quantization: Quantization) -> str:
+    """Returns one of `PRECISIONS`; True means int8 and False fp16, as in the first scripts.
+
+    "auto" means 16 bits where the hardware computes in them, else fp32.
+
+    Raises:
+        ValueError: If it is neither a bool nor a known name.
+    """
+    if isinstance(quantization, bool):
+        return "int8" if quantization else "fp16"
+    if quantization == "auto":
+        return _fastest_precision()
+    if quantization not in PRECISIONS:
+        raise ValueError(
+            f"quantization: got {quantization!r}, expected True, False, 'auto' or one of {PRECISIONS}"
+        )
+    return quantization
+
+
+def _fastest_precision() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+
+
+def loading_options(quantization: Quantization) -> dict[str, Any]:
+    """Returns the keyword arguments of ``from_pretrained`` for a precision.
+
+    int8 is LLM.int8() (Dettmers et al. 2022, arXiv 2208.07339); int4 is nf4 with double quantization
+    (Dettmers et al. 2023, arXiv 2305.14314), computing in 16 bits.
+
+    Raises:
+        ValueError: If the precision is not known.
+        ModuleNotFoundError: If it needs bitsandbytes and that is not installed.
+    """
+    precision = precision_of(quantization)
+    import torch
+
+    plain = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+    if precision in plain:
+        return {"dtype": plain[precision]}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModuleNotFoundError(f"{precision} needs bitsandbytes; run: pip install -r requirements/gpu.txt")
+    from transformers import BitsAndBytesConfig
+
+    if precision == "int8":  # computes in float16 whatever it is given
+        return {"dtype": torch.float16, "quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    compute = torch.bfloat16 if has_bf16 else torch.float16
+    four_bits = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )
+    return {"dtype": compute, "quantization_config": four_bits}
+
+
+def check_precision(
+    precision: str, model_id: str, stored_as: str | None, capability: tuple[int, int] | None
+) -> None:
+    """Refuses what cannot work, and warns of what works slowly.
+
+    Args:
+        precision: One of `PRECISIONS`.
+        model_id: Of which model.
+        stored_as: How its weights are quantized already, such as "gguf", "awq" or "gptq"; None if they
+            are not.
+        capability: The GPU's compute capability, as `gpu_capability` returns it.
+
+    Raises:
+        ValueError: If the model cannot be quantized, or the GPU cannot compute with it.
+    """
+    packed = precision in ("int8", "int4")
+    if packed and stored_as:
+        raise ValueError(
+            f"quantization: got {precision} for {model_id}, whose weights are stored as {stored_as}"
+            " already; expected fp16, bf16 or fp32, in which it computes"
+        )
+    if capability is None:
+        if packed or precision == "fp16":
+            better = "fp32" if packed else "fp32 or bf16"
+            log.warning("%s in %s on a CPU works, and is slower than %s", model_id, precision, better)
+        return
+    found = "{}.{}".format(*capability)
+    if precision == "int8" and capability < INT8_CAPABILITY:
+        raise ValueError(
+            f"quantization: int8 needs a GPU of compute capability 7.5, got {found}; use int4 or fp16"
+        )
+    if precision == "bf16" and capability < (8, 0):
+        log.warning(
+            "%s in bf16 on a GPU of compute capability %s is emulated: fp16 is faster", model_id, found
+        )
+
+
+def gpu_capability() -> tuple[int, int] | None:
+    """Returns the lowest compute capability among the GPUs, or None where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    return min(torch.cuda.get_device_capability(gpu) for gpu in range(torch.cuda.device_count()))
+
+
+def choose_attention(
+    skeleton: Any, dtype: Any, capability: tuple[int, int] | None, flash_installed: bool
+) -> tuple[str, str]:
+    """Chooses the fastest kernel that machine, precision and model allow.
+
+    Args:
+        skeleton: A transformers model, on the meta device or loaded; a model made of several (vision tower,
+            language model) gets what all of them support.
+        dtype: The torch dtype it computes in.
+        capability: The GPU's compute capability; None on a CPU.
+        flash_installed: Whether flash-attention 2 is installed.
+
+    Returns:
+        A value for ``attn_implementation``, and why it is that one.
+    """
+    from transformers import PreTrainedModel
+
+    models = [module for module in skeleton.modules() if isinstance(module, PreTrainedModel)]
+    obstacle = _flash_obstacle(models, dtype, capability, flash_installed)
+    if obstacle is None:
+        return "flash_attention_2", "installed, and supported by GPU, precision and model"
+    without_sdpa = [type(model).__name__ for model in models if not model._supports_sdpa]
+    if without_sdpa:
+        return "eager", f"{without_sdpa[0]} supports no other"
+    return "sdpa", f"no flash-attention 2: {obstacle}"
+
+
+def _flash_obstacle(
+    models: list[Any], dtype: Any, capability: tuple[int, int] | None, flash_installed: bool
+) -> str | None:
+    import torch
+
+    if capability is None:
+        return "it needs a GPU"
+    if not flash_installed:
+        return "flash-attn is not installed"
+    if capability < FLASH_CAPABILITY:
+        return "the GPU's compute capability {}.{} is below 8.0".format(*capability)
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"it computes in 16 bits, not in {str(dtype).removeprefix('torch.')}"
+    without = [type(model).__name__ for model in models if not model._supports_flash_attn]
+    if without:
+        return f"{without[0]} does not support it"
+    widest = max((_head_width(model.config) for model in models), default=0)
+    return f"heads of {widest} are wider than {MAX_FLASH_HEAD}" if widest > MAX_FLASH_HEAD else None
+
+
+def _head_width(config: Any) -> int:
+    stated = getattr(config, "head_dim", None)
+    heads = getattr(config, "num_attention_heads", None)
+    return stated or (config.hidden_size // heads if heads else 0)
+
+
+@contextmanager
+def naming_model(model_id: str) -> Iterator[None]:
+    """Turns what the hub's libraries say of a missing or foreign model into one line.
+
+    Args:
+        model_id: What the user asked for.
+
+    Raises:
+        ValueError: If the block raises OSError or ValueError.
+        ModuleNotFoundError: If the block misses a package.
+    """
+    try:
+        yield
+    except ImportError as error:
+        package = _missing_package(str(error))
+        raise ModuleNotFoundError(
+            f"the model {model_id} needs the package {package}; run: pip install {package}"
+            if package
+            else f"the model {model_id} needs a package that is missing: {_one_line(error)}"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the model {model_id} cannot be opened, expected a folder or a model of the hub:"
+            f" {_one_line(error)}"
+        ) from error
+
+
+def open_model(
+    auto_class: Any, model_id: str, quantization: Quantization, *, source: str | None = None, **options: Any
+) -> Any:
+    """Opens a model, ready to generate greedily.
+
+    Args:
+        auto_class: Of transformers, such as ``AutoModelForCausalLM``.
+        model_id: What the user asked for.
+        quantization: As for `precision_of`.
+        source: Where it lies, if not at ``model_id``.
+        options: For ``from_pretrained``; ``gguf_file`` among them names a file whose weights are unpacked.
+
+    Returns:
+        The model in evaluation mode. Its generation settings keep their token ids alone: sampling and
+        penalties that come with a model would make its answers differ from plain greedy decoding.
+
+    Raises:
+        ValueError: If it cannot be opened, or not with this precision.
+        ModuleNotFoundError: If a package is missing.
+        torch.OutOfMemoryError: If it does not fit into the GPU's memory.
+    """
+    import torch
+    from transformers import AutoConfig
+    from transformers.utils import is_flash_attn_2_available
+
+    precision, wanted = precision_of(quantization), loading_options(quantization)
+    with naming_model(model_id):
+        config = AutoConfig.from_pretrained(source or model_id, **options)
+    capability = gpu_capability()
+    check_precision(precision, model_id, "gguf" if "gguf_file" in options else stored_as(config), capability)
+    with naming_model(model_id):
+        with torch.device("meta"):
+            skeleton = auto_class.from_config(config)
+        attention, reason = choose_attention(
+            skeleton, wanted["dtype"], capability, bool(is_flash_attn_2_available())
+        )
+        say_once(f"loading {model_id} in {precision}; attention: {attention} ({reason})")
+        if "gguf_file" in options:
+            from transformers import GgufConfig
+
+            # Unpacked: a batch of prompts is faster through dense matrices than through 4-bit blocks.
+            wanted["quantization_config"] = GgufConfig(dequantize=True)
+        model = auto_class.from_pretrained(
+            source or model_id,
+            config=config,
+            attn_implementation=attention,
+            **options,
+            **wanted,
+            **_device_options(),
+        )
+    _keep_token_ids_only(model)
+    return model.eval()
+
+
+@cache
+def say_once(line: str) -> None:
+    """Logs a line once, however often a model is loaded again."""
+    log.info("%s", line)
+
+
+def model_identity(model_id: str, hashes_of: Callable[[Iterable[Path]], Mapping[Path, str]]) -> str:
+    """Names a model's content, wherever it lies: other weights under the same id make other captions.
+
+    Args:
+        model_id: A file, a folder, or a model of the hub.
+        hashes_of: SHA-256 of files, in hexadecimal, by path.
+
+    Returns:
+        For a file or folder the first 16 hexadecimal digits of a SHA-256 over names and contents of its model
+        files; for a model of the hub ``id@commit``, the commit being the newest, or without network the one
+        that was downloaded.
+
+    Raises:
+        ValueError: If there is no such model, or its files cannot be read.
+    """
+    path = Path(model_id)
+    if not path.exists():
+        return f"{model_id}@{_commit(model_id)}"
+    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in MODEL_SUFFIXES)
+    hashes = hashes_of(files)
+    unread = [file for file in files if file not in hashes]
+    if unread or not files:
+        named = f"{unread[0]} cannot be read" if unread else "the folder holds no model files"
+        raise ValueError(f"the model {model_id} cannot be opened: {named}")
+    digest = hashlib.sha256()
+    for file in files:  # a single file has one content under any name
+        digest.update(f"{'' if file == path else file.name} {hashes[file]}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _commit(model_id: str) -> str:
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    with naming_model(model_id):
+        config = cached_file(model_id, "config.json")
+    commit = extract_commit_hash(config, None)
+    if commit is None:
+        raise ValueError(f"the model {model_id}: {config} lies in no snapshot of the hub")
+    return commit
+
+
+def stored_as(config: Any) -> str | None:
+    """Returns how a model's weights are quantized already, such as "awq"; None where they are not."""
+    stored = getattr(config, "quantization_config", None)
+    if not stored:
+        return None
+    method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
+    return str(getattr(method, "value", method))
+
+
+def _device_options() -> dict[str, Any]:
+    """Returns the keyword arguments that put a model on the GPUs where there are any.
+
+    On one GPU the whole model goes there: left to itself, the library would put what does not fit into the
+    computer's memory, a hundred times slower, without a word.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    return {"device_map": {"": 0} if torch.cuda.device_count() == 1 else "auto"}
+
+
+def _keep_token_ids_only(model: Any) -> None:
+    from transformers import GenerationConfig
+
+    given = model.generation_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=given.bos_token_id, eos_token_id=given.eos_token_id, pad_token_id=given.pad_token_id
+    )
+
+
+def _missing_package(said: str) -> str | None:
+    """Returns the package that transformers' long error asks for, where it is one we know."""
+    for package in ("torchvision", "num2words", "sentencepiece", "tiktoken", "protobuf", "gguf"):
+        if package in said.lower():
+            return package
+    return None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
