@@ -653,9 +653,11 @@ def _check_addresses(name: str, addresses: tuple[str, ...] | None) -> None:
     if not addresses:
         raise ValueError(f"{name}: got none, expected at least one address")
     for address in addresses:
-        if not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s?#]*)?", address):
+        if not re.fullmatch(r"https?://(\[[\da-fA-F:]+\]|[^\s/@?#:]+)(:\d{1,5})?(/[^\s?#]*)?", address):
+            # What follows such a sign may be a password.
+            shown = "one with '@', '?' or '#'" if any(sign in address for sign in "@?#") else repr(address)
             raise ValueError(
-                f"{name}: got {address!r}, expected an address such as http://127.0.0.1:8000/v1, without "
+                f"{name}: got {shown}, expected an address such as http://127.0.0.1:8000/v1, without "
                 "user, password or query"
             )
 
