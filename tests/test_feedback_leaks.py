@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from conftest import IMAGE_IDS, KnownCaptions, Merger, rounds_of
+from conftest import IMAGE_IDS, KnownCaptions, Merger, WordEncoder, caption_of, rounds_of
 
 from feedback.history import History, Turn
 from feedback.protocols import PROTOCOLS
@@ -12,9 +12,9 @@ from feedback.strategies import STRATEGIES, make_strategy
 from feedback.strategies.collection import Collection
 from feedback.strategies.rewrite import Rewrite
 from feedback.strategies.words import Append
-from feedback.users import View
+from feedback.users import NearestUser, View, caption_vectors
 from query_editing import QueryEditing
-from records import Feedback, Query
+from records import Feedback, Image, Query
 from retriever import Retriever
 
 WORDS = ("dog", "red", "something in the beach", "blue fish")
@@ -145,7 +145,46 @@ def test_feedback_on_what_was_not_shown_is_refused(retriever):
             )  # fmt: skip
 
 
-def test_no_field_of_a_history_or_a_view_can_carry_what_the_other_side_knows():
-    secrets = {"target", "target_rank", "relevant", "score", "scores", "query_id"}
-    assert not secrets & {field.name for kind in (History, Turn) for field in dataclasses.fields(kind)}
-    assert not {"text", "score", "scores", "captions"} & {field.name for field in dataclasses.fields(View)}
+def test_a_history_holds_words_picks_and_captions_and_a_view_no_query_text(retriever):
+    assert [field.name for field in dataclasses.fields(History)] == ["turns"]
+    fields = {field.name for field in dataclasses.fields(Turn)}
+    assert fields == {"text", "shown", "liked", "disliked", "captions"}
+    fields = {field.name for field in dataclasses.fields(View)}
+    assert fields == {"query_id", "round_number", "goals", "candidates", "liked_before"}
+    views = []
+
+    class Watched(Points):
+        def judge(self, seen):
+            views.extend(seen)
+            return super().judge(seen)
+
+    targets = IMAGE_IDS[::9]
+    rounds_of(
+        [Query(f"q{n}", "xyzzy dog", target, frozenset([target])) for n, target in enumerate(targets)],
+        retriever=retriever, user=Watched(), strategy=Append(), protocol=PROTOCOLS["honest"],
+        captions=KnownCaptions(), round_count=4,
+    )  # fmt: skip
+    assert views and "xyzzy" not in repr(views)
+    for view in views:
+        assert view.goals == {targets[int(view.query_id[1:])]}
+        assert len(view.candidates) >= 8 and not view.goals & set(view.candidates)
+
+
+def test_peoples_captions_steer_the_user_and_reach_nobody_else(retriever, tmp_path):
+    images = [Image(i, tmp_path / i, (caption_of(i) + " xyzzy", "xyzzy")) for i in IMAGE_IDS]
+    user = NearestUser(caption_vectors(images, WordEncoder().encode_texts))
+    queries = [Query(f"q{n}", "dog", i, frozenset([i])) for n, i in enumerate(IMAGE_IDS[::9])]
+    for from_original in (False, True):
+        merger, histories = Merger(), []
+
+        class Watched(Rewrite):
+            def next(self, seen):
+                histories.extend(seen)  # noqa: B023
+                return super().next(seen)
+
+        rounds = rounds_of(
+            queries, retriever=retriever, user=user, strategy=Watched(merger, from_original),
+            protocol=PROTOCOLS["honest"], captions=KnownCaptions(), round_count=4,
+        )  # fmt: skip
+        assert merger.pairs and histories
+        assert "xyzzy" not in repr((merger.pairs, histories, rounds))

@@ -1,6 +1,5 @@
 """The loop against a session played by hand; resuming, batches, both protocols and what may not leak."""
 
-import dataclasses
 import weakref
 from dataclasses import replace
 
@@ -10,16 +9,16 @@ from conftest import IMAGE_IDS, KnownCaptions, Merger, WordEncoder, caption_of, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feedback.history import History, NextQuery, Turn
+from feedback.history import NextQuery
 from feedback.protocols import PROTOCOLS
 from feedback.rounds import run_rounds
 from feedback.strategies import STRATEGIES, make_strategy
 from feedback.strategies.collection import Collection
 from feedback.strategies.rewrite import Rewrite
 from feedback.strategies.words import Append, Original
-from feedback.users import FirstUser, NearestUser, RandomUser, View, caption_vectors
+from feedback.users import FirstUser, NearestUser, RandomUser
 from index.faiss_index import FaissIndex
-from records import Feedback, Image, Query
+from records import Feedback, Query
 from retriever import Retriever, SearchQuery
 
 
@@ -173,16 +172,6 @@ def test_ranks_and_scores_agree_with_brute_force(play, retriever, user, protocol
                 seen |= set(record.image_ids[: record.shown])
 
 
-def test_reference_shows_fifty_and_removes_nothing(play):
-    rounds = play(QUERIES, protocol=REFERENCE, user=RandomUser(0), strategy=Original())
-    for session in by_query(rounds).values():
-        assert all(record.shown == 50 for record in session)
-        assert {record.image_ids for record in session} == {session[0].image_ids}
-        assert len(session) == (1 if session[0].stop else 4)
-        liked = [image_id for record in session for image_id in record.liked]
-        assert len(liked) == len(set(liked))
-
-
 def test_reference_stops_when_the_rank_got_worse(play):
     target = "blue-cat-field"
 
@@ -236,11 +225,6 @@ def test_the_hit_rank_itself_is_a_hit_and_the_next_is_not(play):
             assert (record.target_rank, record.stop) == (place + 1, stop)
 
 
-def test_no_picture_is_encoded_while_playing(retriever, play):
-    play(QUERIES, protocol=REFERENCE)
-    assert retriever.encoder.images_encoded == 0
-
-
 def test_a_collection_that_is_shown_whole_is_exhausted(play):
     ids = IMAGE_IDS[:25]
     encoder = WordEncoder()
@@ -266,15 +250,6 @@ def test_without_a_target_the_session_ends_when_all_relevant_were_shown(play):
         left -= set(record.image_ids[: record.shown])
     assert not left
     assert rounds[0].liked and rounds[0].liked[0] in NO_TARGET.relevant
-
-
-def test_one_round_is_one_search_without_feedback(play):
-    captions = KnownCaptions()
-    rounds = play(QUERIES, round_count=1, captions=captions)
-    assert [(record.query_id, record.number, record.text) for record in rounds] == [
-        (query.id, 0, query.text) for query in QUERIES
-    ]
-    assert not captions.asked and all(not record.liked for record in rounds)
 
 
 @pytest.mark.parametrize("protocol", [HONEST, REFERENCE])
@@ -344,14 +319,6 @@ def test_a_run_cut_anywhere_ends_as_if_it_was_not(play, cut, sizes, chunk, proto
         whole, kept = play(RESUMED, batch_size=sizes[0], **same), []
         resumed = play(RESUMED, batch_size=sizes[1], played=whole[:cut], keep=kept.extend, **same)
     assert resumed == whole and kept == whole[cut:]
-
-
-def test_records_are_kept_batch_by_batch(play):
-    batches = []
-    rounds = play(QUERIES[:5], batch_size=2, keep=batches.append, user=NoUser())
-    assert [record for batch in batches for record in batch] == rounds
-    assert [len(batch) for batch in batches][:3] == [2, 2, 1]
-    assert all(len({record.number for record in batch}) == 1 for batch in batches)
 
 
 def test_a_killed_run_has_kept_the_batches_before(play):
@@ -430,99 +397,6 @@ def test_a_strategy_that_needs_captions_is_not_played_without(play):
     with pytest.raises(ValueError, match="Append needs captions of the picked images, got no captions"):
         play(QUERIES, captions=None)
     assert play(QUERIES, captions=None, strategy=Original())
-
-
-# What may not leak
-
-
-class Spy:
-    """A strategy that keeps what it is given."""
-
-    def __init__(self, strategy):
-        self.strategy, self.needs_captions, self.histories = strategy, strategy.needs_captions, []
-
-    def next(self, histories):
-        self.histories += histories
-        return self.strategy.next(histories)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    text=st.sampled_from(TEXTS),
-    targets=st.tuples(st.sampled_from(IMAGE_IDS), st.sampled_from(IMAGE_IDS)),
-    protocol=st.sampled_from([HONEST, REFERENCE, replace(REFERENCE, stops_when_worse=False)]),
-    name=st.sampled_from(sorted(STRATEGIES)),
-)
-def test_equal_words_and_feedback_search_alike_whatever_the_target(
-    play, strategy_of, text, targets, protocol, name
-):
-    spy = Spy(strategy_of(name))
-    queries = [one_target("one", text, targets[0]), one_target("two", text, targets[1])]
-    sessions = by_query(play(queries, strategy=spy, user=FirstUser(), protocol=protocol))
-    for one, two in zip(sessions["one"], sessions["two"], strict=False):
-        assert (one.text, one.image_ids, one.scores) == (two.text, two.image_ids, two.scores)
-        if not one.stop and not two.stop:
-            assert (one.liked, one.captions) == (two.liked, two.captions)
-    lengths = [len(session) for session in sessions.values()]
-    assert len(spy.histories) == sum(lengths) - 2
-    by_length = {}
-    for history in spy.histories:
-        assert by_length.setdefault(len(history.turns), history) == history
-
-
-def test_a_history_holds_words_picks_and_captions_and_no_more(play):
-    assert [field.name for field in dataclasses.fields(History)] == ["turns"]
-    fields = {field.name for field in dataclasses.fields(Turn)}
-    assert fields == {"text", "shown", "liked", "disliked", "captions"}
-    spy = Spy(Append())
-    rounds = play(QUERIES[:6], strategy=spy)
-    assert spy.histories
-    sessions = by_query(rounds).values()
-    for history in spy.histories:
-        assert any(
-            [(turn.text, turn.shown, turn.liked, turn.disliked, turn.captions) for turn in history.turns]
-            == [
-                (r.text, r.image_ids[: r.shown], r.liked, r.disliked, r.captions)
-                for r in session[: len(history.turns)]
-            ]
-            for session in sessions
-        )
-
-
-def test_a_user_does_not_read_the_query(play, retriever):
-    fields = {field.name for field in dataclasses.fields(View)}
-    assert fields == {"query_id", "round_number", "goals", "candidates", "liked_before"}
-    views = []
-
-    class Watched(FirstUser):
-        def judge(self, seen):
-            views.extend(seen)
-            return super().judge(seen)
-
-    secret = "xyzzy dog"
-    targets = IMAGE_IDS[::9]
-    play(
-        [one_target(f"q{number}", secret, target) for number, target in enumerate(targets)],
-        user=Watched(),
-    )
-    assert views and "xyzzy" not in repr(views)
-    for view in views:
-        assert view.goals == {targets[int(view.query_id[1:])]}
-        assert len(view.candidates) == 10 and not view.goals & set(view.candidates)
-
-
-def test_peoples_captions_steer_the_user_and_reach_nobody_else(play, tmp_path):
-    images = [
-        Image(image_id, tmp_path / image_id, (caption_of(image_id) + " xyzzy", "xyzzy"))
-        for image_id in IMAGE_IDS
-    ]
-    user = NearestUser(caption_vectors(images, WordEncoder().encode_texts))
-    for from_original in (False, True):
-        merger = Merger()
-        spy = Spy(Rewrite(merger, from_original))
-        rounds = play(QUERIES, user=user, strategy=spy)
-        assert merger.pairs and spy.histories
-        assert "xyzzy" not in repr((merger.pairs, spy.histories, rounds))
 
 
 def test_a_fallback_is_on_record(play):

@@ -73,20 +73,6 @@ def test_without_feedback_the_words_rank_all_images(collection, name):
             assert order_of(ours) == order_of([round(value, 4) for value in words])
 
 
-@pytest.mark.parametrize("name", [*NAMES, "rewrite-bayes"])
-def test_many_sessions_are_scored_as_each_alone(collection, name):
-    strategy = make_strategy(name, Merger(), collection)
-    histories = [
-        History((turn([A, B], [A]),)),
-        History((turn(),)),
-        History((turn([C, D], [C]), turn([E, F], [], [F]))),
-    ]
-    for history, query in zip(histories, strategy.next(histories), strict=True):
-        (alone,) = strategy.next([history])
-        assert alone.search.text == query.search.text
-        assert alone.search.scores.tolist() == query.search.scores.tolist()
-
-
 # Fusion over rounds
 
 
@@ -245,17 +231,3 @@ def test_chances_of_0_and_1_are_finite(retriever):
     sure = Collection(retriever, None, lambda texts, ids: np.array([0.0, 1.0] * (len(ids) // 2)))
     (query,) = make_strategy("itm", None, sure).next([History((turn(),))])
     assert np.isfinite(query.search.scores).all()
-
-
-def test_missing_models_are_errors(retriever):
-    bare = Collection(retriever)
-    for name in ("itm", "bayes-itm"):
-        with pytest.raises(ValueError, match="needs a model with a matching head"):
-            make_strategy(name, None, bare)
-    with pytest.raises(ValueError, match="needs a captioner, got none; choose strategy bayes"):
-        make_strategy("bayes-captions", None, bare)
-    with pytest.raises(ValueError, match="rewrite-bayes needs a rewriter"):
-        make_strategy("rewrite-bayes", None, bare)
-    for name in ("rocchio", "bayes", "append-anchored"):
-        with pytest.raises(ValueError, match=f"strategy {name} needs the collection"):
-            make_strategy(name)
