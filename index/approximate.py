@@ -19,7 +19,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from index.scores import REBUILD, ROWS_AT_ONCE, best_rows, list_rows
+from index.scores import REBUILD, ROWS_AT_ONCE, best_rows, list_rows, unit_rows
 from settings import IndexKind
 
 log = logging.getLogger(__name__)
@@ -150,7 +150,8 @@ def build_approximate(
     store.train(vectors[np.sort(chosen)])
     for first in range(0, count, ROWS_AT_ONCE):
         store.add(np.array(vectors[first : first + ROWS_AT_ONCE]))  # a copy is aligned, as FAISS needs it
-    asked = _between(vectors, random) if sampled is None else sampled
+    # On the grid, or scores would be rounded: whether a row ties with the tenth best would be chance.
+    asked = unit_rows(_between(vectors, random) if sampled is None else sampled, dimension, "sampled queries")
     largest = LARGEST_EFFORT if kind == "hnsw" else lists
     return _tuned(Approximate(kind, store, min(16, largest), 0.0), vectors, asked, largest)
 

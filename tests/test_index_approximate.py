@@ -95,6 +95,17 @@ def test_a_damaged_or_foreign_file_is_refused(pair, tmp_path):
     assert not path.exists()
 
 
+def test_effort_is_not_raised_for_the_last_bits_of_sampled_queries():
+    """Of clustered vectors, a few lists hold the best; queries off the grid must not hide that."""
+    random = np.random.default_rng(0)
+    centers = random.standard_normal((16, 1, 256))
+    rows = (centers + 0.5 * random.standard_normal((16, 250, 256))).reshape(-1, 256)
+    vectors = unit_rows(rows / np.linalg.norm(rows, axis=1, keepdims=True), 256, "vectors")
+    built = build_approximate(vectors, "ivf")
+    assert built.recall > 0.97
+    assert built.effort < built.store.nlist
+
+
 def test_effort_is_raised_until_recall_is_enough_or_it_is_said(monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     sampled = clustered(3, 50)
