@@ -15,6 +15,7 @@ import argparse
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ CHAT_TEMPLATE = (
     "<|start|>assistant\n"
 )
 Row = dict[str, Any]
+Open = Callable[[int], Any]
+Use = Callable[[Any, int, int], Any]
 
 
 def main() -> None:
@@ -101,9 +104,16 @@ def _measure_all(arguments: argparse.Namespace, parent: Path) -> Iterator[Row]:
             make(folder, arguments.tiny)
             (folder / "complete").touch()
     for precision in arguments.precisions:
-        yield from _captioner_rows(folders["captioner"], precision, arguments.batches)
-        yield from _rewriter_rows(folders["rewriter"], precision, arguments.batches)
-    yield from _blip_rows(folders["BLIP"], arguments.batches)
+        for name, open_model, use, max_tokens in _models(folders, precision):
+            yield from measure_model(name, precision, arguments.batches, open_model, use, max_tokens)
+    yield from measure_model(
+        "BLIP",
+        "fp32",
+        arguments.batches,
+        partial(_open_blip, folders["BLIP"]),
+        lambda model, batch, turn: model.encode_images(_pictures(batch)),
+        0,
+    )
 
 
 def make_captioner(folder: Path, tiny: bool) -> None:
@@ -230,22 +240,10 @@ def _save_random(make: Callable[..., Any], config: Any, folder: Path) -> None:
     _free_memory()
 
 
-def _captioner_rows(folder: Path, precision: str, batches: Sequence[int]) -> Iterator[Row]:
-    from captioning import MAX_TOKENS, Captioning
-
-    pictures = _pictures(max(batches))
-
-    def caption(model: Any, batch: int, turn: int) -> None:
-        model.caption(pictures[:batch])
-
-    def open_model(batch: int) -> Any:
-        return Captioning(str(folder), precision, batch)
-
-    yield from measure_model("captioner", precision, batches, open_model, caption, MAX_TOKENS)
-
-
-def _rewriter_rows(folder: Path, precision: str, batches: Sequence[int]) -> Iterator[Row]:
-    from query_editing import MAX_TOKENS, QueryEditing
+def _models(folders: dict[str, Path], precision: str) -> Iterator[tuple[str, Open, Use, int]]:
+    """Yields captioner and rewriter: name, how to open and use them, and the length of an answer."""
+    import captioning
+    import query_editing
 
     said = "two men in front of a red house, one of them with a dog and the other with a large umbrella"
 
@@ -253,35 +251,35 @@ def _rewriter_rows(folder: Path, precision: str, batches: Sequence[int]) -> Iter
         queries = [f"{number} people with a dog, {turn}" for number in range(batch)]  # none is asked twice
         model.rewrite(queries, [said] * batch)
 
-    def open_model(batch: int) -> Any:
-        return QueryEditing(str(folder), precision, batch)
+    yield (
+        "captioner",
+        lambda batch: captioning.Captioning(str(folders["captioner"]), precision, batch),
+        lambda model, batch, turn: model.caption(_pictures(batch)),
+        captioning.MAX_TOKENS,
+    )
+    yield (
+        "rewriter",
+        lambda batch: query_editing.QueryEditing(str(folders["rewriter"]), precision, batch),
+        rewrite,
+        query_editing.MAX_TOKENS,
+    )
 
-    yield from measure_model("rewriter", precision, batches, open_model, rewrite, MAX_TOKENS)
 
-
-def _blip_rows(folder: Path, batches: Sequence[int]) -> Iterator[Row]:
+def _open_blip(folder: Path, batch: int) -> Any:
     import torch
 
     from BLIP.model import BlipEncoder
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pictures = _pictures(max(batches))
-
-    def encode(model: Any, batch: int, turn: int) -> None:
-        model.encode_images(pictures[:batch])
-
-    def open_model(batch: int) -> Any:
-        return BlipEncoder.open(folder, None, device, batch_size=batch)
-
-    yield from measure_model("BLIP", "fp32", batches, open_model, encode, 0)
+    return BlipEncoder.open(folder, None, device, batch_size=batch)
 
 
 def measure_model(
     name: str,
     precision: str,
     batches: Sequence[int],
-    open_model: Callable[[int], Any],
-    use: Callable[[Any, int, int], None],
+    open_model: Open,
+    use: Use,
     max_tokens: int,
 ) -> Iterator[Row]:
     """Opens a model anew for every batch size, so that no batch sees what another left in memory.
@@ -344,6 +342,7 @@ def _batch_size(model: Any, batch: int) -> int:
     return batch
 
 
+@cache
 def _pictures(count: int) -> list[Any]:
     import numpy as np
     from PIL import Image
