@@ -20,6 +20,7 @@ from files import read_json, write_json
 from records import Round
 
 SHARED = ("caption", "rewrite")  # made once for all runs
+KEPT_REWRITES = 100_000  # some 80 MB
 STAGES = ("search", "move", *SHARED)
 
 
@@ -138,9 +139,9 @@ class Costs:
 
 
 class CountedRewriter:
-    """A rewriter whose work is counted; no pair is asked of it twice.
+    """A rewriter whose work is counted; no pair is asked of it twice, while there is room to keep it.
 
-    The rewrites are kept here, so that the runs that share it share them.
+    The rewrites are kept here, so that the runs that share it share them: the first `KEPT_REWRITES`.
     """
 
     def __init__(self, rewriter: Rewriter, costs: Costs) -> None:
@@ -151,12 +152,16 @@ class CountedRewriter:
     def rewrite(self, queries: Sequence[str], captions: Sequence[str]) -> list[str]:
         """Returns one line a pair, in order; empty where the rewriter failed."""
         pairs = list(zip(queries, captions, strict=True))
-        new = [pair for pair in dict.fromkeys(pairs) if pair not in self._written]
+        known = {pair: self._written[pair] for pair in pairs if pair in self._written}
+        new = [pair for pair in dict.fromkeys(pairs) if pair not in known]
         if new:
             with self._costs.measure("rewrite", len(new), self._rewriter):
                 made = self._rewriter.rewrite([query for query, _ in new], [caption for _, caption in new])
-            self._written.update(zip(new, made, strict=True))
-        return [self._written[pair] for pair in pairs]
+            known.update(zip(new, made, strict=True))
+            # The first stay rather than the latest: runs that share rewrites ask for the same pairs in order.
+            room = KEPT_REWRITES - len(self._written)
+            self._written.update((pair, known[pair]) for pair in new[: max(0, room)])
+        return [known[pair] for pair in pairs]
 
 
 class CountedCaptioner:

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+from conftest import Merger
 
 from experiments.compare import plays_of
-from feedback.costs import Costs, Spent, counts_of
+from feedback.costs import Costs, CountedRewriter, Spent, counts_of
 from records import Round
 from settings import ComparisonSettings, ExperimentSettings
 
@@ -73,6 +74,18 @@ def test_a_query_costs_what_its_run_asked_for_at_the_price_of_all_runs(tmp_path)
         assert row["seconds"] == pytest.approx(0.75 + 1.0)
     unknown = costs.per_query("two", {"search": 4, "rewrite": 4}, query_count=4)
     assert unknown["rewrite seconds"] is None and unknown["seconds"] is None and unknown["tokens"] is None
+
+
+def test_rewrites_are_shared_while_there_is_room_for_them(monkeypatch):
+    monkeypatch.setattr("feedback.costs.KEPT_REWRITES", 2)
+    merger = Merger()
+    rewriter = CountedRewriter(merger, Costs())
+    for _ in range(2):
+        assert rewriter.rewrite(["a", "b", "a"], ["x", "y", "x"]) == ["a x", "b y", "a x"]
+    assert merger.pairs == [("a", "x"), ("b", "y")]
+    for _ in range(2):
+        assert rewriter.rewrite(["c", "a", "c"], ["z", "x", "z"]) == ["c z", "a x", "c z"]
+    assert merger.pairs == [("a", "x"), ("b", "y"), ("c", "z"), ("c", "z")]
 
 
 def test_a_run_asks_for_captions_of_distinct_images_and_a_rewrite_after_each_caption():
