@@ -15,7 +15,7 @@ from playground.captions import read_captions, table_lines
 from playground.captions_json import coco_lines
 from records import Image
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))
 QUICK = settings(
     max_examples=EXAMPLES,
     deadline=None,

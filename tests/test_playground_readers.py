@@ -1,7 +1,6 @@
 """The readers over folders on disk, each in the layouts in which its dataset is found."""
 
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -445,12 +444,3 @@ def test_reading_imports_no_model_and_no_index():
         [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=60
     )
     assert done.stdout.strip() == "set()", done.stderr
-
-
-def test_a_large_folder_is_listed_without_complaint(tmp_path, caplog):
-    fill(tmp_path, "00000.jpg")
-    for number in range(1, 2000):
-        os.link(tmp_path / "00000.jpg", tmp_path / f"{number:05}.jpg")
-    with caplog.at_level(logging.WARNING):
-        assert len(open_dataset("image_folder", tmp_path, "all").images) == 2000
-    assert not caplog.records
