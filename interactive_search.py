@@ -3,6 +3,7 @@
     python interactive_search.py --dataset demo                                        # then open the address
     python interactive_search.py --dataset image_folder --root ~/Pictures --preset demo
     python interactive_search.py --dataset demo --terminal                             # without a browser
+    python interactive_search.py --dataset demo --text "a dog on a beach"              # once, prints files
 
 The guide is docs/interactive.md.
 """
@@ -20,17 +21,24 @@ PORT = 7860
 
 
 def main() -> None:
-    """Reads the constants and the command line, and opens the page."""
-    settings = read_settings(InteractiveSettings, globals())
-    from interactive.server import run_interactive
-
+    """Reads the constants and the command line; opens the page, or searches once."""
+    settings = read_settings(InteractiveSettings, globals()).resolved()
     index = None
     if isinstance(settings.index, str):
         from scale.milvus import MilvusIndex
 
         index = MilvusIndex.open(settings.index)
+    if settings.text is None:
+        from interactive.server import run_interactive
 
-    run_interactive(settings, index)
+        run_interactive(settings, index)
+        return
+    from experiments.dataset_index import search_once
+
+    found = search_once(settings, settings.text, settings.shown, index)
+    for place, (path, score) in enumerate(found, start=1):
+        name = "".join(c if c.isprintable() else "?" for c in str(path))  # no orders to the terminal
+        print(f"{place:3d}  {score:.3f}  {name}")  # noqa: T201
 
 
 if __name__ == "__main__":

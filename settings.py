@@ -331,24 +331,6 @@ class CaptioningSettings(CaptionSettings, RaySettings):
 
 
 @dataclass(frozen=True)
-class SearchSettings(IndexSettings):
-    """Searches a dataset once, without feedback."""
-
-    text: str | None = option(None, "What to search for.")
-    shown: int = option(10, "Pictures listed.", min=1)
-
-    def resolved(self) -> Any:
-        """Returns the same settings with every open one filled in.
-
-        Raises:
-            ValueError: If there are no words.
-        """
-        if not (self.text or "").strip():
-            raise ValueError(f"text: got {self.text!r}, expected words, such as --text 'a dog on a beach'")
-        return super().resolved()
-
-
-@dataclass(frozen=True)
 class ExperimentSettings(LoopSettings):
     """Runs the feedback loop over a dataset's queries; logs recall and F1 per round."""
 
@@ -468,6 +450,17 @@ class InteractiveSettings(SessionSettings):
         True, "Caption every shown picture while nothing else is to be done, for alt texts and the terminal."
     )
     terminal: bool = option(False, "Search in the terminal instead of on a page.")
+    text: str | None = option(None, "Search once with these words, print the best files, and end.")
+
+    def resolved(self) -> Any:
+        """Returns the same settings with every open one filled in.
+
+        Raises:
+            ValueError: If the words are blank.
+        """
+        if self.text is not None and not self.text.strip():
+            raise ValueError(f"text: got {self.text!r}, expected words, such as --text 'a dog on a beach'")
+        return super().resolved()
 
     def run_name(self) -> str:
         """Returns the name of the find-this-picture study's folder."""
@@ -669,7 +662,6 @@ def settings_table() -> str:
         "caption_images.py": CaptioningSettings,
         "multi_modal_query_expansion.py, ..._mscoco.py, ..._msrvtt.py": ExperimentSettings,
         "compare.py": ComparisonSettings,
-        "search_images.py": SearchSettings,
         "interactive_search.py": InteractiveSettings,
         "python -m experiments.dialogues": DialogueSettings,
     }

@@ -25,7 +25,7 @@ EXPERIMENT = "multi_modal_query_expansion.py"
 DEMO = ("--dataset", "demo")
 COMMANDS = {
     "help": (EXPERIMENT, "--help"),
-    "search": ("search_images.py", *DEMO, "--text", "a dog on a beach"),
+    "search": ("interactive_search.py", *DEMO, "--text", "a dog on a beach"),
     "demo": (
         EXPERIMENT,
         *DEMO,

@@ -14,7 +14,7 @@ from index.faiss_index import FaissIndex, ImageIndex
 from playground import open_dataset
 from records import Dataset, Image
 from retriever import Retriever
-from settings import DatasetSettings, EmbeddingSettings, IndexSettings, SearchSettings
+from settings import DatasetSettings, EmbeddingSettings, IndexSettings
 
 log = logging.getLogger(__name__)
 
@@ -63,11 +63,15 @@ def embed_images(
     )
 
 
-def search_dataset(settings: SearchSettings, index: ImageIndex | None = None) -> list[tuple[Path, float]]:
+def search_once(
+    settings: IndexSettings, text: str, count: int, index: ImageIndex | None = None
+) -> list[tuple[Path, float]]:
     """Searches a dataset's index with words; the dataset itself is not read.
 
     Args:
-        settings: Dataset, model, index, words.
+        settings: Resolved: dataset, model, index.
+        text: The words.
+        count: How many images to list.
         index: Opened, where it is no folder that the settings name.
 
     Returns:
@@ -75,11 +79,10 @@ def search_dataset(settings: SearchSettings, index: ImageIndex | None = None) ->
 
     Raises:
         FileNotFoundError: If index or checkpoint are missing.
-        ValueError: If they cannot be used, or there are no words.
+        ValueError: If they cannot be used.
     """
-    settings = settings.resolved()
     retriever = open_retriever(settings, index=index)
-    (ranking,) = retriever.search([settings.text or ""], settings.shown)
+    (ranking,) = retriever.search([text], count)
     folder = image_folder(retriever.index)
     return [(folder / image_id, score) for image_id, score in zip(ranking.ids, ranking.scores, strict=True)]
 
@@ -101,7 +104,7 @@ def open_retriever(
     if index is None and isinstance(settings.index, str):
         raise ValueError(
             f"index: got {settings.index}, expected a folder: experiments rank all images in every round,"
-            " which a Milvus collection does not; search_images.py and interactive_search.py take one"
+            " which a Milvus collection does not; interactive_search.py takes one"
         )
     model = encoder or open_encoder(settings)
     if index is not None:

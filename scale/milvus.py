@@ -2,8 +2,8 @@
 
     python -m scale.milvus playground/data/demo/index-test milvus://HOST:19530/images
 
-copies an index folder into a collection, or brings the collection up to date; search_images.py and
-interactive_search.py then take ``--index milvus://HOST:19530/images``. A collection gives no ranks:
+copies an index folder into a collection, or brings the collection up to date; interactive_search.py
+then takes ``--index milvus://HOST:19530/images``. A collection gives no ranks:
 experiments, which need them in every round, use the folder. pymilvus talks alike to a server and to the file
 of Milvus Lite (``milvus:///folder/file.db/images``).
 

@@ -176,9 +176,9 @@ def test_an_hnsw_collection_finds_nearly_all_with_exact_scores(address, saved):
 @pytest.mark.demo
 @pytest.mark.slow
 def test_the_demo_is_searched_from_a_collection_as_from_its_folder(address, tmp_path):
-    from experiments.dataset_index import embed_dataset, search_dataset
+    from experiments.dataset_index import embed_dataset, search_once
     from experiments.setup import Setup
-    from settings import EmbeddingSettings, ExperimentSettings, SearchSettings
+    from settings import EmbeddingSettings, ExperimentSettings
 
     flat = embed_dataset(EmbeddingSettings(dataset="demo", index=tmp_path / "index"))
     index = MilvusIndex.create_from(flat, address)
@@ -189,9 +189,8 @@ def test_the_demo_is_searched_from_a_collection_as_from_its_folder(address, tmp_
     assert index.search(queries, 10) == flat.search(queries, 10)
     assert index.search(queries, 10, shown) == flat.search(queries, 10, shown)
     index.close()
-    words = {"dataset": "demo", "text": "a dog on a beach"}
-    found = search_dataset(SearchSettings(**words, index=address), MilvusIndex.open(address))
-    assert found == search_dataset(SearchSettings(**words, index=tmp_path / "index"))
+    found = search_once(settings, "a dog on a beach", 10, MilvusIndex.open(address))
+    assert found == search_once(settings, "a dog on a beach", 10)
     with pytest.raises(ValueError, match="expected a folder: experiments rank all images in every round"):
         Setup.open(ExperimentSettings(dataset="demo", index=address).resolved())
 

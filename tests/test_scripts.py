@@ -68,7 +68,7 @@ MAX_IMPORTS_OF_A_SEARCH = 1450  # modules, torch's for more than half; 1,279 whe
 
 def test_a_search_prints_the_best_and_imports_little(arguments, tmp_path):
     pictures = {key: arguments[key] for key in EMBEDDING}
-    search = ("search_images.py", *map(str, flat(pictures, text="picture 3 of a b", shown=5)))
+    search = ("interactive_search.py", *map(str, flat(pictures, text="picture 3 of a b", shown=5)))
     first = in_a_process(*search)
     assert first.returncode == 0
     again = in_a_process("-X", "importtime", *search)
@@ -85,7 +85,7 @@ def test_a_search_prints_the_best_and_imports_little(arguments, tmp_path):
 
 
 def test_a_search_without_words_is_one_line():
-    done = in_a_process("search_images.py", "--dataset", "demo", "--text", " ")
+    done = in_a_process("interactive_search.py", "--dataset", "demo", "--text", " ")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: text: got ' ', expected words, such as --text 'a dog on a beach'\n"
 
@@ -358,12 +358,12 @@ def test_only_embedding_writes_an_index(run, arguments, models, pictures, tmp_pa
     before = contents(index)
     searching = {key: arguments[key] for key in EMBEDDING} | {"--text": "a picture"}
     other = model_folder(tmp_path / "other", "retrieval_full.pth")
-    status, errors = run("search_images", *flat(searching, blip=other))
+    status, errors = run("interactive_search", *flat(searching, blip=other))
     assert status == 2 and "another model's index" in errors[0]
     status, errors = run("multi_modal_query_expansion", *flat(arguments, blip=other))
     assert status == 2 and "another model's index" in errors[0]
     home.mkdir()
-    status, errors = run("search_images", *flat(searching, root=home))
+    status, errors = run("interactive_search", *flat(searching, root=home))
     assert status == 2 and f"embed_image_as_faiss.py --dataset image_folder --root {home}" in errors[0]
     assert not list(home.iterdir()) and contents(index) == before
 
