@@ -26,7 +26,7 @@ from settings import run_script
 
 PROJECT = Path(__file__).parent.parent
 FIXTURES = Path(__file__).parent / "fixtures" / "blip"
-SCRIPT = "multi_modal_query_expansion"
+EMBEDDING, SCRIPT = "embed_image_as_faiss", "multi_modal_query_expansion"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None,
@@ -112,11 +112,13 @@ def command(pictures, models, tmp_path):
             "caption_batch": 4, "rewrite_batch": 4, "user": "reference", "rounds": 2, "queries": 6,
             "caption_cache": tmp_path / "captions.sqlite", "output": tmp_path / "run",
         } | changes  # fmt: skip
-        return [
-            part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))
-        ]
+        return flags(values)
 
     return command
+
+
+def flags(values):
+    return [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def check_run(folder):
@@ -136,13 +138,15 @@ CASES = [
     ("llava-next", "fp32"),
     ("smolvlm", "fp32"),
     ("blip-captioner", "fp32"),
-    pytest.param("llava-next", "int8", marks=bitsandbytes),
     pytest.param("llava-next", "int4", marks=bitsandbytes),
 ]
 
 
 @pytest.mark.parametrize(("captioner", "precision"), CASES)
-def test_a_whole_run(captioner, precision, command, models, tmp_path, monkeypatch, capsys):
+def test_a_whole_run(captioner, precision, command, models, pictures, tmp_path, monkeypatch, capsys):
+    given = flags({"dataset": "image_folder", "root": pictures, "blip": models["blip"]})
+    monkeypatch.setattr(sys, "argv", [EMBEDDING, *given])
+    assert run_script(importlib.import_module(EMBEDDING).main) == 0
     monkeypatch.setattr(sys, "argv", [SCRIPT, *command(captioner, precision)])
     assert run_script(importlib.import_module(SCRIPT).main) == 0
     assert "Recall@10" in capsys.readouterr().out
@@ -160,23 +164,24 @@ def hub_folder(hub, model_id, folder):
     return model_id
 
 
-def test_a_whole_run_with_models_of_the_hub(command, models, tmp_path):
+def test_a_whole_run_with_models_of_the_hub(command, models, pictures, tmp_path):
     """In a process of its own, which finds the models downloaded and the network gone."""
     hub = tmp_path / "hub"
     ids = {
         name: hub_folder(hub, f"someone/{folder}", models[folder])
         for name, folder in (("blip", "blip"), ("caption_model", "llava-next"), ("rewrite_model", "llama"))
     }
-    arguments = command("llava-next", "fp32", **ids)
-    done = subprocess.run(
-        [sys.executable, f"{SCRIPT}.py", *arguments],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    given = flags({"dataset": "image_folder", "root": pictures, "blip": ids["blip"]})
+    for script, arguments in ((EMBEDDING, given), (SCRIPT, command("llava-next", "fp32", **ids))):
+        done = subprocess.run(
+            [sys.executable, f"{script}.py", *arguments],
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env=os.environ | {"HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1"},
+        )
+        assert done.returncode == 0, done.stderr
     check_run(tmp_path / "run")
     captioner_name = read_json(tmp_path / "run" / "settings.json")["captioner"]
     assert captioner_name.startswith(f"someone/llava-next@{COMMIT} fp32: Describe")
