@@ -10,9 +10,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from settings import PRESETS, PROJECT, SessionSettings, run_script
+from settings import PRESETS, PROJECT, Precision, SessionSettings, run_script
 
 if TYPE_CHECKING:  # opened late, so that --help answers at once
     from PIL.Image import Image
@@ -41,7 +41,7 @@ class CheckSettings:
     blip: str | None = None
     caption_model: str | None = None
     rewrite_model: str | None = None
-    quantization: Literal["int8", "int4", "fp16", "bf16", "fp32", "auto"] | None = None
+    quantization: Precision | None = None
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
@@ -81,14 +81,30 @@ def check_weights(settings: CheckSettings) -> dict[str, Check]:
         ValueError: If they cannot be used, a model says nothing, or the picture's own words are not first.
         ModuleNotFoundError: If a package is missing.
     """
+    from experiments.models import open_captioner, open_rewriter
     from index.decode import open_image
 
     values = {name: value for name, value in vars(settings).items() if value is not None}
     session = SessionSettings(**values).resolved()
     picture = open_image(PICTURE)
-    search = _check_search(session, picture)
-    captioner, caption = _check_captioner(session, picture)
-    return {"search": search, "captioner": captioner, "rewriter": _check_rewriter(session, caption)}
+    checks = {"search": _check_search(session, picture)}
+
+    captioner = open_captioner(session)
+    (caption,), first = _timed(lambda: captioner.caption([picture]))
+    _, second = _timed(lambda: captioner.caption([picture]))
+    if captioner.empty:
+        raise ValueError(f"{session.caption_model} found no words for {PICTURE}, expected a sentence")
+    model = f"{session.caption_model} {captioner.quantization}"
+    checks["captioner"] = Check(model, caption, first, second, _peak())
+    captioner.release()
+
+    rewriter = open_rewriter(session)
+    _, first = _timed(lambda: rewriter.rewrite([QUERIES[0]], [caption]))
+    (query,), second = _timed(lambda: rewriter.rewrite([QUERIES[1]], [caption]))
+    if not query:
+        raise ValueError(f"{session.rewrite_model} rewrote {QUERIES[1]!r} to nothing, expected a query")
+    checks["rewriter"] = Check(rewriter.name, query, first, second, _peak())
+    return checks
 
 
 def _check_search(session: SessionSettings, picture: Image) -> Check:
@@ -109,31 +125,6 @@ def _check_search(session: SessionSettings, picture: Image) -> Check:
         )
     said = f"its words {own:.2f}, other words {max(others):.2f} at most"
     return Check(str(session.blip), said, opening + first, second, _peak())
-
-
-def _check_captioner(session: SessionSettings, picture: Image) -> tuple[Check, str]:
-    from experiments.models import open_captioner
-
-    captioner = open_captioner(session)
-    (caption,), first = _timed(lambda: captioner.caption([picture]))
-    _, second = _timed(lambda: captioner.caption([picture]))
-    if captioner.empty:
-        raise ValueError(f"{session.caption_model} found no words for {PICTURE}, expected a sentence")
-    model, peak = f"{session.caption_model} {captioner.quantization}", _peak()
-    captioner.release()
-    return Check(model, caption, first, second, peak), caption
-
-
-def _check_rewriter(session: SessionSettings, caption: str) -> Check:
-    from experiments.models import open_rewriter
-
-    rewriter = open_rewriter(session)
-    _, first = _timed(lambda: rewriter.rewrite([QUERIES[0]], [caption]))
-    (query,), second = _timed(lambda: rewriter.rewrite([QUERIES[1]], [caption]))
-    if not query:
-        raise ValueError(f"{session.rewrite_model} rewrote {QUERIES[1]!r} to nothing, expected a query")
-    precision = rewriter.name.split(" ")[-1]
-    return Check(f"{session.rewrite_model} {precision}", query, first, second, _peak())
 
 
 def _timed(work: Callable[[], Result]) -> tuple[Result, float]:

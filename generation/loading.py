@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from settings import Precision
 
 log = logging.getLogger(__name__)
 
 Quantization = str | bool
-PRECISIONS = ("int8", "int4", "fp16", "bf16", "fp32")
+PRECISIONS = tuple(name for name in get_args(Precision) if name != "auto")
 
 INT8_CAPABILITY = (7, 5)  # of the GPU: the first with the int8 matrix product that LLM.int8() uses
 FLASH_CAPABILITY = (8, 0)  # of the GPU (Ampere); what flash-attention 2 is compiled for
