@@ -9,52 +9,23 @@ index. Prints the records, their size on disk, and the peak memory of the proces
 
 from __future__ import annotations
 
-import logging
+import argparse
 import resource
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evaluation.measures import measure_sessions
-from evaluation.plots import plot_recall_f1
-from evaluation.report import write_report
-from evaluation.runs import append_rounds, stream_rounds
-from evaluation.sessions import build_sessions
-from evaluation.tables import as_markdown
-from feedback.protocols import PROTOCOLS
-from feedback.rounds import run_rounds
-from feedback.strategies.words import Append
-from feedback.users import FirstUser
-from files import write_json
-from index.faiss_index import Ranking
+from benchmarks.timing import parser, report
 from records import Query
 from settings import run_script
 
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class MemorySettings:
-    """Measures the memory of a run with made-up searches.
-
-    Attributes:
-        queries: Flickr30k's, five captions an image.
-        images: Flickr30k's.
-        rounds: Rounds, the first search included.
-        folder: Where the run's file goes, some 6 kB a query and round; the system's folder for temporary
-            files when not given.
-    """
-
-    queries: int = 158_915
-    images: int = 31_783
-    rounds: int = 4
-    folder: Path | None = None
+if TYPE_CHECKING:
+    from index.faiss_index import Ranking
 
 
 class MadeUpSearches:
@@ -72,6 +43,8 @@ class MadeUpSearches:
 
     def search(self, queries: Sequence[Any], k: int, exclude: Sequence[frozenset[str]]) -> list[Ranking]:
         """Lists any k images but those shown before."""
+        from index.faiss_index import Ranking
+
         rankings = []
         for seen in exclude:
             rows = self._random.integers(100, len(self.index.ids), 2 * k)  # the targets are the first hundred
@@ -94,47 +67,67 @@ class MadeUpCaptions:
 
 def main() -> None:
     """Runs from the command line."""
-    import tyro
+    read = parser(__doc__)
+    read.add_argument("--queries", type=int, default=158_915, help="Flickr30k's, five captions an image")
+    read.add_argument("--images", type=int, default=31_783, help="Flickr30k's")
+    read.add_argument("--rounds", type=int, default=4, help="rounds, the first search included")
+    read.add_argument(
+        "--folder", type=Path, help="for the run's file, 6 kB a query and round; the system's if not given"
+    )
+    arguments = read.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        rows = measure(arguments, Path(folder))
+    report("full_run_memory", arguments, rows)
 
-    settings = tyro.cli(MemorySettings)
-    with tempfile.TemporaryDirectory(dir=settings.folder) as folder:
-        print(as_markdown(measure(settings, Path(folder))))
 
-
-def measure(settings: MemorySettings, folder: Path) -> list[tuple[str, str]]:
+def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """Runs the stages one after the other.
 
     Returns:
-        A row a stage, and the peak memory of the process when it was done.
+        A row a stage, with the peak memory of the process when it was done.
     """
-    searches: Any = MadeUpSearches(settings.images)
+    from evaluation.measures import measure_sessions
+    from evaluation.plots import plot_recall_f1
+    from evaluation.report import write_report
+    from evaluation.runs import append_rounds, stream_rounds
+    from evaluation.sessions import build_sessions
+    from feedback.protocols import PROTOCOLS
+    from feedback.rounds import run_rounds
+    from feedback.strategies.words import Append
+    from feedback.users import FirstUser
+    from files import write_json
+
+    searches: Any = MadeUpSearches(arguments.images)
     queries = [
         Query(f"{number}.jpg#0", f"two people on a street, {number}", target, frozenset({target}))
-        for number in range(settings.queries)
+        for number in range(arguments.queries)
         for target in (searches.index.ids[number % 100],)
     ]
     path = folder / "rounds.jsonl"
-    rows = [("Stage", "Peak memory, MB"), ("start: imports, queries, image ids", _peak())]
+    rows = [_row("start: imports, queries, image ids")]
     run_rounds(
         queries, retriever=searches, user=FirstUser(), strategy=Append(), protocol=PROTOCOLS["honest"],
-        captions=MadeUpCaptions(), round_count=settings.rounds,
+        captions=MadeUpCaptions(), round_count=arguments.rounds,
         keep=lambda rounds: append_rounds(path, rounds),
     )  # fmt: skip
-    rows.append((f"loop: {settings.queries * settings.rounds:,} records", _peak()))
-    sessions = build_sessions(stream_rounds(path), settings.rounds, queries)
-    measures = measure_sessions(sessions, settings.rounds, settings.images)
-    rows.append((f"measures, from {path.stat().st_size / 1e9:.1f} GB of records", _peak()))
+    rows.append(_row(f"loop: {arguments.queries * arguments.rounds:,} records"))
+    sessions = build_sessions(stream_rounds(path), arguments.rounds, queries)
+    measures = measure_sessions(sessions, arguments.rounds, arguments.images)
+    rows.append(_row(f"measures, from {path.stat().st_size / 1e9:.1f} GB of records"))
     write_json(folder / "measures.json", measures.to_json())
     write_json(folder / "settings.json", {})
     plot_recall_f1({"made up": measures.summary()}, folder / "recall_f1.png")
     write_report(folder, folder, sessions)
-    rows.append(("report", _peak()))
+    rows.append(_row("report"))
     return rows
 
 
-def _peak() -> str:
+def _row(stage: str) -> dict[str, Any]:
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes here
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6:,.0f}"
+    return {
+        "stage": stage,
+        "peak memory, MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6,
+    }
 
 
 if __name__ == "__main__":

@@ -335,11 +335,8 @@ def measure_model(
 
 def _batch_size(model: Any, batch: int) -> int:
     """Returns what a captioner's or rewriter's batches have shrunk to."""
-    for holder in (model, getattr(model, "_model", None)):
-        batches = getattr(holder, "_batches", None)
-        if batches is not None:
-            return batches.size
-    return batch
+    batches = getattr(model, "_batches", None) or getattr(getattr(model, "_model", None), "batches", None)
+    return batches.size if batches else batch
 
 
 @cache

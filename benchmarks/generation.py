@@ -1,4 +1,4 @@
-"""How fast rewrites are written: this project's `TextModel` against transformers' `generate`.
+"""How fast rewrites are written: this project's `TextModel` in its engines against transformers' `generate`.
 
     python -m benchmarks.generation
     python -m benchmarks.generation --busy 1        # beside another busy process
@@ -22,9 +22,13 @@ from settings import PROJECT, run_script
 log = logging.getLogger(__name__)
 
 MODEL = "smollm2-135m-instruct"
-THEIRS = "transformers' generate"
-OURS = "TextModel"
-PRECISIONS = ("fp32", "bf16")
+GENERATE = "generate"
+WAYS = {
+    GENERATE: "transformers' generate, float32",
+    "fp32": "TextModel, transformers, float32",
+    "bf16": "TextModel, transformers, bfloat16",
+    "auto": "TextModel, OpenVINO",
+}
 Answers = tuple[list[str], int]  # texts, and how many tokens they have
 Write = Callable[[Sequence[str], int], Answers]
 
@@ -34,27 +38,32 @@ def main() -> None:
     read = parser(__doc__)
     read.add_argument("--prompts", type=int, default=64, help="rewrites in a measurement")
     read.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 64], help="prompts at a time")
-    read.add_argument("--precisions", nargs="+", default=["fp32"], choices=PRECISIONS, help="of the weights")
+    ways = [GENERATE, "fp32", "auto"]
+    read.add_argument(
+        "--ways", nargs="+", default=ways, choices=WAYS, help="generate, or TextModel's precision"
+    )
     read.add_argument("--repeats", type=int, default=3, help="turns of each way; their median counts")
     read.add_argument("--threads", type=int, default=2, help="threads of the cold starts")
     read.add_argument("--busy", type=int, default=0, help="busy processes beside it")
     arguments = read.parse_args()
     with busy_neighbors(arguments.busy):
-        rows = [row for precision in arguments.precisions for row in measure(arguments, precision)]
+        rows = measure(arguments)
     report("generation", arguments, rows)
 
 
-def measure(arguments: argparse.Namespace, precision: str) -> list[dict[str, Any]]:
-    """Measures all ways in one precision.
+def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measures all ways.
 
     Returns:
-        A row for each way and batch, held against the first batch of `generate`: how many times as many
-        rewrites a second, and the share of equal answers.
+        A row for each way and batch, with how many times as many rewrites a second as the first way in its
+        first batch, and the share of answers equal to those of the same way in the first batch.
     """
-    prompts = vague_prompts(arguments.prompts)
-    ways = (THEIRS, OURS)
-    cold = {way: in_a_process(arguments.threads, _cold, way, precision, prompts[0]) for way in ways}
-    opened = {way: open_way(way, precision, max(arguments.batches)) for way in ways}
+    prompts, ways = vague_prompts(arguments.prompts), arguments.ways
+    if "auto" in ways and not _has_openvino():
+        log.warning("OpenVINO is left out: it is not installed; pip install openvino-genai")
+        ways = [way for way in ways if way != "auto"]
+    cold = {way: in_a_process(arguments.threads, _cold, way, prompts[0]) for way in ways}
+    opened = {way: open_way(way, max(arguments.batches)) for way in ways}
     for write in opened.values():
         write(prompts[:1], 1)  # so that nothing is set up on the clock
     timed = in_turns(
@@ -65,21 +74,20 @@ def measure(arguments: argparse.Namespace, precision: str) -> list[dict[str, Any
         },
         arguments.repeats,
     )
-    first = timed[THEIRS, arguments.batches[0]]
-    rows = []
-    for (way, batch), one in timed.items():
-        texts, tokens = one.result
-        same = sum(text.strip() == other.strip() for text, other in zip(texts, first.result[0], strict=True))
+    base, rows = timed[ways[0], arguments.batches[0]], []
+    for way, batch in sorted(timed, key=lambda key: ways.index(key[0])):
+        one, alone = timed[way, batch], timed[way, arguments.batches[0]]
+        same = sum(a.strip() == b.strip() for a, b in zip(one.result[0], alone.result[0], strict=True))
         rows.append(
             {
-                "way": way,
-                "precision": precision,
+                "way": WAYS[way],
                 "at a time": batch,
-                "cold, s to the first answer": cold[way],
-                "tokens/s": tokens / one.wall,
+                "cold, s": cold[way],
+                "tokens/s": one.result[1] / one.wall,
                 "rewrites/s": len(prompts) / one.wall,
                 "CPU s": one.cpu,
-                "times as fast": first.wall / one.wall,
+                "times as fast": base.wall / one.wall,
+                "times less CPU": base.cpu / one.cpu,
                 "same answers": same / len(prompts),
             }
         )
@@ -95,32 +103,38 @@ def vague_prompts(count: int) -> list[str]:
     said = {query.id: query.text for query in dataset.queries}
     names = [image.id for image in dataset.images[: count + 1]]
     return [
-        REWRITE_FEW_SHOT.open.format(query=said[f"{name}#4"], caption=said[f"{other}#0"])
+        REWRITE_FEW_SHOT.prefix
+        + REWRITE_FEW_SHOT.open.format(query=said[f"{name}#4"], caption=said[f"{other}#0"])
         for name, other in pairwise(names)
     ]
 
 
-def open_way(way: str, precision: str, max_batch: int) -> Write:
-    """Opens the model in one of the two ways."""
-    return _theirs(precision) if way == THEIRS else _ours(precision, max_batch)
+def open_way(way: str, max_batch: int) -> Write:
+    """Opens the model in one of `WAYS`."""
+    return _generate() if way == GENERATE else _text_model(way, max_batch)
 
 
-def _cold(way: str, precision: str, prompt: str) -> float:
+def _cold(way: str, prompt: str) -> float:
     watch = Watch()
-    open_way(way, precision, 1)([prompt], 1)
+    open_way(way, 1)([prompt], 1)
     return watch.wall()
 
 
-def _theirs(precision: str) -> Write:
+def _has_openvino() -> bool:
+    from generation.openvino_engine import is_installed
+
+    return is_installed()
+
+
+def _generate() -> Write:
     """Prompts padded on the left, sorted by length, and read whole."""
     import torch
 
     from benchmarks.sequential import line_ends, open_plain
-    from generation.prompts import REWRITE_FEW_SHOT
     from generation.text_model import cut
     from query_editing import MAX_TOKENS
 
-    tokenizer, model = open_plain(MODEL, precision)
+    tokenizer, model = open_plain(MODEL)
     ends = [tokenizer.eos_token_id, *line_ends(tokenizer)]
 
     def answer(rows: Sequence[list[int]]) -> list[list[int]]:
@@ -137,8 +151,7 @@ def _theirs(precision: str) -> Write:
         return [cut(row, ends) for row in new]
 
     def write(prompts: Sequence[str], batch: int) -> Answers:
-        whole = [REWRITE_FEW_SHOT.prefix + prompt for prompt in prompts]
-        rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in whole]
+        rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in prompts]
         order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
         answers: dict[int, list[int]] = {}
         for start in range(0, len(order), batch):
@@ -150,9 +163,8 @@ def _theirs(precision: str) -> Write:
     return write
 
 
-def _ours(precision: str, max_batch: int) -> Write:
+def _text_model(precision: Any, max_batch: int) -> Write:
     """Asked for so many at a time."""
-    from generation.prompts import REWRITE_FEW_SHOT
     from generation.text_model import TextModel
     from query_editing import MAX_TOKENS
 
@@ -162,7 +174,7 @@ def _ours(precision: str, max_batch: int) -> Write:
         before, answers = model.tokens_written, []
         for start in range(0, len(prompts), batch):
             answers += model.complete(
-                [REWRITE_FEW_SHOT.prefix + prompt for prompt in prompts[start : start + batch]],
+                prompts[start : start + batch],
                 max_tokens=MAX_TOKENS,
                 stops_at_line_end=True,
             )

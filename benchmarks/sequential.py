@@ -57,7 +57,7 @@ class SequentialLoop:
         self._index = faiss.IndexFlatIP(vectors.shape[1])
         self._index.add(vectors)  # type: ignore[call-arg]  # faiss types its own wrapper wrongly
         self._captioner = Captioning(caption_model, "fp32", batch_size=1)
-        self._tokenizer, self._writer = open_plain(rewrite_model, "fp32")
+        self._tokenizer, self._writer = open_plain(rewrite_model)
         self._ends = [self._tokenizer.eos_token_id, *line_ends(self._tokenizer)]
 
     def run(self, query: Query, protocol: Protocol, round_count: int) -> list[int]:
@@ -124,12 +124,11 @@ class SequentialLoop:
         self.seconds[stage] += watch.wall()
 
 
-def open_plain(model_id: str, precision: str) -> tuple[Any, Any]:
-    """Opens a packaged language model by transformers alone.
+def open_plain(model_id: str) -> tuple[Any, Any]:
+    """Opens a packaged language model by transformers alone, in float32.
 
     Args:
         model_id: Of `generation.text_model.PACKAGED`.
-        precision: "fp32" or "bf16".
 
     Returns:
         The tokenizer, which pads on the left, and the model.
@@ -140,9 +139,8 @@ def open_plain(model_id: str, precision: str) -> tuple[Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **options)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     model = AutoModelForCausalLM.from_pretrained(
-        source, dtype=dtype, quantization_config=GgufConfig(dequantize=True), **options
+        source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **options
     )
     return tokenizer, model.eval()
 

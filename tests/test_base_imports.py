@@ -11,6 +11,7 @@ import pytest
 from settings import PROJECT
 
 BASE = ("requirements.txt", "requirements/demo.txt", "requirements/models.txt")
+LOCK = "requirements/lock.txt"  # names what all of them bring along
 BROUGHT_ALONG = {"httpx", "fsspec", "pyarrow", "grpcio"}  # by optional packages, under no name of their own
 
 
@@ -25,8 +26,8 @@ def declared(*files):
 
 
 def optional():
-    files = {f"requirements/{path.name}" for path in (PROJECT / "requirements").glob("*.txt")} - {*BASE}
-    return (declared(*files) | BROUGHT_ALONG) - declared(*BASE)
+    files = {f"requirements/{path.name}" for path in (PROJECT / "requirements").glob("*.txt")}
+    return (declared(*files - {*BASE, LOCK}) | BROUGHT_ALONG) - declared(*BASE)
 
 
 def imported_by(modules):
