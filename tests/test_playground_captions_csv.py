@@ -53,11 +53,6 @@ def test_the_same_captions_in_many_dresses(read, content):
     assert got.skipped == ()
 
 
-def test_a_quote_that_opens_a_piped_comment_is_a_quote(read):
-    got = read('image_name| comment_number| comment\na.jpg| 0| " Stop " says the sign .\nb.jpg| 0| Dogs\n')
-    assert [query.text for query in got.queries] == ['" Stop " says the sign .', "Dogs"]
-
-
 def test_unusable_lines_are_left_out_with_number_and_reason(read, caplog):
     lines = [
         "a.jpg,0,good",
@@ -121,11 +116,6 @@ def test_a_file_of_no_use_is_refused_in_one_line(read, content, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"captions\.csv: no such captions file; run: python -m x"):
-        read_captions(tmp_path / "captions.csv", [], "run: python -m x")
-
-
 # Layouts as they are published
 
 
@@ -143,15 +133,6 @@ def test_kaggles_results_csv_with_its_spaces_and_its_broken_line(read):
     assert [(skip.what, skip.why) for skip in got.skipped] == [
         ("images_captions.csv line 4: b.jpg", "not as many fields as the header"),
         ("images_captions.csv line 5: b.jpg", "not as many fields as the header"),
-    ]
-
-
-def test_captions_txt_has_no_numbers_they_follow_from_the_order(read):
-    got = read('image,caption\na.jpg,A cat\nb.jpg,"A dog , running"\na.jpg,A big cat\nnone.jpg,x\n')
-    assert [(query.id, query.text) for query in got.queries] == [
-        ("a.jpg#0", "A cat"),
-        ("b.jpg#0", "A dog , running"),
-        ("a.jpg#1", "A big cat"),
     ]
 
 

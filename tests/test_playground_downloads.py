@@ -1,4 +1,4 @@
-"""The download scripts, with a `kaggle` that serves small archives and a server on this machine."""
+"""The download scripts, with a `kaggle` that serves a small archive and a server on this machine."""
 
 import functools
 import hashlib
@@ -16,29 +16,29 @@ import pytest
 from PIL import Image
 
 PLAYGROUND = Path(__file__).parent.parent / "playground"
-SCRIPTS = sorted(PLAYGROUND.glob("*.sh"))
 CAPTIONS = "image_name| comment_number| comment\n1.jpg| 0| A cat\n2.jpg| 0| A dog\n"
 ANNOTATIONS = (
     '{"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [{"image_id": 1, "caption": "A cat"}]}'
 )
+FLICKR30K = [  # as Kaggle packs it: one folder deeper
+    "flickr30k_images/flickr30k_images/1.jpg",
+    "flickr30k_images/flickr30k_images/2.jpg",
+    ("flickr30k_images/results.csv", CAPTIONS),
+]
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("unzip") and shutil.which("curl")), reason="needs unzip, curl"
 )
 
 
-def picture():
-    file = io.BytesIO()
-    Image.new("RGB", (4, 3), "red").save(file, "JPEG")
-    return file.getvalue()
-
-
 def archive(path, names, links=()):
     """Writes a zip; contents are pictures, or a text given with the name."""
+    picture = io.BytesIO()
+    Image.new("RGB", (4, 3), "red").save(picture, "JPEG")
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w") as file:
         for name in names:
-            name, content = name if isinstance(name, tuple) else (name, picture())
+            name, content = name if isinstance(name, tuple) else (name, picture.getvalue())
             file.writestr(name, content)
         for name, goal in links:
             info = zipfile.ZipInfo(name)
@@ -48,36 +48,21 @@ def archive(path, names, links=()):
     return path
 
 
-EESHAWN = ["flickr30k_images/1.jpg", "flickr30k_images/2.jpg", ("captions.txt", CAPTIONS)]
-HSANKESARA = [
-    "flickr30k_images/flickr30k_images/1.jpg",
-    "flickr30k_images/flickr30k_images/2.jpg",
-    ("flickr30k_images/results.csv", CAPTIONS),
-    "flickr30k_images/cover.jpg",
-]
-
-
 @pytest.fixture
 def kaggle(tmp_path, monkeypatch):
-    """A `kaggle` on the PATH that copies an archive and notes how it was called; with credentials."""
+    """A `kaggle` on the PATH that copies an archive, or a part of it, and notes that it was called."""
     tools = tmp_path / "tools"
     tools.mkdir()
     (tools / "kaggle").write_text(
         "#!/bin/bash\n"
-        f'echo "$@" >> {tmp_path}/calls\n'
-        '[ "$1 $2 $3 $5" = "datasets download -d -p" ] || exit 64\n'
-        f"source=$(ls {tmp_path}/served*.zip | sed -n 1p)\n"
-        '[ -z "$BREAK_OFF" ] || { head -c 100 "$source" > "$6/${4##*/}.zip"; exit 1; }\n'
-        '[ -n "$7" ] || [ -z "$STALE" ] || exit 0\n'
-        'cp "$source" "$6/${4##*/}.zip"\n'
+        f"echo called >> {tmp_path}/calls\n"
+        f'[ -z "$BREAK_OFF" ] || {{ head -c 100 {tmp_path}/served.zip > "$6/${{4##*/}}.zip"; exit 1; }}\n'
+        f'cp {tmp_path}/served.zip "$6/${{4##*/}}.zip"\n'
     )
     (tools / "kaggle").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for name in ("KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN", "KAGGLE_CONFIG_DIR"):
-        monkeypatch.delenv(name, raising=False)
-    (tmp_path / "home" / ".kaggle").mkdir(parents=True)
-    (tmp_path / "home" / ".kaggle" / "kaggle.json").write_text("{}")
+    monkeypatch.setenv("KAGGLE_USERNAME", "me")
+    monkeypatch.setenv("KAGGLE_KEY", "x")
     monkeypatch.setenv("FLICKR30K_FOLDER", str(tmp_path / "flickr30k"))
     monkeypatch.setenv("FLICKR30K_PICTURES", "2")
     return tmp_path
@@ -93,124 +78,29 @@ def run(name, *arguments, **environment):
     )
 
 
-def calls(folder):
-    return (folder / "calls").read_text().splitlines() if (folder / "calls").exists() else []
-
-
-@pytest.mark.skipif(not shutil.which("shellcheck"), reason="needs shellcheck")
-def test_shellcheck_finds_nothing():
-    done = subprocess.run(
-        ["shellcheck", "--external-sources", "--source-path", str(PLAYGROUND), *map(str, SCRIPTS)],
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout == "" and done.returncode == 0
-
-
-@pytest.mark.parametrize(
-    ("dataset", "names", "captions"),
-    [
-        ("eeshawn/flickr30k", EESHAWN, "captions.txt"),
-        ("hsankesara/flickr-image-dataset", HSANKESARA, "results.csv"),
-    ],
-)
-def test_flickr30k_is_fetched_unpacked_put_in_place_and_checked(kaggle, dataset, names, captions):
-    archive(kaggle / "served.zip", names)
-    done = run("download_flickr30k.sh", FLICKR30K_DATASET=dataset)
+def test_flickr30k_is_fetched_counted_put_in_place_and_checked(kaggle):
+    archive(kaggle / "served.zip", FLICKR30K)
+    assert run("download_flickr30k.sh", BREAK_OFF="1").returncode != 0
+    other = run("download_flickr30k.sh", FLICKR30K_PICTURES="3")
+    assert other.returncode == 1 and "holds 2 pictures, expected 3" in other.stderr
+    assert not (kaggle / "flickr30k" / "flickr30k_images").exists()
+    done = run("download_flickr30k.sh")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert calls(kaggle) == [f"datasets download -d {dataset} -p {kaggle}/flickr30k"]
-    assert sorted(path.name for path in (kaggle / "flickr30k").iterdir()) == sorted(
-        [captions, "flickr30k_images"]
-    )
+    assert sorted(path.name for path in (kaggle / "flickr30k").iterdir()) == [
+        "flickr30k_images",
+        "results.csv",
+    ]
     assert "usable: 2 images (0 without a caption), 2 queries, 0 left out" in done.stdout
-    again = run("download_flickr30k.sh", FLICKR30K_DATASET=dataset)
+    calls = (kaggle / "calls").read_text()
+    again = run("download_flickr30k.sh")
     assert again.returncode == 0 and "2 pictures are there already" in again.stdout
-    assert len(calls(kaggle)) == 1
-
-
-def test_a_broken_off_download_goes_on(kaggle):
-    archive(kaggle / "served.zip", EESHAWN)
-    broken = run("download_flickr30k.sh", BREAK_OFF="1")
-    assert broken.returncode != 0
-    assert not (kaggle / "flickr30k" / "flickr30k_images").exists()
-    assert run("download_flickr30k.sh").returncode == 0
-    assert len(calls(kaggle)) == 2
-
-
-def test_a_damaged_archive_is_fetched_again_once(kaggle):
-    archive(kaggle / "served.zip", EESHAWN)
-    (kaggle / "flickr30k").mkdir()
-    (kaggle / "flickr30k" / "flickr30k.zip").write_bytes(b"an archive of yesterday")
-    done = run("download_flickr30k.sh", STALE="1")
-    assert done.returncode == 0, done.stderr
-    assert [call.endswith("--force") for call in calls(kaggle)] == [False, True]
-    shutil.rmtree(kaggle / "flickr30k")
-    (kaggle / "served.zip").write_bytes(b"never an archive")
-    done = run("download_flickr30k.sh")
-    assert done.returncode == 1 and "is damaged or missing after a second download" in done.stderr
-
-
-def test_a_whole_archive_needs_neither_kaggle_nor_credentials(kaggle):
-    archive(kaggle / "flickr30k" / "flickr30k.zip", EESHAWN)
-    (kaggle / "home" / ".kaggle" / "kaggle.json").unlink()
-    assert run("download_flickr30k.sh").returncode == 0
-    assert calls(kaggle) == []
-
-
-def test_what_is_missing_is_one_line_with_the_next_step(kaggle, tmp_path):
-    archive(kaggle / "served.zip", EESHAWN)
-    (kaggle / "home" / ".kaggle" / "kaggle.json").unlink()
-    done = run("download_flickr30k.sh")
-    assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert "error: no Kaggle credentials: make a token at https://www.kaggle.com/settings" in done.stderr
-    assert run("download_flickr30k.sh", KAGGLE_USERNAME="me").returncode == 1
-    few = tmp_path / "few"
-    few.mkdir()
-    for tool in ("bash", "dirname", "mkdir", "find", "wc", "tr", "df", "awk", "unzip", "curl", "md5sum"):
-        (few / tool).symlink_to(shutil.which(tool))
-    done = run("download_flickr30k.sh", PATH=str(few))
-    assert (done.returncode, done.stderr) == (1, "error: kaggle is not installed: pip install kaggle\n")
-    (few / "unzip").unlink()
-    done = run("download_flickr30k.sh", PATH=str(few))
-    assert (done.returncode, done.stderr) == (1, "error: unzip is not installed: apt install unzip\n")
-    (few / "curl").unlink()
-    done = run("download_mscoco.sh", PATH=str(few), MSCOCO_FOLDER=str(tmp_path / "mscoco"))
-    assert (done.returncode, done.stderr) == (1, "error: curl is not installed: apt install curl\n")
-    assert run("download_flickr30k.sh", KAGGLE_USERNAME="me", KAGGLE_KEY="x").returncode == 0
-
-
-def test_a_full_disk_is_noticed_before_anything_is_fetched(kaggle):
-    archive(kaggle / "served.zip", EESHAWN)
-    (kaggle / "tools" / "df").write_text("#!/bin/bash\necho header\necho /dev/x 9 9 37 1% /\n")
-    (kaggle / "tools" / "df").chmod(0o755)
-    done = run("download_flickr30k.sh")
-    assert done.returncode == 1 and "has 37 MB free, needed 5000 MB" in done.stderr
-    assert calls(kaggle) == []
-    archive(kaggle / "flickr30k" / "flickr30k.zip", EESHAWN)  # fetched before: checked again to unpack it
-    done = run("download_flickr30k.sh")
-    assert done.returncode == 1 and "has 37 MB free, needed 100 MB" in done.stderr
-
-
-def test_another_count_of_pictures_is_refused(kaggle):
-    archive(kaggle / "served.zip", EESHAWN)
-    done = run("download_flickr30k.sh", FLICKR30K_PICTURES="3")
-    assert done.returncode == 1 and "holds 2 pictures, expected 3" in done.stderr
-    assert not (kaggle / "flickr30k" / "flickr30k_images").exists()
-    (kaggle / "flickr30k" / "flickr30k_images").mkdir()
-    done = run("download_flickr30k.sh")
-    assert done.returncode == 1 and "holds 0 pictures, expected 2; move it away" in done.stderr
-    shutil.rmtree(kaggle / "flickr30k")
-    archive(kaggle / "served.zip", [("readme.txt", "empty")])
-    assert "holds no pictures, expected 2" in run("download_flickr30k.sh").stderr
+    assert (kaggle / "calls").read_text() == calls
 
 
 HOSTILE = {
-    "a way up": (["../outside.jpg"], []),
-    "a way up further in": (["flickr30k_images/../../outside.jpg"], []),
+    "a way up": (["flickr30k_images/../../outside.jpg"], []),
     "a way up the other way": (["flickr30k_images\\..\\..\\outside.jpg"], []),
     "an absolute path": (["/tmp/outside.jpg"], []),
-    "a drive": (["C:/outside.jpg"], []),
-    "a link": ([], [("flickr30k_images/3.jpg", "/etc/passwd")]),
     "a link to write through": (["way/outside.jpg"], [("way", "..")]),
 }
 
@@ -218,17 +108,14 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_an_archive_that_leads_out_of_its_folder_is_not_unpacked(kaggle, name):
     names, links = HOSTILE[name]
-    archive(kaggle / "served.zip", [*EESHAWN, *names], links)
-    before = {path for path in kaggle.rglob("*") if path.name != "calls"}
+    archive(kaggle / "served.zip", [*FLICKR30K, *names], links)
+    before = set(kaggle.rglob("*"))
     done = run("download_flickr30k.sh")
     assert done.returncode == 1
     assert "nothing was unpacked" in done.stderr
-    new = {path.name for path in kaggle.rglob("*") if path.name != "calls"} - {path.name for path in before}
-    assert new == {"flickr30k", "flickr30k.zip"}
+    new = {path.name for path in set(kaggle.rglob("*")) - before}
+    assert new == {"calls", "flickr30k", "flickr30k.zip"}
     assert not Path("/tmp/outside.jpg").exists()
-
-
-# MSCOCO
 
 
 class Server(http.server.SimpleHTTPRequestHandler):
@@ -237,16 +124,10 @@ class Server(http.server.SimpleHTTPRequestHandler):
     asked = ()
 
     def do_GET(self):
-        type(self).asked += ((self.path, self.headers.get("Range")),)
-        content = Path(self.translate_path(self.path))
-        if not content.is_file():
-            self.send_error(404)
-            return
-        data, wanted = content.read_bytes(), self.headers.get("Range")
+        wanted = self.headers.get("Range")
+        type(self).asked += ((self.path, wanted),)
+        data = Path(self.translate_path(self.path)).read_bytes()
         start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
-        if start >= len(data):
-            self.send_error(416)
-            return
         self.send_response(206 if wanted else 200)
         if wanted:
             self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
@@ -263,7 +144,6 @@ def coco(tmp_path, monkeypatch):
     served = tmp_path / "served"
     archives = [
         archive(served / "zips" / "val2017.zip", ["val2017/1.jpg", "val2017/2.jpg"]),
-        archive(served / "zips" / "val2014.zip", ["val2014/COCO_val2014_000000000001.jpg"]),
         archive(
             served / "annotations" / "annotations_trainval2017.zip",
             [("annotations/captions_val2017.json", ANNOTATIONS), ("annotations/other.json", "{}")],
@@ -283,54 +163,20 @@ def coco(tmp_path, monkeypatch):
     server.server_close()
 
 
-def test_mscoco_is_fetched_unpacked_put_in_place_and_checked(coco):
+def test_mscoco_is_gone_on_with_compared_with_its_checksums_and_put_in_place(coco):
     folder, handler = coco
-    done = run("download_mscoco.sh")
-    assert done.returncode == 0, done.stderr
-    assert "usable: 2 images (1 without a caption), 1 queries, 0 left out" in done.stdout
-    assert sorted(path.name for path in (folder / "mscoco").iterdir()) == ["annotations", "val2017"]
-    assert len(handler.asked) == 2
-    again = run("download_mscoco.sh", "val2017", "val2014")
-    assert again.returncode == 0 and "2 pictures are there already" in again.stdout
-    assert (folder / "mscoco" / "val2014" / "COCO_val2014_000000000001.jpg").is_file()
-    assert [path for path, _ in handler.asked[2:]] == ["/zips/val2014.zip"]
-    assert run("download_mscoco.sh", "val2099").returncode == 1
-
-
-def test_a_part_of_an_archive_is_gone_on_with(coco):
-    folder, handler = coco
+    published = run("download_mscoco.sh", MSCOCO_CHECKSUMS="")  # those of the real archives
+    assert published.returncode == 1 and "has another checksum than the one known" in published.stderr
+    assert not (folder / "mscoco" / "val2017").exists()
     whole = (folder / "served" / "zips" / "val2017.zip").read_bytes()
+    shutil.rmtree(folder / "mscoco")
     (folder / "mscoco").mkdir()
     (folder / "mscoco" / "val2017.zip").write_bytes(whole[:100])
-    assert run("download_mscoco.sh").returncode == 0
-    assert handler.asked[0] == ("/zips/val2017.zip", "bytes=100-")
-    assert len(handler.asked) == 2
-
-
-@pytest.mark.parametrize("there", ["wrong beginning", "wrong and as long"])
-def test_a_damaged_part_is_thrown_away(coco, there):
-    folder, handler = coco
-    size = (folder / "served" / "zips" / "val2017.zip").stat().st_size
-    (folder / "mscoco").mkdir()
-    (folder / "mscoco" / "val2017.zip").write_bytes(b"x" * (size if there == "wrong and as long" else 10))
+    handler.asked = ()
     done = run("download_mscoco.sh")
     assert done.returncode == 0, done.stderr
-    assert "is damaged; getting it again" in done.stdout
-    assert [ranged for path, ranged in handler.asked if path == "/zips/val2017.zip" and not ranged] == [None]
-
-
-def test_another_checksum_and_a_missing_file_are_refused(coco):
-    folder, _ = coco
-    archive(folder / "served" / "zips" / "val2017.zip", ["val2017/evil.jpg"])
-    done = run("download_mscoco.sh")
-    assert done.returncode == 1 and "has another checksum than the one known" in done.stderr
-    assert not (folder / "mscoco" / "val2017").exists()
-    done = run("download_mscoco.sh", "train2014")
-    assert done.returncode == 1 and "/zips/train2014.zip cannot be had" in done.stderr
-
-
-def test_without_an_override_the_published_checksums_count(coco):
-    folder, _ = coco
-    done = run("download_mscoco.sh", MSCOCO_CHECKSUMS="")
-    assert done.returncode == 1 and "has another checksum than the one known" in done.stderr
-    assert not (folder / "mscoco" / "val2017").exists()
+    assert handler.asked[0] == ("/zips/val2017.zip", "bytes=100-") and len(handler.asked) == 2
+    assert "usable: 2 images (1 without a caption), 1 queries, 0 left out" in done.stdout
+    assert sorted(path.name for path in (folder / "mscoco").iterdir()) == ["annotations", "val2017"]
+    again = run("download_mscoco.sh")
+    assert again.returncode == 0 and "2 pictures are there already" in again.stdout

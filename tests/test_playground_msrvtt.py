@@ -49,12 +49,7 @@ def test_frames_are_spread_evenly_over_the_video(tmp_path):
         assert frame.size == (64, 48) and frame.mode == "RGB"
         likeness = [abs(np.asarray(frame, float) - np.asarray(picture(s), float)).mean() for s in range(20)]
         assert int(np.argmin(likeness)) == seed
-
-
-def test_a_video_of_fewer_frames_gives_each_of_them_once(tmp_path):
-    write_video(tmp_path / "v.mp4", [picture(1), picture(2), picture(3)])
-    frames, flaw = sample_frames(tmp_path / "v.mp4", 8)
-    assert (len(frames), flaw) == (3, "")
+    assert len(sample_frames(tmp_path / "v.mp4", 30)[0]) == 20  # of fewer, each once
 
 
 def test_near_duplicates_are_dropped_by_the_difference_hash(tmp_path):
@@ -310,16 +305,6 @@ def test_a_half_done_extraction_is_not_taken_for_the_dataset(root):
     ]
 
 
-def test_two_files_of_one_name_and_links_out_are_left_out(root, tmp_path_factory):
-    outside = tmp_path_factory.mktemp("outside") / "video9.mp4"
-    write_video(outside, scenes(1))
-    (root / "videos" / "video9.mp4").symlink_to(outside)
-    (root / "videos" / "video0.webm").write_bytes(b"")
-    videos, skipped = msrvtt.list_videos(root)
-    assert "video9" not in videos and videos["video0"].name == "video0.mp4"
-    assert {skip.what for skip in skipped} == {"video9.mp4", "video0.webm"}
-
-
 def command(*arguments):
     return subprocess.run(
         [sys.executable, *arguments], cwd=PROJECT, capture_output=True, text=True, timeout=60
@@ -345,13 +330,8 @@ def test_from_videos_to_a_usable_dataset_on_the_command_line(root):
     assert "error: " in other.stdout and "per_video: 4 there, 8 now" in other.stdout
 
 
-def test_without_pyav_the_command_that_installs_it_is_named(root):
-    (root / "MSRVTT_JSFUSION_test.csv").write_text("video_id,sentence\nvideo0,a car\n")
-    hide = (
-        "import sys, runpy; sys.modules['av'] = None; sys.argv = ['x', '--extract', '--root', sys.argv[1]]; "
-        "runpy.run_module('playground.msrvtt', run_name='__main__')"
-    )
-    done = command("-c", hide, str(root))
-    assert done.returncode == 2
-    assert "error: reading videos needs PyAV: pip install -r requirements/video.txt\n" in done.stdout
-    assert "Traceback" not in done.stderr
+def test_without_pyav_the_command_that_installs_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ModuleNotFoundError, match=r"PyAV: pip install -r requirements/video\.txt"):
+        extract_frames({}, tmp_path / "frames")
+    assert not (tmp_path / "frames").exists()

@@ -230,13 +230,6 @@ def test_a_server_answers_as_a_file_does_and_is_named_when_it_goes_away(server, 
         opened.search(flat.vectors[:1], 1)
 
 
-@with_milvus
-def test_a_server_that_is_not_there_is_named(monkeypatch):
-    monkeypatch.setattr(milvus, "SECONDS", 1.0)
-    with pytest.raises(ConnectionError, match=r"milvus://127\.0\.0\.1:9/images: .*see that the server runs"):
-        MilvusIndex.open("milvus://127.0.0.1:9/images")
-
-
 def test_a_missing_package_is_named_with_its_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "pymilvus", None)
     with pytest.raises(ModuleNotFoundError, match=r"pymilvus; run: pip install -r requirements/scale\.txt"):
