@@ -147,16 +147,14 @@ class Retriever:
             ValueError: If a query is empty, a vector does not fit the index, or a query has scores.
         """
         asked = [_search_query(query) for query in queries]
-        scored = [row for row, query in enumerate(asked) if query.scores is not None]
-        if scored:
-            raise ValueError(
-                f"query {scored[0]}: got scores of all images, expected words or a vector: no single vector "
-                "stands for them; search and rank take such a query as it is"
-            )
         rows = np.empty((len(asked), self.index.dimension), dtype=np.float32)
         words = [(row, query.text) for row, query in enumerate(asked) if query.vector is None and query.text]
-        rows[[row for row, _ in words]] = self.encode_texts([text for _, text in words])
         for row, query in enumerate(asked):
+            if query.scores is not None:
+                raise ValueError(
+                    f"query {row}: got scores of all images, expected words or a vector: no single vector "
+                    "stands for them; search and rank take such a query as it is"
+                )
             if query.vector is not None:
                 if len(query.vector) != self.index.dimension:
                     raise ValueError(
@@ -164,16 +162,11 @@ class Retriever:
                         f"expected {self.index.dimension} as in the index"
                     )
                 rows[row] = _unit(query.vector)
+        rows[[row for row, _ in words]] = self.encode_texts([text for _, text in words])
         return rows
 
     def prepared(self, queries: Sequence[SearchQuery | str] | np.ndarray) -> list[SearchQuery]:
-        """Encodes what is to be searched and ranked, once for both.
-
-        Args:
-            queries: As for `search`.
-
-        Returns:
-            q queries; each has its scores, or its unit row as vector.
+        """Encodes what is to be searched and ranked, once for both: each query has its unit row or scores.
 
         Raises:
             ValueError: If a query does not fit the index.
@@ -205,11 +198,12 @@ class Retriever:
         """
         asked = self.prepared(queries)
         found: dict[int, Ranking] = {}
-        for rows, excluded in _by_kind(asked, exclude):
-            if scores := _scores(asked, rows):
-                found |= zip(rows, list_best(scores, self.index.ids, k, excluded), strict=True)
+        for rows, vectors, scores, excluded in _by_kind(asked, exclude):
+            if scores:
+                rankings = list_best(scores, self.index.ids, k, excluded)
             else:
-                found |= zip(rows, self.index.search(_vectors(asked, rows), k, excluded), strict=True)
+                rankings = self.index.search(vectors, k, excluded)
+            found |= zip(rows, rankings, strict=True)
         return [found[row] for row in range(len(asked))]
 
     def rank(
@@ -234,12 +228,12 @@ class Retriever:
                 f"rank: got {len(target_ids)} targets for {len(asked)} queries, expected as many"
             )
         ranks = np.empty(len(asked), dtype=np.int64)
-        for rows, excluded in _by_kind(asked, exclude):
+        for rows, vectors, scores, excluded in _by_kind(asked, exclude):
             targets = [target_ids[row] for row in rows]
-            if scores := _scores(asked, rows):
+            if scores:
                 ranks[rows] = count_ranks(scores, self.index.ids, targets, excluded)
             else:
-                ranks[rows] = self.index.rank_of(_vectors(asked, rows), targets, excluded)
+                ranks[rows] = self.index.rank_of(vectors, targets, excluded)
         return ranks
 
     def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
@@ -266,22 +260,19 @@ def _search_query(query: SearchQuery | str | np.ndarray) -> SearchQuery:
 
 def _by_kind(
     asked: Sequence[SearchQuery], exclude: Exclusions | None
-) -> Iterator[tuple[list[int], Exclusions | None]]:
-    """Yields the places of the queries that are vectors, then of those that are scores, if there are any."""
+) -> Iterator[tuple[list[int], np.ndarray, list[np.ndarray], Exclusions | None]]:
+    """Yields the queries that are vectors, then those that are scores, if there are any.
+
+    Each with the queries' places, the vectors (none are (0,)), the scores and the exclusions.
+    """
     if exclude is not None and len(exclude) != len(asked):
         raise ValueError(f"exclude: got {len(exclude)} entries for {len(asked)} queries, expected as many")
     for scored in (False, True):
         rows = [row for row, query in enumerate(asked) if (query.scores is not None) == scored]
         if rows:
-            yield rows, None if exclude is None else [exclude[row] for row in rows]
-
-
-def _scores(asked: Sequence[SearchQuery], rows: Sequence[int]) -> list[np.ndarray]:
-    return [scores for row in rows if (scores := asked[row].scores) is not None]
-
-
-def _vectors(asked: Sequence[SearchQuery], rows: Sequence[int]) -> np.ndarray:
-    return np.stack([vector for row in rows if (vector := asked[row].vector) is not None])
+            scores = [scores for row in rows if (scores := asked[row].scores) is not None]
+            vectors = [] if scored else [asked[row].vector for row in rows]
+            yield rows, np.array(vectors), scores, None if exclude is None else [exclude[row] for row in rows]
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:

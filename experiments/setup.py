@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from evaluation.runs import append_rounds, stream_rounds
 from experiments.dataset_index import (
@@ -85,7 +84,7 @@ def caption_dataset(settings: CaptionSettings) -> ImageCaptions:
     starts = list(range(0, len(image_ids), size))
     random.shuffle(starts)
     log.info("captions by %s in %s", captions.captioner_name, settings.caption_cache)
-    with tqdm(total=len(image_ids), desc="captioning", unit="image") as bar, logging_redirect_tqdm():
+    with tqdm(total=len(image_ids), desc="captioning", unit="image") as bar:
         for start in starts:
             batch = image_ids[start : start + size]
             captions.captions_of(batch)

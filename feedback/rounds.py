@@ -89,7 +89,7 @@ def run_rounds(
     queries = [protocol.goal_of(query) for query in queries]
     _check_queries(queries, retriever)
     recorded = _Recorded(played, {query.id: query.target for query in queries})
-    with tqdm(total=len(queries) * round_count, desc="rounds", unit="search", delay=1) as bar:
+    with tqdm(total=len(queries) * round_count, desc="rounds", unit="search") as bar:
         for chunk in _parts(queries, CHUNK):
             sessions = recorded.sessions_of(chunk)
             for number in range(round_count):

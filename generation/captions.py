@@ -19,7 +19,6 @@ from typing import Protocol
 
 from PIL import Image as PILImage
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from files import file_sha256
 from generation.loading import model_identity
@@ -288,7 +287,7 @@ class ImageCaptions:
         wanting = list(same)
         starts = range(0, len(wanting), self._batch_size)
         bar = tqdm(total=len(wanting), desc="captioning", unit="image", disable=len(starts) < 2, leave=False)
-        with bar, logging_redirect_tqdm():
+        with bar:
             for start in starts:
                 batch = wanting[start : start + self._batch_size]
                 if start:  # another process may have been faster

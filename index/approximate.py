@@ -126,20 +126,18 @@ class Approximate:
         return cls(kind, store, effort, recall)
 
 
-def build_approximate(
-    vectors: np.ndarray, kind: IndexKind, sampled: np.ndarray | None = None, seed: int = 0
-) -> Approximate:
+def build_approximate(vectors: np.ndarray, kind: IndexKind, seed: int = 0) -> Approximate:
     """Builds an approximate index and raises its effort until it finds enough.
+
+    Recall is measured with sums of two stored vectors, which lie between images as questions do.
 
     Args:
         vectors: (n, d) float32 unit rows; read block by block.
         kind: "hnsw", "ivf" or "ivfpq".
-        sampled: (q, d) float32 unit rows like those that will be asked; when None, sums of two stored
-            vectors, which lie between images as questions do.
         seed: Of training and sampling.
 
-    Returns:
-        The index, with the recall that was measured.
+    Raises:
+        ValueError: If the kind is another.
     """
     count, dimension = vectors.shape
     lists = max(1, min(int(2 * count**0.5), count // TRAINING_ROWS_PER_LIST))
@@ -151,48 +149,44 @@ def build_approximate(
     for first in range(0, count, ROWS_AT_ONCE):
         store.add(np.array(vectors[first : first + ROWS_AT_ONCE]))  # a copy is aligned, as FAISS needs it
     # On the grid, or scores would be rounded: whether a row ties with the tenth best would be chance.
-    asked = unit_rows(_between(vectors, random) if sampled is None else sampled, dimension, "sampled queries")
+    queries = unit_rows(_between(vectors, random), dimension, "sampled queries")
+    truth = list_rows(queries, vectors, RECALL_DEPTH, [np.empty(0, dtype=np.int64)] * len(queries))
     largest = LARGEST_EFFORT if kind == "hnsw" else lists
-    return _tuned(Approximate(kind, store, min(16, largest), 0.0), vectors, asked, largest)
+    built = Approximate(kind, store, min(16, largest), 0.0)
+    while (
+        recall := measure_recall(built, vectors, queries, truth)
+    ) < RECALL_AIMED and built.effort < largest:
+        built = dataclasses.replace(built, effort=min(2 * built.effort, largest))
+    enough = recall >= RECALL_WANTED
+    log.log(
+        logging.INFO if enough else logging.WARNING,
+        "%s index: recall@%d %.3f against exact search, on %d sampled queries with effort %d%s",
+        kind, RECALL_DEPTH, recall, len(queries), built.effort,
+        "" if enough else f"; {RECALL_WANTED} cannot be reached: use --index-kind flat",
+    )  # fmt: skip
+    return dataclasses.replace(built, recall=recall)
 
 
 def measure_recall(
     approximate: Approximate,
     vectors: np.ndarray,
     queries: np.ndarray,
-    truth: Sequence[tuple[np.ndarray, np.ndarray]] | None = None,
+    truth: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> float:
-    """Returns the share of the truly 10 best rows that a search lists, on average; equal scores are equal.
+    """Returns the share of the truly best rows that a search lists, on average; equal scores are equal.
 
     Args:
         approximate: What is measured.
         vectors: (n, d) float32 unit rows that it was built from.
         queries: (q, d) float32 unit rows.
-        truth: What `index.scores.list_rows` finds, if that is known.
+        truth: What `index.scores.list_rows` finds.
     """
     nobody = [np.empty(0, dtype=np.int64)] * len(queries)
     found = approximate.list_rows(queries, vectors, RECALL_DEPTH, nobody)
-    truth = truth or list_rows(queries, vectors, RECALL_DEPTH, nobody)
     shares = [
         np.sum(scores >= best[-1]) / len(best) for (_, scores), (_, best) in zip(found, truth, strict=True)
     ]
     return float(np.mean(shares))
-
-
-def _tuned(approximate: Approximate, vectors: np.ndarray, queries: np.ndarray, largest: int) -> Approximate:
-    truth = list_rows(queries, vectors, RECALL_DEPTH, [np.empty(0, dtype=np.int64)] * len(queries))
-    recall = measure_recall(approximate, vectors, queries, truth)
-    while recall < max(RECALL_AIMED, RECALL_WANTED) and approximate.effort < largest:
-        approximate = dataclasses.replace(approximate, effort=min(2 * approximate.effort, largest))
-        recall = measure_recall(approximate, vectors, queries, truth)
-    enough = recall >= RECALL_WANTED
-    log.log(
-        logging.INFO if enough else logging.WARNING,
-        "%s index: recall@%d %.3f against exact search, on %d sampled queries with effort %d%s",
-        approximate.kind, RECALL_DEPTH, recall, len(queries), approximate.effort,
-        "" if enough else f"; {RECALL_WANTED} cannot be reached: use --index-kind flat",
-    )  # fmt: skip
-    return dataclasses.replace(approximate, recall=recall)
 
 
 def _between(vectors: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -217,7 +211,6 @@ def _description(kind: IndexKind, dimension: int, lists: int) -> str:
 
 
 def _memory_bytes() -> int:
-    try:
+    if hasattr(os, "sysconf"):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # a system that does not say
-        return 8 << 30
+    return 8 << 30  # Windows does not say

@@ -18,14 +18,13 @@ from typing import cast
 
 import numpy as np
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from files import FolderBusy, locked_folder, replace_file
 from index.decode import BrokenImage, check_still_there, open_image
 from index.encoder import ImageEncoder, embed
 from index.faiss_index import FaissIndex
 from index.folder import Manifest, finish_swap, is_half_swapped, read_sizes, write_folder
-from index.scores import ROWS_AT_ONCE, unit_rows
+from index.scores import ROWS_AT_ONCE, check_ids
 from index.shards import Shard, ShardStore
 from records import Image, Skip
 from settings import IndexKind
@@ -36,7 +35,6 @@ FAILED_FILE = "failed_images.csv"
 PARTIAL_FOLDER = ".partial"
 SHARD_SIZE = 4096  # images of a part: a multiple of the usual batch sizes
 KEEP_SECONDS = 60  # what is embedded is kept at least so often
-SAMPLED_CAPTIONS = 200
 
 # Embeds parts of a collection, and yields what came of each as soon as it is there, in any order.
 Done = Generator[tuple[Shard, list[Skip]], None, None]
@@ -103,7 +101,7 @@ def build_index(
             _clear_left_over(store, folder)
             return index
         log.warning("%s: %s", folder, reason)
-    with locked_folder(folder), logging_redirect_tqdm():
+    with locked_folder(folder):
         if rebuild:
             store.clear()
         shards = store.load_all()
@@ -121,10 +119,7 @@ def build_index(
         with tqdm(
             total=len(images), initial=len(images) - left, desc="embedding", unit="image", disable=None
         ) as bar:
-            if embed_parts is None:
-                done = _embedded_here(parts, encoder, batch_size, workers, bar)
-            else:
-                done = _counted(embed_parts(parts), bar)
+            done = _embedded(parts, encoder, batch_size, workers, bar, embed_parts)
             skipped = _keep(done, store, max(shards, default=-1) + 1, sizes, sources, bar)
         place_of = {image.id: place for place, image in enumerate(images)}
         skipped.sort(key=lambda skip: place_of[skip.what])
@@ -146,7 +141,6 @@ def build_index(
             dataset=dataset,
             image_folder=image_folder,
             kind=kind,
-            sampled=lambda: _encoded_captions(images, encoder),
             sizes=[sizes.get(image_id) for image_id in ids],
         )
         store.clear()
@@ -179,11 +173,7 @@ def _check_images(images: Sequence[Image], batch_size: int, workers: int, shard_
     for name, value in (("batch size", batch_size), ("workers", workers), ("shard size", shard_size)):
         if value < 1:
             raise ValueError(f"embedding: got {name} {value}, expected at least 1")
-    seen: set[str] = set()
-    for image in images:
-        if image.id in seen:
-            raise ValueError(f"embedding: image id {image.id!r} occurs twice; ids must be unique")
-        seen.add(image.id)
+    check_ids(image.id for image in images)
 
 
 def _check_failures(count: int, skipped: Sequence[Skip], max_failed_share: float) -> None:
@@ -272,29 +262,16 @@ def _clear_left_over(store: ShardStore, folder: Path) -> None:
 def _parts(
     images: Sequence[Image], indexed: set[str], done: set[str], broken: set[str], size: int
 ) -> list[list[Image]]:
-    """Cuts a collection into parts, and takes out what an earlier build has done.
+    """Cuts what the old index lacks into parts, and takes out what finished parts did or found broken.
 
     A part's images, and so its batches, depend on the collection and the old index alone. Whoever does them,
     in whatever order and after however many kills, gives the encoder the same batches: what is kept of a part
-    ends where a batch does.
-
-    Args:
-        images: The collection.
-        indexed: Ids whose vectors the old index has.
-        done: Ids whose vectors are in finished parts.
-        broken: Ids that finished parts could not read.
-        size: Images of a part.
-
-    Returns:
-        The images to embed, in the order of the collection; last those that were broken, which somebody may
-        have mended.
+    ends where a batch does. Last come those that were broken, which somebody may have mended.
     """
     new = [image for image in images if image.id not in indexed]
     again = [image for image in new if image.id in broken - done]
-    parts = [
-        [image for image in part if image.id not in done and image.id not in broken]
-        for part in _cut(new, size)
-    ]
+    finished = done | broken
+    parts = [[image for image in part if image.id not in finished] for part in _cut(new, size)]
     return [part for part in parts if part] + _cut(again, size)
 
 
@@ -302,15 +279,20 @@ def _cut(images: list[Image], size: int) -> list[list[Image]]:
     return [images[first : first + size] for first in range(0, len(images), size)]
 
 
-def _embedded_here(
-    parts: Sequence[Sequence[Image]], encoder: ImageEncoder, batch_size: int, workers: int, bar: tqdm
+def _embedded(
+    parts: Sequence[Sequence[Image]],
+    encoder: ImageEncoder,
+    batch_size: int,
+    workers: int,
+    bar: tqdm,
+    elsewhere: EmbedParts | None,
 ) -> Done:
-    for part in parts:
-        yield from embed(part, encoder, batch_size, workers, bar, KEEP_SECONDS)
-
-
-def _counted(done: Done, bar: tqdm) -> Done:
-    with closing(done):
+    """Embeds the parts, here or elsewhere, and moves the bar."""
+    if elsewhere is None:
+        for part in parts:
+            yield from embed(part, encoder, batch_size, workers, bar, KEEP_SECONDS)
+        return
+    with closing(elsewhere(parts)) as done:
         for part in done:
             bar.update(len(part[0].ids) + len(part[1]))
             yield part
@@ -319,7 +301,7 @@ def _counted(done: Done, bar: tqdm) -> Done:
 def _keep(
     done: Done, store: ShardStore, number: int, sizes: Mapping[str, int], sources: list[Shard], bar: tqdm
 ) -> list[Skip]:
-    """Writes each part as soon as it is there, from the number given on, and adds it to the sources."""
+    """Writes each part as soon as it is there, from this number on, and adds it to the sources."""
     skipped: list[Skip] = []
     count = int(bar.n)
     with closing(done):
@@ -341,11 +323,7 @@ def _keep(
 def _places(
     place_of: Mapping[str, int], sources: Sequence[Shard], sizes: Mapping[str, int]
 ) -> tuple[list[str], np.ndarray]:
-    """Finds where each image's vector is.
-
-    Returns:
-        The ids of the n images that have one, in order; and (n, 2) int64, source and row.
-    """
+    """Returns the ids of the n images that have a vector, in order, and its source and row, (n, 2) int64."""
     where = np.full((len(place_of), 2), -1, dtype=np.int64)
     for number, source in enumerate(sources):
         for row, image_id in source.current(sizes):
@@ -363,14 +341,3 @@ def _collected(sources: Sequence[Shard], where: np.ndarray) -> Iterator[np.ndarr
         for number in np.unique(numbers):
             block[numbers == number] = sources[number].vectors[rows[numbers == number]]
         yield block
-
-
-def _encoded_captions(images: Sequence[Image], encoder: ImageEncoder) -> np.ndarray | None:
-    """Encodes some captions, spread over the images: an approximate index is measured with such questions."""
-    encode_texts = getattr(encoder, "encode_texts", None)
-    captioned = [image for image in images if image.captions]
-    if encode_texts is None or not captioned:
-        return None
-    step = max(1, len(captioned) // SAMPLED_CAPTIONS)
-    texts = [image.captions[0] for image in captioned[::step][:SAMPLED_CAPTIONS]]
-    return unit_rows(encode_texts(texts), encoder.dimension, "text vectors")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -19,8 +19,6 @@ from index.decode import BrokenImage, open_image
 from index.scores import unit_rows
 from index.shards import Shard
 from records import Image, Skip
-
-Prepare = Callable[[PILImage.Image], PILImage.Image]
 
 
 class ImageEncoder(Protocol):
@@ -54,19 +52,13 @@ class Encoder(ImageEncoder, Protocol):
 
 
 def checked_rows(vectors: np.ndarray, count: int, encoder: ImageEncoder, what: str) -> np.ndarray:
-    """Checks that an encoder gave one unit row for each input.
-
-    Args:
-        vectors: What the encoder gave.
-        count: How many inputs it got.
-        encoder: Says the dimension.
-        what: Names the inputs in errors, such as "image vectors".
+    """Checks that an encoder gave one unit row for each of `count` inputs.
 
     Returns:
         (count, dimension) float32, rounded to the index's grid.
 
     Raises:
-        ValueError: If the shape, a value or a row's length is wrong.
+        ValueError: If the shape, a value or a row's length is wrong; `what` names the vectors.
     """
     rows = unit_rows(vectors, encoder.dimension, what)
     if len(rows) != count:
@@ -103,7 +95,7 @@ def embed(
     """
     ids: list[str] = []
     skipped: list[Skip] = []
-    vectors: list[np.ndarray] = []
+    vectors = [np.empty((0, encoder.dimension), dtype=np.float32)]
     waiting: list[PILImage.Image] = []
 
     def encode() -> None:
@@ -113,15 +105,14 @@ def embed(
         waiting.clear()
 
     def finished() -> tuple[Shard, list[Skip]]:
-        rows = np.concatenate([np.empty((0, encoder.dimension), dtype=np.float32), *vectors])
-        done = Shard(list(ids), rows, [skip.what for skip in skipped]), list(skipped)
-        for collected in (ids, vectors, skipped):
-            collected.clear()
+        done = Shard(list(ids), np.concatenate(vectors), [skip.what for skip in skipped]), list(skipped)
+        ids.clear()
+        skipped.clear()
+        del vectors[1:]
         return done
 
     since = time.monotonic()
-    prepare: Prepare | None = getattr(encoder, "prepare_image", None)
-    with closing(_decoded(images, prepare, workers, ahead=batch_size + workers)) as decoded:
+    with closing(_decoded(images, encoder, workers, ahead=batch_size + workers)) as decoded:
         for image, picture in decoded:
             if isinstance(picture, BrokenImage):
                 skipped.append(Skip(image.id, picture.reason))
@@ -140,29 +131,24 @@ def embed(
 
 
 def _decoded(
-    images: Sequence[Image], prepare: Prepare | None, workers: int, ahead: int
+    images: Sequence[Image], encoder: ImageEncoder, workers: int, ahead: int
 ) -> Generator[tuple[Image, PILImage.Image | BrokenImage], None, None]:
     """Yields each image with its picture, in order, while threads decode at most `ahead` in advance."""
-
-    def decode(path: Path) -> PILImage.Image:
-        picture = open_image(path)
-        return prepare(picture) if prepare else picture
-
+    prepare = getattr(encoder, "prepare_image", lambda picture: picture)
     queue: deque[tuple[Image, Future[PILImage.Image]]] = deque()
     upcoming = iter(images)
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         try:
             while True:
-                while len(queue) < ahead and (image := next(upcoming, None)) is not None:
-                    queue.append((image, pool.submit(decode, image.path)))
+                for image in islice(upcoming, ahead - len(queue)):
+                    queue.append((image, pool.submit(lambda path: prepare(open_image(path)), image.path)))
                 if not queue:
                     return
                 image, future = queue.popleft()
                 try:
                     picture = future.result()
                 except BrokenImage as error:
-                    yield image, error
-                else:
-                    yield image, picture
+                    picture = error
+                yield image, picture
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -8,7 +8,7 @@ approximate index of FAISS names the candidates (`index.approximate`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
@@ -22,13 +22,14 @@ from index.folder import (
     VECTORS_FILE,
     Manifest,
     open_vectors,
-    read_ids,
+    read_list,
     write_folder,
 )
 from index.scores import (
     REBUILD,
     Exclusions,
     best_rows,
+    check_ids,
     count_places,
     excluded_rows,
     list_rows,
@@ -73,17 +74,17 @@ class ImageIndex(Protocol):
     def __len__(self) -> int: ...
 
     def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
-        """Looks up vectors, (n, dimension) float32."""
+        """As `FaissIndex`."""
         ...
 
     def search(self, vectors: np.ndarray, k: int, exclude: Exclusions | None = None) -> list[Ranking]:
-        """Lists the nearest images of each query."""
+        """As `FaissIndex`."""
         ...
 
     def rank_of(
         self, vectors: np.ndarray, target_ids: Sequence[str], exclude: Exclusions | None = None
     ) -> np.ndarray:
-        """Counts the place of one image per query, (q,) int64 from 1."""
+        """As `FaissIndex`."""
         ...
 
 
@@ -126,13 +127,7 @@ class FaissIndex:
         rows = unit_rows(vectors, np.shape(vectors)[1], "image vectors")
         if len(ids) != len(rows):
             raise ValueError(f"index: got {len(ids)} ids for {len(rows)} vectors, expected as many")
-        seen: set[str] = set()
-        for image_id in ids:
-            if not isinstance(image_id, str) or not image_id:
-                raise ValueError(f"index: got image id {image_id!r}, expected a non-empty string")
-            if image_id in seen:
-                raise ValueError(f"index: image id {image_id!r} occurs twice; ids must be unique")
-            seen.add(image_id)
+        check_ids(ids)
         return cls(ids, rows)
 
     def __len__(self) -> int:
@@ -156,13 +151,7 @@ class FaissIndex:
         return view
 
     def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
-        """Looks up vectors.
-
-        Args:
-            ids: n image ids of the index.
-
-        Returns:
-            (n, dimension) float32, a copy.
+        """Looks up the vectors of n images, (n, dimension) float32, a copy.
 
         Raises:
             ValueError: If an id is not in the index.
@@ -268,24 +257,22 @@ class FaissIndex:
             ValueError: If a file is damaged, the parts do not fit together, or another model made them.
         """
         manifest = Manifest.read(folder)
-        if expect_fingerprint is not None and manifest.model_fingerprint != expect_fingerprint:
+        if expect_fingerprint not in (None, manifest.model_fingerprint):
             raise ValueError(
                 f"{folder}: another model's index: got {manifest.model_fingerprint} ({manifest.model_name}), "
                 f"expected {expect_fingerprint}; {REBUILD}"
             )
-        if expect_dimension is not None and manifest.dimension != expect_dimension:
+        if expect_dimension not in (None, manifest.dimension):
             raise ValueError(
                 f"{folder}: got dimension {manifest.dimension}, expected {expect_dimension}; {REBUILD}"
             )
         manifest.verify_files(folder)
-        ids = read_ids(folder / IDS_FILE, manifest.count)
+        ids = tuple(read_list(folder / IDS_FILE, manifest.count))
         vectors = open_vectors(folder / VECTORS_FILE, manifest.count, manifest.dimension)
         approximate = None
         if manifest.kind != "flat":
-            approximate = Approximate.read(
-                folder / APPROXIMATE_FILE, vectors, cast(IndexKind, manifest.kind), manifest.effort,
-                manifest.recall_at_10,
-            )  # fmt: skip
+            path, kind = folder / APPROXIMATE_FILE, cast(IndexKind, manifest.kind)
+            approximate = Approximate.read(path, vectors, kind, manifest.effort, manifest.recall_at_10)
         return cls(ids, vectors, manifest, approximate)
 
 
@@ -308,7 +295,8 @@ def list_best(
     """
     _check_k(k)
     rankings = []
-    for row_scores, left_out in _by_query(scores, excluded_rows(exclude, _row_of(ids), len(scores)), ids):
+    for number, left_out in enumerate(excluded_rows(exclude, _row_of(ids), len(scores))):
+        row_scores = _copied(scores[number], ids)
         row_scores[left_out] = -np.inf
         best = best_rows(row_scores, k)
         rankings.append(Ranking(tuple(ids[int(row)] for row in best), tuple(row_scores[best].tolist())))
@@ -337,26 +325,19 @@ def count_ranks(
     """
     row_of = _row_of(ids)
     excluded = excluded_rows(exclude, row_of, len(scores))
-    targets = target_rows(target_ids, row_of, excluded)
     ranks = np.ones(len(scores), dtype=np.int64)
-    for number, (row_scores, left_out) in enumerate(_by_query(scores, excluded, ids)):
-        target = targets[number]
+    for number, target in enumerate(target_rows(target_ids, row_of, excluded)):
+        row_scores = _copied(scores[number], ids)
         goal = row_scores[target]
-        row_scores[left_out] = -np.inf
+        row_scores[excluded[number]] = -np.inf
         ranks[number] += np.count_nonzero(row_scores > goal) + np.count_nonzero(row_scores[:target] == goal)
     return ranks
 
 
-def _by_query(
-    scores: Sequence[np.ndarray], excluded: Sequence[np.ndarray], ids: Sequence[str]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields a float64 copy of each query's scores, so that a batch is never doubled in memory."""
-    for row_scores, left_out in zip(scores, excluded, strict=True):
-        if len(row_scores) != len(ids):
-            raise ValueError(
-                f"query: got {len(row_scores)} scores, expected one for each of {len(ids)} images"
-            )
-        yield row_scores.astype(np.float64), left_out
+def _copied(scores: np.ndarray, ids: Sequence[str]) -> np.ndarray:
+    if len(scores) != len(ids):
+        raise ValueError(f"query: got {len(scores)} scores, expected one for each of {len(ids)} images")
+    return scores.astype(np.float64)
 
 
 def _check_k(k: int) -> None:

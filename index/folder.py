@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -84,7 +85,8 @@ class Manifest:
         version = values.get("format_version") if isinstance(values, dict) else None
         if version != FORMAT_VERSION:
             raise ValueError(f"{path}: got format version {version!r}, expected {FORMAT_VERSION}; {REBUILD}")
-        _check_fields(path, values)
+        if reason := _misfit(values):
+            raise ValueError(f"{path}: {reason}; {REBUILD}")
         return cls(**values)
 
     def verify_files(self, folder: Path) -> None:
@@ -116,7 +118,6 @@ def write_folder(
     dataset: str,
     image_folder: Path,
     kind: IndexKind = "auto",
-    sampled: Callable[[], np.ndarray | None] | None = None,
     sizes: Sequence[int | None] = (),
 ) -> Manifest:
     """Writes an index in the memory of one block.
@@ -134,8 +135,6 @@ def write_folder(
         dataset: Name of the dataset.
         image_folder: The folder that the ids are relative to.
         kind: Of the index; "auto" picks one by the number of vectors and the memory.
-        sampled: Gives (q, dimension) float32 unit rows like those that will be asked, to measure an
-            approximate index with; sums of stored vectors when there are none.
         sizes: Bytes of each picture's file, None where that is not known; empty when nothing is known.
 
     Raises:
@@ -158,7 +157,7 @@ def write_folder(
     effort, recall = 0, 1.0
     if chosen != "flat":
         vectors = open_vectors(new[VECTORS_FILE], len(ids), dimension)
-        approximate = build_approximate(vectors, chosen, sampled() if sampled else None)
+        approximate = build_approximate(vectors, chosen)
         effort, recall = approximate.effort, approximate.recall
         new[APPROXIMATE_FILE] = folder / (APPROXIMATE_FILE + NEW)
         replace_file(new[APPROXIMATE_FILE], approximate.write)
@@ -204,18 +203,8 @@ def finish_swap(folder: Path) -> None:
 
 
 def read_sizes(folder: Path, count: int) -> list[int | None]:
-    """Reads `sizes.json` of an index that has been opened; empty if there is none.
-
-    Raises:
-        ValueError: If it is not a list of so many numbers.
-    """
-    path = folder / SIZES_FILE
-    if SIZES_FILE not in Manifest.read(folder).sha256:
-        return []
-    sizes = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(sizes, list) or len(sizes) != count:
-        raise ValueError(f"{path}: expected a list of {count} numbers; {REBUILD}")
-    return sizes
+    """Reads `sizes.json` of an index that has been opened; empty if there is none."""
+    return read_list(folder / SIZES_FILE, count) if SIZES_FILE in Manifest.read(folder).sha256 else []
 
 
 def write_vectors(path: Path, blocks: Iterable[np.ndarray], count: int, dimension: int) -> None:
@@ -260,19 +249,16 @@ def open_vectors(path: Path, count: int, dimension: int) -> np.ndarray:
     return np.asarray(np.memmap(path, "<f4", "r", len(expected), (count, dimension)))
 
 
-def read_ids(path: Path, count: int) -> tuple[str, ...]:
-    """Reads `ids.json`.
+def read_list(path: Path, count: int) -> list[Any]:
+    """Reads `ids.json` or `sizes.json`, whose content the checksums have proved.
 
     Raises:
-        ValueError: If it is not a list of so many different ids.
+        ValueError: If it has not `count` entries.
     """
-    ids = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(ids, list) or len(ids) != count:
-        got = len(ids) if isinstance(ids, list) else "no list of"
-        raise ValueError(f"{path}: got {got} entries, expected {count}; {REBUILD}")
-    if not all(isinstance(one, str) and one for one in ids) or len(set(ids)) < count:
-        raise ValueError(f"{path}: got empty or repeated ids; {REBUILD}")
-    return tuple(ids)
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if len(values) != count:
+        raise ValueError(f"{path}: got {len(values)} entries, expected {count}; {REBUILD}")
+    return values
 
 
 def _header(count: int, dimension: int) -> bytes:
@@ -293,25 +279,20 @@ def _write_list(path: Path, values: Iterable[str | int | None]) -> None:
     path.write_text(f"[\n{lines}\n]", encoding="utf-8", newline="\n")
 
 
-def _check_fields(path: Path, values: dict[str, object]) -> None:
+def _misfit(values: dict[str, Any]) -> str:
+    """Tells what is wrong with a manifest, which no checksum covers; empty if nothing is."""
     kinds = {"int": int, "float": float, "str": str, "dict[str, str]": dict}
     expected = {field.name: kinds[str(field.type)] for field in dataclasses.fields(Manifest)}
-    if set(values) != set(expected):
-        differing = ", ".join(sorted(set(values) ^ set(expected)))
-        raise ValueError(f"{path}: missing or unknown fields: {differing}; {REBUILD}")
+    if differing := set(values) ^ set(expected):
+        return f"missing or unknown fields: {', '.join(sorted(differing))}"
     for name, kind in expected.items():
         if not isinstance(values[name], kind):
-            raise ValueError(f"{path}: {name}: got {values[name]!r}, expected {kind.__name__}; {REBUILD}")
-    dimension = values["dimension"]
-    if not isinstance(dimension, int) or not 1 <= dimension < 1 << 20:
-        raise ValueError(f"{path}: dimension: got {dimension}, expected 1 to {(1 << 20) - 1}; {REBUILD}")
+            return f"{name}: got {values[name]!r}, expected {kind.__name__}"
+    if not 1 <= values["dimension"] < 1 << 20:
+        return f"dimension: got {values['dimension']}, expected 1 to {(1 << 20) - 1}"
     if values["kind"] not in ("flat", "hnsw", "ivf", "ivfpq"):
-        raise ValueError(
-            f"{path}: kind: got {values['kind']!r}, expected flat, hnsw, ivf or ivfpq; {REBUILD}"
-        )
+        return f"kind: got {values['kind']!r}, expected flat, hnsw, ivf or ivfpq"
     files = {VECTORS_FILE, IDS_FILE} | (set() if values["kind"] == "flat" else {APPROXIMATE_FILE})
-    listed = values["sha256"]
-    if not isinstance(listed, dict) or set(listed) - {SIZES_FILE} != files:
-        raise ValueError(
-            f"{path}: sha256: got {listed!r}, expected one of {' and '.join(sorted(files))}; {REBUILD}"
-        )
+    if set(values["sha256"]) - {SIZES_FILE} != files:
+        return f"sha256: got {values['sha256']!r}, expected one of {' and '.join(sorted(files))}"
+    return ""

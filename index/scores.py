@@ -11,7 +11,7 @@ The order is the same everywhere: the higher score first; of equal scores, the l
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -61,6 +61,21 @@ def unit_rows(vectors: np.ndarray, dimension: int, what: str) -> np.ndarray:
             "divide each row by its length first"
         )
     return np.ascontiguousarray(np.rint(array * GRID) / GRID)
+
+
+def check_ids(ids: Iterable[str]) -> None:
+    """Checks that image ids are non-empty strings, each there once.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    seen: set[str] = set()
+    for image_id in ids:
+        if not isinstance(image_id, str) or not image_id:
+            raise ValueError(f"index: got image id {image_id!r}, expected a non-empty string")
+        if image_id in seen:
+            raise ValueError(f"index: image id {image_id!r} occurs twice; ids must be unique")
+        seen.add(image_id)
 
 
 def score_blocks(queries: np.ndarray, vectors: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray]]:
@@ -113,7 +128,7 @@ def count_places(
         queries: (q, d) float32 from `unit_rows`.
         vectors: (n, d) float32 from `unit_rows`.
         targets: (q,) int64, a row each, not excluded.
-        excluded: For each query the rows that do not count, int64, each once.
+        excluded: As for `list_rows`.
 
     Returns:
         (q,) int64: 1 + rows with a higher score + rows with the same score that come earlier.
@@ -132,20 +147,17 @@ def count_places(
 
 
 def best_rows(scores: np.ndarray, k: int) -> np.ndarray:
-    """Finds the k best rows of one query, in order.
+    """Finds the k best rows of one query, in order: the higher score first, then the lower row.
 
     Args:
         scores: (n,) float64; minus infinity marks a row that may not be listed.
         k: At least 1.
 
     Returns:
-        At most k rows, int64: the higher score first, then the lower row.
+        At most k rows, int64.
     """
-    if k < len(scores):
-        threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
-        rows = np.flatnonzero((scores >= threshold) & (scores > -np.inf))
-    else:
-        rows = np.flatnonzero(scores > -np.inf)
+    threshold = np.partition(scores, -k)[-k] if k < len(scores) else -np.inf
+    rows = np.flatnonzero((scores >= threshold) & (scores > -np.inf))
     return rows[np.argsort(-scores[rows], kind="stable")][:k]
 
 
@@ -165,15 +177,12 @@ def rows_of(ids: Collection[str], row_of: Mapping[str, int]) -> np.ndarray:
 
 
 def excluded_rows(exclude: Exclusions | None, row_of: Mapping[str, int], queries: int) -> list[np.ndarray]:
-    """Turns the images that each query may not be shown into rows.
+    """Turns the images that each query may not be shown into rows, int64, sorted, each once.
 
     Args:
         exclude: For each query a collection of image ids, or an integer array of rows, or None.
         row_of: The row of each image id of the index.
         queries: How many queries there are.
-
-    Returns:
-        For each query its rows, int64, sorted, each once.
 
     Raises:
         ValueError: If there is not one entry a query, or an id or a row is not in the index.

@@ -38,11 +38,7 @@ class Shard:
     sizes: Sequence[int | None] = ()
 
     def current(self, sizes: Mapping[str, int]) -> Iterator[tuple[int, str]]:
-        """Yields row and id of the images whose files have, as far as is known, not been replaced.
-
-        Args:
-            sizes: Bytes of the files that are there, by image id.
-        """
+        """Yields row and id of the images whose files still have the same size, as far as is known."""
         for row, image_id in enumerate(self.ids):
             then = self.sizes[row] if self.sizes else None
             if then is None or sizes.get(image_id, then) == then:
@@ -51,10 +47,10 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardStore:
-    """A folder of shards made with one model.
+    """A folder of shards made with one model, created with the first shard.
 
     Attributes:
-        folder: Created with the first shard.
+        folder: Of the shards.
         fingerprint: Of the model.
         dimension: Of its vectors.
     """
@@ -87,12 +83,10 @@ class ShardStore:
             "sizes": list(shard.sizes),
         }
         write_json(label, values | {"sha256": _checksum(vectors, values)})
-        return Shard(
-            shard.ids, np.load(vectors, mmap_mode="r", allow_pickle=False), shard.broken, shard.sizes
-        )
+        return _mapped(vectors, values)
 
     def load_all(self) -> dict[int, Shard]:
-        """Returns the whole shards of this model, by number; says which are left out as damaged."""
+        """Returns the whole shards of this model, by number; logs which are left out as damaged."""
         shards = {}
         for label in sorted(self.folder.glob("*.json")):
             try:
@@ -100,13 +94,10 @@ class ShardStore:
                 vectors, _ = self._files(number)
                 if values.pop("sha256") != _checksum(vectors, values):
                     raise ValueError("damaged")
-                rows = np.load(vectors, mmap_mode="r", allow_pickle=False)
-                shard = Shard(values["images"], rows, values["broken"], values["sizes"])
+                if (values["fingerprint"], values["dimension"]) == (self.fingerprint, self.dimension):
+                    shards[number] = _mapped(vectors, values)
             except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
                 log.warning("%s: cannot be used, encoding its images again: %s", label, error)
-                continue
-            if (values["fingerprint"], values["dimension"]) == (self.fingerprint, self.dimension):
-                shards[number] = shard
         return shards
 
     def clear(self) -> None:
@@ -116,6 +107,11 @@ class ShardStore:
 
     def _files(self, number: int) -> tuple[Path, Path]:
         return self.folder / f"{number}.npy", self.folder / f"{number}.json"
+
+
+def _mapped(vectors: Path, label: Mapping[str, Any]) -> Shard:
+    rows = np.load(vectors, mmap_mode="r", allow_pickle=False)
+    return Shard(label["images"], rows, label["broken"], label["sizes"])
 
 
 def _checksum(vectors: Path, label: Mapping[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tempfile
 import threading
 import warnings
 from functools import lru_cache
@@ -65,10 +64,7 @@ def read_upload(data: bytes) -> Image.Image:
         raise UserError(f"this is not a picture in one of the formats {', '.join(FORMATS)}") from error
     if width * height > MAX_UPLOADED_PIXELS:
         raise UserError(too_many)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "upload"
-        path.write_bytes(data)
-        try:
-            return open_image(path)
-        except BrokenImage as error:
-            raise UserError("the picture is damaged and cannot be decoded") from error
+    try:
+        return open_image(data)
+    except BrokenImage as error:
+        raise UserError("the picture is damaged and cannot be decoded") from error

@@ -126,7 +126,7 @@ def test_an_approximate_index_on_a_full_disk_is_named(tmp_path):
     """FAISS writes it, and calls a full disk no error of the system."""
     rows = np.random.default_rng(0).normal(size=(3000, 32))
     rows = unit_rows((rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32), 32, "rows")
-    approximate = build_approximate(rows, "hnsw", None)
+    approximate = build_approximate(rows, "hnsw")
     with small_disk(tmp_path / "disk") as disk:
         remount(disk, "size=16k")
         with pytest.raises(

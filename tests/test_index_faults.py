@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import logging
 import os
 import struct
 import subprocess
@@ -215,23 +214,6 @@ def test_another_kind_is_made_without_embedding_again(tmp_path):
     assert build(images[5:], tmp_path / "index", NoEncoder()).kind == "hnsw"
     assert build(images[5:], tmp_path / "index", rebuild=True).kind == "hnsw"
     assert build(images[5:], tmp_path / "index", NoEncoder(), kind="flat").kind == "flat"
-
-
-def test_an_approximate_index_is_measured_with_the_collections_captions(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    for number in range(60):
-        (tmp_path / f"{number:02}.png").write_bytes(saved(PILImage.new("RGB", (2, 2), (number * 4, 9, 99))))
-    images = [Image(image.id, image.path, (f"picture {image.id}",)) for image in list_images(tmp_path, "")[0]]
-    asked = []
-
-    class WithTexts(MeanColour):
-        def encode_texts(self, texts):
-            asked.extend(texts)
-            return self.encode_images([PILImage.new("RGB", (1, 1), (len(asked), 5, 5)) for _ in texts])
-
-    build(images, tmp_path / "index", WithTexts(), kind="hnsw")
-    assert asked == [f"picture {image.id}" for image in images]
-    assert "on 60 sampled queries" in caplog.text
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such locks there")
