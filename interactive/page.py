@@ -7,13 +7,12 @@ second, otherwise saying what is being done and how many are ahead; the browser 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import queue
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -116,12 +115,10 @@ class Page:
         return Starlette(
             routes=routes,
             exception_handlers={HTTPException: _refused, UserError: _refused, Exception: _failed},
-            lifespan=self._lifespan,
         )
 
-    @contextlib.asynccontextmanager
-    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        yield
+    def close(self) -> None:
+        """Ends the threads as soon as what they are doing now allows."""
         self.searching.close()
         self.writing.close()
 
@@ -131,10 +128,12 @@ class Page:
         session.search("a picture")
 
         def open_models(say: Say) -> None:
-            say("Loading the models for the first time")
+            loading = "Loading the models for the first time"
+            say(loading)
             try:
                 self.context.captions_of(self.context.ids[:1])
                 session.mark(session.current.shown_ids[0], "like")
+                say(loading)  # goes no further once the page is closed
                 session.propose()
             except (ValueError, OSError, ModuleNotFoundError) as error:
                 log.warning("strategy %s: its models cannot be used: %s", session.options.strategy, error)

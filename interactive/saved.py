@@ -1,25 +1,27 @@
-"""A session as a file, and back. A file from outside is checked field by field before it is believed."""
+"""A session as a file, and back. A file from outside is checked against the types and bounds below."""
 
 from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from evaluation.sessions import build_sessions
 from feedback.rounds import DEPTH
 from interactive.search_context import SearchContext, UserError
-from interactive.session import MAX_LETTERS, MAX_ROUNDS, MAX_SHOWN, Options, Session, Turn
+from interactive.session import MAX_ROUNDS, MAX_SHOWN, Options, Session, Turn
 from records import Round
 from retriever import SearchQuery
 
 FORMAT = 1
 MAX_BYTES = 10 * 2**20
-MAX_CAPTION_LETTERS = 2000
+MAX_TEXT_LETTERS = 5000  # of a text in the file; captions and prompts' faults are longer than queries
 
 
 def save_session(session: Session) -> str:
@@ -79,14 +81,11 @@ def open_session(text: str, context: SearchContext) -> Session:
 
 
 def _checked_session(values: dict[str, Any], context: SearchContext) -> Session:
-    options = Options(
-        strategy=_one_of(values["options"]["strategy"], context.strategies),
-        shown=_integer(values["options"]["shown"]),
-        threshold=None if values["options"]["threshold"] is None else float(values["options"]["threshold"]),
-        shows_again=values["options"]["shows_again"] is True,
-    )
+    options = _checked(values["options"], Options)
+    if options.strategy not in context.strategies:
+        raise ValueError("not one of the strategies")
     turns = [_checked_turn(turn, number, context) for number, turn in enumerate(values["turns"])]
-    position = _integer(values["at"])
+    position = _checked(values["at"], int)
     if not 1 <= len(turns) <= MAX_ROUNDS or not 0 <= position < len(turns):
         raise ValueError("the rounds do not fit")
     records = [turn.record for turn in turns]
@@ -99,34 +98,56 @@ def _checked_session(values: dict[str, Any], context: SearchContext) -> Session:
 
 
 def _checked_turn(values: dict[str, Any], number: int, context: SearchContext) -> Turn:
-    record = Round.from_json(values["record"])
-    shown = record.image_ids[: record.shown]
-    hidden = _integer(values.get("hidden", 0))  # older files lack it
-    _check_texts((record.query_id, record.text, record.fallback, record.stop), MAX_LETTERS * 10)
-    for texts in (record.captions, record.image_ids, record.liked, record.disliked):
-        _check_texts(texts, MAX_CAPTION_LETTERS)
+    record = _checked(values["record"], Round)
+    strategy = _checked(values["strategy"], str)
+    hidden = _checked(values.get("hidden", 0), int)  # older files lack it
     for image_id in (*record.image_ids, *record.liked, *record.disliked):
         context.number_of(image_id)  # a KeyError if the index has no such picture
+    vector = _unpacked(values["vector"], context.retriever.index.dimension)
+    scores = _unpacked(values["scores"], len(context.retriever.index))
+    shown = record.image_ids[: record.shown]
     fits = (
-        _integer(record.number) == number,
-        _integer(record.shown) <= MAX_SHOWN,
+        record.number == number,
+        0 <= record.shown <= MAX_SHOWN,
         0 <= hidden <= len(record.image_ids) - record.shown,
-        len(record.image_ids) <= max(DEPTH, MAX_SHOWN),
-        len(record.scores) == len(record.image_ids) and np.isfinite(np.array(record.scores, float)).all(),
+        len(record.scores) == len(record.image_ids) <= max(DEPTH, MAX_SHOWN),
         {*record.liked, *record.disliked} <= {*shown} and not {*record.liked} & {*record.disliked},
         len(record.captions) in (0, len(record.liked)),
         (record.target, record.relevant, record.target_rank) == (None, (), None),
         record.stop in ("", "exhausted"),
+        strategy in context.strategies,
+        vector is not None or scores is not None,
     )
     if not all(fits):
         raise ValueError("a round does not fit")
-    strategy = _one_of(values["strategy"], context.strategies)
-    vector = _unpacked(values["vector"], context.retriever.index.dimension)
-    scores = _unpacked(values["scores"], len(context.retriever.index))
-    if vector is None and scores is None:
-        raise ValueError("a round does not say what was searched")
     search = SearchQuery(record.text, vector, scores)
-    return Turn(record, search, strategy, values["shows_again"] is True, hidden)
+    return Turn(record, search, strategy, _checked(values["shows_again"], bool), hidden)
+
+
+def _checked(value: Any, hint: Any) -> Any:
+    """Returns a JSON value as an annotated type: a dataclass, a tuple, an optional or a plain type.
+
+    Raises:
+        ValueError, TypeError, KeyError, OverflowError: If it is of another type, too long, or not finite.
+    """
+    if get_origin(hint) is UnionType:
+        if value is None:
+            return None
+        hint = next(each for each in get_args(hint) if each is not type(None))
+    if get_origin(hint) is tuple:
+        return tuple(_checked(each, get_args(hint)[0]) for each in _checked(value, list))
+    if hint in (Options, Round):
+        hints = get_type_hints(hint)
+        if set(_checked(value, dict)) != set(hints):
+            raise ValueError("missing or unknown fields")
+        return hint(**{name: _checked(value[name], kind) for name, kind in hints.items()})
+    if hint is float and type(value) is int:
+        value = float(value)
+    if type(value) is not hint:  # isinstance would take True for a number
+        raise TypeError(f"not of type {hint}")
+    if (hint is float and not math.isfinite(value)) or (hint is str and len(value) > MAX_TEXT_LETTERS):
+        raise ValueError("not finite, or too long")
+    return value
 
 
 def _packed(numbers: np.ndarray | None) -> str | None:
@@ -140,23 +161,6 @@ def _unpacked(text: str | None, count: int) -> np.ndarray | None:
     if numbers.shape != (count,) or not np.isfinite(numbers).all():
         raise ValueError("a vector does not fit")
     return numbers
-
-
-def _integer(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError("not an integer")
-    return value
-
-
-def _one_of(value: str, choices: Sequence[str]) -> str:
-    if value not in choices:
-        raise ValueError("not one of the choices")
-    return value
-
-
-def _check_texts(values: Sequence[object], max_letters: int) -> None:
-    if not all(isinstance(value, str) and len(value) <= max_letters for value in values):
-        raise TypeError("not a text of a sensible length")
 
 
 def export_rounds(records: Sequence[Round]) -> str:

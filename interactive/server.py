@@ -48,19 +48,16 @@ def run_interactive(settings: InteractiveSettings, index: ImageIndex | None = No
         from interactive.page import Page
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"the page needs {error.name}; run: {INSTALL}") from error
-    with _listening_socket(
-        settings.host, settings.port
-    ) as listening:  # a taken port fails before models load
+    # The socket comes first: a taken port is said before models load.
+    with _listening_socket(settings.host, settings.port) as listening:
         context, study = open_context(settings, index)
         is_local = is_loopback(settings.host)
         page = Page(context, options, study, describe=settings.describe, names_shown=is_local)
-        page.warm_up()
         if not is_local:
             log.warning(
                 "listening on %s: anybody who reaches it can search and see the pictures", settings.host
             )
         host, port = listening.getsockname()[:2]
-        log.info("open http://%s:%d (stop with Ctrl-C)", f"[{host}]" if ":" in host else host, port)
         config = uvicorn.Config(
             Guard(page.app(), settings.names),
             log_config=None,
@@ -71,7 +68,12 @@ def run_interactive(settings: InteractiveSettings, index: ImageIndex | None = No
             limit_concurrency=MAX_CONNECTIONS,
             timeout_graceful_shutdown=2,
         )
-        uvicorn.Server(config).run(sockets=[listening])
+        try:
+            page.warm_up()
+            log.info("open http://%s:%d (stop with Ctrl-C)", f"[{host}]" if ":" in host else host, port)
+            uvicorn.Server(config).run(sockets=[listening])
+        finally:
+            page.close()
 
 
 def open_context(

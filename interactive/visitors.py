@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import queue
 import secrets
 import threading
@@ -24,8 +25,13 @@ log = logging.getLogger(__name__)
 
 MAX_VISITORS = 64
 MAX_WAITING = 16  # jobs in each queue
+QUIET_SECONDS = 2.0  # closing takes longer only with a word
 
 Work = Callable[[Say], None]
+
+
+class Closed(Exception):
+    """The page ends while work is under way."""
 
 
 class Job:
@@ -48,15 +54,24 @@ class Job:
     def run(self) -> None:
         """Does the work; whatever it raises goes to the future."""
         try:
-            self._work(lambda stage: setattr(self, "stage", stage))
+            self._work(self._say)
         except BaseException as error:
             self.future.set_exception(error)
         else:
             self.future.set_result(None)
 
+    def _say(self, stage: str) -> None:
+        if self.worker.is_closed:
+            raise Closed
+        self.stage = stage
+
 
 class Worker:
-    """A thread that runs jobs one after another."""
+    """A thread that runs jobs one after another.
+
+    Attributes:
+        is_closed: Whether it is to end.
+    """
 
     def __init__(self, name: str, idle: Callable[[], bool] = lambda: False) -> None:
         """Starts the thread.
@@ -68,7 +83,7 @@ class Worker:
         self._idle = idle
         self._waiting: queue.Queue[Job | None] = queue.Queue(MAX_WAITING)  # None only wakes the thread
         self._running: Job | None = None
-        self._closed = False
+        self.is_closed = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -100,17 +115,26 @@ class Worker:
             self._waiting.put_nowait(None)
 
     def close(self) -> None:
-        """Ends the thread after the job that runs; those that wait are dropped."""
-        self._closed = True
+        """Ends the thread when the stage that runs is done; what waits is dropped.
+
+        Nothing is left running: a thread inside a model's native code aborts the process at its exit.
+        """
+        self.is_closed = True
         self.wake()
-        self._thread.join(timeout=5)
+        self._thread.join(QUIET_SECONDS)
+        if self._thread.is_alive():
+            log.info("stopping as soon as the models at work are done; Ctrl-C again stops at once")
+            try:
+                self._thread.join()
+            except KeyboardInterrupt:
+                os._exit(130)
 
     def _run(self) -> None:
         while True:
-            if self._waiting.empty() and not self._closed and self._has_idle_work():
+            if self._waiting.empty() and not self.is_closed and self._has_idle_work():
                 continue
             job = self._waiting.get()
-            if self._closed:
+            if self.is_closed:
                 return
             if job is not None:
                 self._running = job

@@ -358,6 +358,28 @@ def test_loading_the_models_is_called_by_its_name_and_counts_as_nobody(person, p
         assert "a dog, a " in finished(client)
 
 
+def test_closing_waits_for_the_stage_at_work_and_begins_no_other(monkeypatch):
+    monkeypatch.setattr("interactive.visitors.QUIET_SECONDS", 0.0)
+    worker, begun, gate, stages = Worker("test"), threading.Event(), threading.Event(), []
+
+    def work(say):
+        for stage in ("loading", "writing"):
+            say(stage)
+            stages.append(stage)
+            begun.set()
+            gate.wait(10)
+
+    job = worker.submit(work)
+    begun.wait(10)
+    closing = threading.Thread(target=worker.close)
+    closing.start()
+    while not worker.is_closed:
+        time.sleep(0.005)
+    gate.set()
+    closing.join(10)
+    assert job.future.done() and stages == ["loading"]
+
+
 # Refused
 
 
