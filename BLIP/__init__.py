@@ -7,7 +7,7 @@
 | `towers.py`, `packed.py` | the model in plain torch; its weights laid out as processors read them fastest |
 | `checkpoints.py` | a checkpoint file or folder to a filled model |
 | `weight_files.py` | finds, fetches, reads and renames tensors; never runs code from a file |
-| `sizes.py`, `configs/` | widths and depths from shapes, head counts from a JSON; the released sizes |
+| `sizes.py` | widths and depths from shapes, head counts from a JSON or the released models |
 | `tokenizer.py`, `images.py` | what the model reads |
 | `train_retrieval.py`, `training_*.py` | trains or fine-tunes: command; data, losses, loop |
 | `scores.py` | `python -m BLIP.scores`: recall, re-ranked recall, the captioner's objects |

@@ -72,8 +72,8 @@ def load_towers(
 
     Args:
         path: A weights file, or a folder that holds one.
-        image_size: Side of the images in pixels; the image positions are interpolated to it (bicubic, corners
-            not aligned). None: the size the file was trained for.
+        image_size: Side of the images in pixels, to which the image positions are interpolated; None: the
+            size the file was trained for.
         config: As for `BLIP.sizes.read_stated`; needed if the head counts are in no JSON beside the weights
             and the model has none of the released widths.
         tokenizer: If given, its size is checked.
@@ -133,8 +133,8 @@ def _load(
 ) -> _Model:
     checkpoint = read_checkpoint(path)
     tensors, surplus = _wanted(checkpoint, kind)
+    _check(checkpoint, kind, tensors, anchors(kind.text_prefix), unknown=[])
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    _check_anchors(checkpoint, kind, shapes)
     sizes = read_sizes(shapes, kind.text_prefix, read_stated(config, checkpoint.file), checkpoint.file)
     if tokenizer is not None and len(tokenizer) != sizes.vocabulary:
         raise ValueError(
@@ -146,7 +146,8 @@ def _load(
         sizes = dataclasses.replace(sizes, image_size=image_size)
     with torch.device("meta"):  # shapes only: random weights would be drawn just to be overwritten
         model = make(sizes)
-    _check(checkpoint, kind, tensors, model)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    _check(checkpoint, kind, tensors, expected, [name for name in tensors if name not in expected])
     if surplus:
         counts = ", ".join(f"{count} {what}" for what, count in sorted(surplus.items()))
         logger.info("%s: left out %s", checkpoint.file, counts)
@@ -190,40 +191,27 @@ def _at_size(positions: torch.Tensor, size: int, sizes: Sizes) -> torch.Tensor:
     return torch.cat([positions[:, :1].float(), squares], dim=1)
 
 
-def _check_anchors(checkpoint: Checkpoint, kind: _Kind, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    axes = anchors(kind.text_prefix)
-    missing = [name for name in axes if name not in shapes]
-    reshaped = {
-        name: (shapes[name], f"{count} axes")
-        for name, count in axes.items()
-        if name in shapes and (len(shapes[name]) != count or 0 in shapes[name])
-    }
-    _refuse(checkpoint, kind, missing, reshaped, [])
-
-
 def _check(
-    checkpoint: Checkpoint, kind: _Kind, tensors: Mapping[str, torch.Tensor], model: nn.Module
-) -> None:
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    missing = [name for name in expected if name not in tensors]
-    unknown = [name for name in tensors if name not in expected]
-    reshaped: dict[str, tuple[object, object]] = {}
-    for name in expected.keys() & tensors.keys():
-        if tuple(tensors[name].shape) != expected[name]:
-            reshaped[name] = (tuple(tensors[name].shape), expected[name])
-        elif not tensors[name].is_floating_point():
-            reshaped[name] = (tensors[name].dtype, "floating point")
-    _refuse(checkpoint, kind, missing, reshaped, unknown)
-
-
-def _refuse(
     checkpoint: Checkpoint,
     kind: _Kind,
-    missing: list[str],
-    reshaped: Mapping[str, tuple[object, object]],
+    tensors: Mapping[str, torch.Tensor],
+    expected: Mapping[str, tuple[int, ...] | int],
     unknown: list[str],
 ) -> None:
-    """Raises a ValueError that names the tensors, in the file's own names, unless there are none."""
+    """Refuses tensors that are missing or not as expected: a shape, or only a number of axes."""
+    missing = [name for name in expected if name not in tensors]
+    reshaped: dict[str, tuple[object, object]] = {}
+    for name in expected.keys() & tensors.keys():
+        shape, wanted = tuple(tensors[name].shape), expected[name]
+        if isinstance(wanted, int):
+            if len(shape) != wanted or 0 in shape:
+                reshaped[name] = (shape, f"{wanted} axes")
+        elif shape != wanted:
+            reshaped[name] = (shape, wanted)
+        elif not tensors[name].is_floating_point():
+            reshaped[name] = (tensors[name].dtype, "floating point")
+    if not (missing or reshaped or unknown):
+        return
     described = [
         f"{checkpoint.own_name(name)} (got {got}, expected {wanted})"
         for name, (got, wanted) in sorted(reshaped.items())
@@ -237,8 +225,6 @@ def _refuse(
         )
         if items
     ]
-    if not parts:
-        return
     there = {name.split(".")[0] for name in checkpoint.tensors}
     other = _CAPTIONER if kind is _RETRIEVAL else _RETRIEVAL
     is_other = other.parts <= there and not (kind.parts - other.parts) & there

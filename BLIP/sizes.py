@@ -1,7 +1,7 @@
 """Sizes of a model: widths and depths from the shapes of its tensors, head counts from a JSON.
 
 A head count leaves no trace in any shape, and a wrong one loads without complaint, so it is never guessed: it
-comes from a JSON beside the weights, from the caller, or from the released models in ``configs/``.
+comes from a JSON beside the weights, from the caller, or from what the released models have at that width.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
     from BLIP.tokenizer import Tokenizer
 
-CONFIGS = Path(__file__).parent / "configs"
 VISION_EPSILON = 1e-6  # of the released models; transformers' default is 1e-5
 TEXT_EPSILON = 1e-12
+# Heads by width of salesforce/BLIP's models: base, large (whose text transformer is the base one's).
+RELEASED_HEADS = {"vision": {768: 12, 1024: 16}, "text": {768: 12}}
 LABEL_SMOOTHING = 0.1  # of the caption loss; transformers reads it from the text configuration only
 HOW_TO_GIVE = (
     'put a med_config.json beside the weights, or pass config={"num_attention_heads": TEXT_HEADS,'
@@ -44,21 +45,9 @@ _VISION_MLP = _VISION_LAYERS + "0.mlp.fc1.weight"
 class Sizes:
     """Everything that decides the shape of a model.
 
-    Attributes:
-        vision_width: Width of the vision transformer; cross-attention reads the same width.
-        vision_layers: Its depth.
-        vision_mlp: Width inside its feed-forward blocks.
-        vision_heads: Its attention heads.
-        patch: Side of a patch in pixels.
-        image_size: Side of the images in pixels.
-        text_width: Width of the text transformer.
-        text_layers: Its depth.
-        text_mlp: Width inside its feed-forward blocks.
-        text_heads: Its attention heads.
-        vocabulary: Rows of the word embedding, including [DEC] and [ENC].
-        positions: Longest text in tokens.
-        projection: Width of the joint embedding; None for a captioner.
-        text_epsilon: Of the text transformer's norms.
+    ``mlp`` is the width inside a feed-forward block, ``patch`` and ``image_size`` are sides in pixels,
+    ``vocabulary`` counts [DEC] and [ENC], ``positions`` is the longest text in tokens, ``projection`` the
+    width of the joint space (None for a captioner). Cross-attention reads states of the vision width.
     """
 
     vision_width: int
@@ -252,7 +241,7 @@ def _heads(part: str, found: Mapping[str, int], stated: Mapping[str, Any], sourc
                 f" {stated[key]}: the configuration is of another model; {HOW_TO_GIVE}"
             )
     width = found["hidden_size"]
-    count = stated.get("num_attention_heads", _released_heads(part, width))
+    count = stated.get("num_attention_heads", RELEASED_HEADS[part].get(width))
     if count is None:
         raise ValueError(
             f"{source}: the head count of its {part} transformer (width {width}) is not in the file and"
@@ -261,16 +250,6 @@ def _heads(part: str, found: Mapping[str, int], stated: Mapping[str, Any], sourc
     if not isinstance(count, int) or isinstance(count, bool) or count < 1 or width % count:
         raise ValueError(f"{source}: {count!r} heads do not divide the {part} width {width}: {HOW_TO_GIVE}")
     return count
-
-
-def _released_heads(part: str, width: int) -> int | None:
-    """Returns the head count of the released models whose vision or text transformer is this wide."""
-    for file in sorted(CONFIGS.glob("*.json")):
-        released = read_stated(file, file)
-        stated = released.vision if part == "vision" else released.text
-        if stated["hidden_size"] == width:
-            return stated["num_attention_heads"]
-    return None
 
 
 def _depth(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:

@@ -49,7 +49,9 @@ log = logging.getLogger(__name__)
 
 COMMON_WORDS = Path(__file__).with_name("common_words.txt")
 MATCHED = 32  # true pairs a step for matching in the second stage
-PROJECTION = 256  # width of the joint space of a model trained from scratch
+HEAD_LEARNING_RATE = 1e-3  # peak of the second stage; warms up over 100 steps, then falls along a cosine
+PATCH = 16  # side of a patch in pixels, and ...
+PROJECTION = 256  # ... width of the joint space of a model trained from scratch
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,6 @@ class TrainingSettings:
         learning_rate: Peak; warms up over 200 steps, then falls along a cosine.
         matching_from: Share of the steps after which the matching loss joins.
         image_size: Side of the pictures in pixels.
-        patch_size: Side of a patch in pixels (from scratch only).
         width: Width of both towers (from scratch only).
         vision_layers: Layers of the vision tower (from scratch only).
         text_layers: Layers of the text encoder and of the text decoder (from scratch only).
@@ -79,7 +80,6 @@ class TrainingSettings:
         head_steps: Steps of the second stage, which trains only captioner and matching layers; 0 for none.
         head_images: How many images the second stage learns from, evenly spread; all if not given.
         head_captioner: Whether the second stage trains the captioner too, or only matching.
-        head_learning_rate: Its peak; warms up over 100 steps, then falls along a cosine.
         seed: Seed of weights and batches.
         checkpoint_every: Steps between checkpoints.
         threads: Torch's threads on a CPU; all cores if not given.
@@ -97,7 +97,6 @@ class TrainingSettings:
     learning_rate: float = 1.2e-3
     matching_from: float = 0.7
     image_size: int = 112
-    patch_size: int = 16
     width: int = 192
     vision_layers: int = 6
     text_layers: int = 4
@@ -108,18 +107,17 @@ class TrainingSettings:
     head_steps: int = 2500
     head_images: int | None = None
     head_captioner: bool = True
-    head_learning_rate: float = 1e-3
     seed: int = 0
     checkpoint_every: int = 500
     threads: int | None = None
     extra_words: Path = COMMON_WORDS
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "image_size", "patch_size", "width", "checkpoint_every"):
+        for name in ("steps", "batch_size", "image_size", "width", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
+        if self.start is None and self.image_size % PATCH:
+            raise ValueError(f"image_size {self.image_size} is no multiple of the patch size, {PATCH}")
 
 
 def train(settings: TrainingSettings) -> Path:
@@ -214,7 +212,7 @@ def train(settings: TrainingSettings) -> Path:
         is_decoder = "text_decoder" in name and settings.head_captioner
         parameter.requires_grad_(is_head or is_decoder)
     heads = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    stage = Stage("heads", settings.head_steps, settings.head_learning_rate, 100, settings.seed + 500_000)
+    stage = Stage("heads", settings.head_steps, HEAD_LEARNING_RATE, 100, settings.seed + 500_000)
     run_stage(
         stage, model, [{"params": heads}], losses_of_heads, lambda _: None, output, settings.checkpoint_every
     )
@@ -268,7 +266,7 @@ def _start_model(
         vision_layers=settings.vision_layers,
         vision_mlp=4 * width,
         vision_heads=heads,
-        patch=settings.patch_size,
+        patch=PATCH,
         image_size=settings.image_size,
         text_width=width,
         text_layers=settings.text_layers,

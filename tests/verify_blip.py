@@ -79,7 +79,7 @@ def check_folder(folder):
         OSError: If the folder lacks a file.
         ValueError: If a file is damaged.
     """
-    rows, left_over = [], []
+    rows, left_over, jobs = [], [], []
     for kind, patterns, check in (
         ("itm", ("itm.*", "retrieval_full.*"), check_retrieval),
         ("captioner", ("captioner.*",), check_captioner),
@@ -96,6 +96,8 @@ def check_folder(folder):
             "config": (read_json(text) if text.is_file() else facts["text"]) | {"vision": facts["vision"]},
             "vocabulary": folder / facts.get("vocab_file", "vocab.txt"),
         }
+        jobs.append((check, recorded, weights, options, facts))
+    for check, recorded, weights, options, facts in jobs:  # only now, so that a missing file is told at once
         opened = {}
         for file in weights:
             try:
