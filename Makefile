@@ -32,8 +32,8 @@ demo: $(READY)  ## draw the demo scenes, embed them, run the feedback loop, writ
 	$(RUN) embed_image_as_faiss.py --dataset demo
 	$(RUN) multi_modal_query_expansion.py --dataset demo --strategy rewrite-anchored --caption-numbers 4 --queries 200
 
-test: $(READY_TO_TEST)  ## run the tests
-	$(RUN) -m pytest
+test: $(READY_TO_TEST)  ## run the tests on all cores, one thread each
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 
 bench: $(READY_TO_TEST)  ## time rounds, rewriting, index build and search against other ways; takes long
 	$(RUN) -m benchmarks.rounds

@@ -667,7 +667,7 @@ def settings_table() -> str:
     }
     lines = [
         "# Settings", "",
-        "Made by `python settings.py > docs/settings.md`. A constant at the top of a script is the "
+        "Printed by `settings.py`. A constant at the top of a script is the "
         "setting in capitals,",
         "an argument the setting with dashes: `CAPTION_BATCH = 8`, `--caption-batch 8`. A run is "
         "resumed only with the",
