@@ -27,7 +27,7 @@ def main() -> None:
 
         counts = caption_on_ray(settings)
     else:
-        from experiments.setup import caption_dataset
+        from experiments.captions import caption_dataset
 
         counts = caption_dataset(settings).counts()
     logging.getLogger(__name__).info("%s", counts)

@@ -25,7 +25,7 @@ def main() -> None:
 
         embed_on_ray(settings)
     else:
-        from experiments.dataset_index import embed_dataset
+        from experiments.open_index import embed_dataset
 
         embed_dataset(settings)
 

@@ -33,7 +33,7 @@ def main() -> None:
 
         run_interactive(settings, index)
         return
-    from experiments.dataset_index import search_once
+    from experiments.open_index import search_once
 
     found = search_once(settings, settings.text, settings.shown, index)
     for place, (path, score) in enumerate(found, start=1):

@@ -13,12 +13,12 @@ from evaluation.measures import Measures, evaluate
 from evaluation.plots import plot_differences, plot_recall_f1
 from evaluation.runs import stream_rounds
 from evaluation.tables import as_csv, as_latex, as_markdown, format_value
+from experiments.costs import counts_of
 from experiments.models import hardware
 from experiments.own_models import OwnModels
 from experiments.run import scrolling_name
 from experiments.run_folder import run_folder
 from experiments.setup import Setup
-from feedback.costs import counts_of
 from feedback.protocols import PROTOCOLS
 from feedback.simulated_users import CONTROLS
 from feedback.strategies import STRATEGIES

@@ -28,8 +28,8 @@ from evaluation.runs import append_rounds, stream_rounds
 from evaluation.sessions import Session, build_sessions
 from evaluation.tables import format_table
 from evaluation.trec import write_trec
-from experiments.dataset_index import embed_images, open_retriever
 from experiments.identity import image_set_identity
+from experiments.open_index import embed_images, open_retriever
 from experiments.run_folder import run_folder
 from feedback.history import NextQuery
 from feedback.protocols import PROTOCOLS

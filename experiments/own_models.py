@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image as PILImage
-from tqdm import tqdm
 
-from feedback.costs import Costs
+from feedback.simulated_users import SentenceEncoder
 from feedback.strategies.rewrite import Rewriter
-from index.decode import open_image
-from records import Image
 
-log = logging.getLogger(__name__)
-
-BATCH_SIZE = 32  # pictures opened at a time
 _PROBES = ("a photo of a dog", "two red buses in a street", "nothing")
 
 
@@ -54,11 +46,14 @@ class OwnModels:
         encoder: Embeds queries and pictures, instead of BLIP.
         captioner: Describes picked images.
         rewriter: Rewrites queries with captions.
+        sentence_encoder: Embeds captions for the simulated users who judge by them; its
+            ``encode_texts(texts)`` gives (n, d) rows of length 1.
     """
 
     encoder: TextImageEncoder | None = None
     captioner: PictureCaptioner | None = None
     rewriter: Rewriter | None = None
+    sentence_encoder: SentenceEncoder | None = None
 
 
 class GivenEncoder:
@@ -97,60 +92,6 @@ class GivenEncoder:
     def encode_images(self, images: list[PILImage.Image]) -> np.ndarray:
         """Encodes n RGB pictures as (n, dimension) float32, rows of unit length."""
         return _unit_rows(self._encoder.encode_images(images), len(images), "encode_images")
-
-
-class GivenCaptions:
-    """Captions by a captioner from outside, each made once in this process; no file keeps them.
-
-    Attributes:
-        captioner_name: The captioner's ``name``, if it has one, else its class's.
-        made: How many captions were made.
-    """
-
-    def __init__(self, captioner: PictureCaptioner, images: Sequence[Image], costs: Costs) -> None:
-        """Opens nothing yet.
-
-        Args:
-            captioner: Makes the captions.
-            images: The collection.
-            costs: Charged for captions.
-        """
-        self.captioner_name = name_of(captioner)
-        self.made = 0
-        self._captioner = captioner
-        self._costs = costs
-        self._paths = {image.id: image.path for image in images}
-        self._captions: dict[str, str] = {}
-
-    def captions_of(self, image_ids: Sequence[str]) -> list[str]:
-        """Returns the captions of images, making those that are missing.
-
-        Raises:
-            ValueError: If an image cannot be read or is not in the collection, or the captioner does not give
-                one text a picture.
-        """
-        missing = [image_id for image_id in dict.fromkeys(image_ids) if image_id not in self._captions]
-        starts = range(0, len(missing), BATCH_SIZE)
-        for start in tqdm(starts, desc="captioning", unit="batch", disable=len(starts) < 2, leave=False):
-            batch = missing[start : start + BATCH_SIZE]
-            pictures = [open_image(self._paths[image_id]) for image_id in batch]
-            with self._costs.measure("caption", len(batch), self._captioner):
-                made = list(self._captioner.caption(pictures))
-            if len(made) != len(batch) or not all(isinstance(caption, str) for caption in made):
-                raise ValueError(
-                    f"captioner: got {made!r:.80} for {len(batch)} pictures, expected one text each"
-                )
-            self._captions.update(zip(batch, (" ".join(caption.split()) for caption in made), strict=True))
-            self.made += len(batch)
-        return [self._captions[image_id] for image_id in image_ids]
-
-    def describe(self, picture: PILImage.Image) -> str:
-        """Captions a picture that is not of the collection; nothing of it is kept."""
-        return self._captioner.caption([picture])[0]
-
-    def counts(self) -> str:
-        """Says how many captions were made, for the log."""
-        return f"{self.made} captions made"
 
 
 def name_of(model: object) -> str:

@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from tqdm import tqdm
-
 from evaluation.runs import append_rounds, stream_rounds
-from experiments.dataset_index import (
+from experiments.captions import GivenCaptions, open_captions
+from experiments.costs import Costs, CountedRewriter
+from experiments.identity import image_set_identity, query_set_identity, weights_identity
+from experiments.models import check_language_model, open_rewriter, quantization_of, rewrite_servers
+from experiments.open_index import (
     check_same_images,
     dataset_of_index,
     open_named_dataset,
     open_retriever,
 )
-from experiments.identity import image_set_identity, query_set_identity, weights_identity
-from experiments.models import (
-    caption_batch,
-    check_language_model,
-    open_captioner,
-    open_rewriter,
-    quantization_of,
-    rewrite_servers,
-)
-from experiments.own_models import GivenCaptions, GivenEncoder, OwnModels, name_of
-from feedback.costs import Costs, CountedCaptioner, CountedRewriter
+from experiments.own_models import GivenEncoder, OwnModels, name_of
 from feedback.history import Strategy
 from feedback.protocols import PROTOCOLS
 from feedback.rounds import run_rounds
@@ -39,7 +30,7 @@ from feedback.strategies import STRATEGIES, make_strategy
 from feedback.strategies.collection import Collection
 from feedback.strategies.rewrite import Rewriter
 from feedback.users import User
-from generation.captions import CaptionCache, ImageCaptions
+from generation.captions import ImageCaptions
 from generation.gpu_memory import GpuMemory
 from generation.servers import SERVED
 from generation.text_model import PACKAGED as LANGUAGE_MODELS
@@ -48,7 +39,6 @@ from index.faiss_index import ImageIndex
 from records import Dataset, Query, Skip
 from retriever import Retriever
 from settings import (
-    CaptionSettings,
     ComparisonSettings,
     ExperimentSettings,
     InteractiveSettings,
@@ -57,43 +47,6 @@ from settings import (
 )
 
 log = logging.getLogger(__name__)
-
-
-def caption_dataset(settings: CaptionSettings) -> ImageCaptions:
-    """Captions all images of a dataset that have no caption yet.
-
-    Each batch is kept as soon as it is made, and the batches come in random order, so that several processes
-    share the work.
-
-    Args:
-        settings: Dataset, captioner, cache.
-
-    Returns:
-        The captions, with the counts of images reused, made and broken.
-
-    Raises:
-        FileNotFoundError: If the dataset is missing.
-        ValueError: If it, the captioner or the cache cannot be used.
-    """
-    settings = settings.resolved()
-    dataset = open_named_dataset(settings)
-    costs = Costs()
-    captions = _open_captions(settings, dataset, costs)
-    image_ids = [image.id for image in dataset.images]
-    size = caption_batch(settings)
-    starts = list(range(0, len(image_ids), size))
-    random.shuffle(starts)
-    log.info("captions by %s in %s", captions.captioner_name, settings.caption_cache)
-    with tqdm(total=len(image_ids), desc="captioning", unit="image") as bar:
-        for start in starts:
-            batch = image_ids[start : start + size]
-            captions.captions_of(batch)
-            bar.update(len(batch))
-            bar.set_postfix_str(captions.counts(), refresh=False)
-    spent = costs.spent.get("", {}).get("caption")
-    if spent and settings.caption_servers:
-        log.info("the servers wrote %d tokens; at the prices given: %.4f", spent.tokens, spent.money)
-    return captions
 
 
 @dataclass(frozen=True)
@@ -179,7 +132,10 @@ class Setup:
             weights = weights_identity(model, LANGUAGE_MODELS)
             rewriter = f"{weights} {engine_of(model, quantization_of(settings))}"
         if CAPTION_READERS.intersection(users):
-            sentence_encoder = weights_identity(self.loop.user_model, SENTENCE_ENCODERS)
+            own = self.own.sentence_encoder
+            sentence_encoder = (
+                name_of(own) if own else weights_identity(self.loop.user_model, SENTENCE_ENCODERS)
+            )
         return (
             image_set_identity(self.dataset.images)
             | query_set_identity(self.queries)
@@ -210,7 +166,7 @@ class Setup:
         """Captions of the dataset's images, each made once."""
         if self.own.captioner is not None:
             return GivenCaptions(self.own.captioner, self.dataset.images, self.costs)
-        return _open_captions(self.settings, self.dataset, self.costs, self.memory)
+        return open_captions(self.settings, self.dataset, self.costs, self.memory)
 
     @property
     def loop(self) -> LoopSettings:
@@ -240,7 +196,7 @@ class Setup:
             self.dataset.images,
             self.queries,
             PROTOCOLS[settings.protocol],
-            settings.user_model,
+            self.own.sentence_encoder or settings.user_model,
         )
 
     def user(self, name: str, noise: float = 0.0, seed: int | None = None) -> User:
@@ -344,16 +300,3 @@ def choose_queries(
         raise ValueError(f"dataset {dataset.name} has no queries for caption numbers {wanted or 'all'}")
     count = min(settings.queries or len(usable), len(usable))
     return tuple(usable[number * len(usable) // count] for number in range(count)), tuple(left_out)
-
-
-def _open_captions(
-    settings: CaptionSettings,
-    dataset: Dataset,
-    costs: Costs | None = None,
-    memory: GpuMemory | None = None,
-) -> ImageCaptions:
-    if settings.caption_cache is None:
-        raise ValueError("caption_cache: the settings are not resolved")
-    captioner = CountedCaptioner(open_captioner(settings, memory), costs or Costs())
-    cache = CaptionCache(settings.caption_cache)
-    return ImageCaptions(captioner, dataset.images, cache, caption_batch(settings))

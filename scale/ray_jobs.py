@@ -23,8 +23,8 @@ import numpy as np
 from PIL import Image as PILImage
 from tqdm import tqdm
 
-from experiments.dataset_index import embed_dataset, open_named_dataset
 from experiments.models import caption_batch, open_captioner, open_encoder
+from experiments.open_index import embed_dataset, open_named_dataset
 from files import file_sha256
 from generation.captions import CaptionCache, Captioner, ImageCaptions
 from generation.loading import model_identity

@@ -6,7 +6,7 @@ import pytest
 from conftest import Merger
 
 from experiments.compare import plays_of
-from feedback.costs import Costs, CountedRewriter, Spent, counts_of
+from experiments.costs import Costs, CountedRewriter, Spent, counts_of
 from records import Round
 from settings import ComparisonSettings, ExperimentSettings
 
@@ -45,7 +45,7 @@ def test_only_what_is_random_is_played_with_several_seeds():
 
 def test_time_inside_belongs_to_the_stage_inside(monkeypatch):
     clock = iter([0.0, 1.0, 5.0, 7.0])  # move begins, rewrite begins, rewrite ends, move ends
-    monkeypatch.setattr("feedback.costs.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("experiments.costs.time.perf_counter", lambda: next(clock))
     costs = Costs()
     costs.run = "run"
     with costs.measure("move", 4), costs.measure("rewrite", 2):
@@ -77,7 +77,7 @@ def test_a_query_costs_what_its_run_asked_for_at_the_price_of_all_runs(tmp_path)
 
 
 def test_rewrites_are_shared_while_there_is_room_for_them(monkeypatch):
-    monkeypatch.setattr("feedback.costs.KEPT_REWRITES", 2)
+    monkeypatch.setattr("experiments.costs.KEPT_REWRITES", 2)
     merger = Merger()
     rewriter = CountedRewriter(merger, Costs())
     for _ in range(2):

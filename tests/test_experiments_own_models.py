@@ -12,10 +12,11 @@ import pytest
 from PIL import Image as PILImage
 
 from evaluation.runs import read_rounds
+from experiments.captions import GivenCaptions
 from experiments.compare import run_comparison
-from experiments.own_models import GivenCaptions, GivenEncoder, OwnModels
+from experiments.costs import Costs
+from experiments.own_models import GivenEncoder, OwnModels
 from experiments.run import run_experiment
-from feedback.costs import Costs
 from records import Image
 from settings import ComparisonSettings, ExperimentSettings
 
@@ -197,6 +198,25 @@ def test_strategies_without_captions_and_rewrites_play_without_those_models(mine
             rounds=2, output=tmp_path / f"compared {number}", **absent,
         )  # fmt: skip
         assert (run_comparison(compared, OwnModels(mine)) / "comparison.md").is_file()
+
+
+def test_the_independent_user_judges_with_a_sentence_encoder_of_ones_own(mine, tmp_path):
+    class Words:
+        name = "words"
+
+        def encode_texts(self, texts):
+            rows = mine.encode_texts(texts) - 0.9
+            return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+    settings = ExperimentSettings(
+        "image_folder", Path("pictures"), user="independent", strategy="append", output=tmp_path / "run",
+        rounds=2, user_model="/no/such",
+    )  # fmt: skip
+    run_experiment(settings, OwnModels(mine, mine, sentence_encoder=Words()))
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["sentence_encoder"] == "words"
+    with pytest.raises(ValueError, match=r"sentence_encoder: 'words' there, '\S+Words' now"):
+        Words.name = f"{__name__}.Words"
+        run_experiment(settings, OwnModels(mine, mine, sentence_encoder=Words()))
 
 
 def test_vectors_come_out_as_unit_rows_and_other_weights_have_another_name():

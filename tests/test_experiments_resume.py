@@ -17,8 +17,8 @@ from experiments.own_models import OwnModels
 from experiments.run import run_experiment
 from files import write_json
 from settings import ComparisonSettings, ExperimentSettings
-from tests.test_refinement_dialogues import settings_of as dialogue_settings_of
-from tests.test_refinement_dialogues import visdial  # noqa: F401  fixture
+from tests.test_experiments_dialogues import settings_of as dialogue_settings_of
+from tests.test_experiments_dialogues import visdial  # noqa: F401  fixture
 
 COLOURS = ("red", "green", "blue")
 

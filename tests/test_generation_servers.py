@@ -20,9 +20,10 @@ from tiny_vlms import llava_next, pictures
 
 from captioning import Captioning
 from evaluation.runs import append_rounds, read_rounds
+from experiments.captions import caption_dataset
 from experiments.own_models import OwnModels
 from experiments.run_folder import run_folder
-from experiments.setup import Setup, caption_dataset
+from experiments.setup import Setup
 from feedback.protocols import PROTOCOLS
 from feedback.rounds import run_rounds
 from feedback.strategies import make_strategy

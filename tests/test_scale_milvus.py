@@ -176,7 +176,7 @@ def test_an_hnsw_collection_finds_nearly_all_with_exact_scores(address, saved):
 @pytest.mark.demo
 @pytest.mark.slow
 def test_the_demo_is_searched_from_a_collection_as_from_its_folder(address, tmp_path):
-    from experiments.dataset_index import embed_dataset, search_once
+    from experiments.open_index import embed_dataset, search_once
     from experiments.setup import Setup
     from settings import EmbeddingSettings, ExperimentSettings
 

@@ -205,7 +205,7 @@ def test_other_weights_on_a_workers_machine_are_refused(cluster):
 def test_captions_are_those_of_one_process_and_made_once(tmp_path, cluster, pictures):
     import shutil
 
-    from experiments.setup import caption_dataset
+    from experiments.captions import caption_dataset
     from scale.ray_jobs import caption_on_ray
 
     folder = tmp_path / "pictures"

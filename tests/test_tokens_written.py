@@ -9,7 +9,7 @@ from tiny_vlms import BUILDERS, pictures
 
 from BLIP.captioner import BlipCaptioner
 from captioning import MAX_TOKENS, Captioning
-from feedback.costs import Costs, CountedCaptioner, CountedRewriter
+from experiments.costs import Costs, CountedCaptioner, CountedRewriter
 from generation.text_model import TextModel
 from query_editing import QueryEditing
 
