@@ -115,14 +115,22 @@ def open_retriever(
         raise FileNotFoundError(f"{error}, that is {_embedding_command(settings)}") from error
 
 
-def check_same_images(dataset: Dataset, index: ImageIndex, settings: IndexSettings) -> None:
+def check_same_images(
+    dataset: Dataset, index: ImageIndex, settings: IndexSettings, encoder: Encoder | None = None
+) -> None:
     """Refuses an index that is not of a dataset's images, broken ones aside.
+
+    Args:
+        dataset: The images expected.
+        index: Opened with these settings and this encoder.
+        settings: Resolved.
+        encoder: As for `open_retriever`.
 
     Raises:
         ValueError: If it lacks some of them, or holds others.
     """
     images, indexed = {image.id for image in dataset.images}, frozenset(index.ids)
-    folder = settings.index
+    folder = settings.index if isinstance(settings.index, str) else index_folder(settings, encoder)
     failed = read_failed(folder) if isinstance(folder, Path) else frozenset()
     missing, others = images - indexed - failed, indexed - images
     if missing or others:

@@ -17,6 +17,7 @@ from experiments.models import check_language_model, open_rewriter, quantization
 from experiments.open_index import (
     check_same_images,
     dataset_of_index,
+    embed_images,
     open_named_dataset,
     open_retriever,
 )
@@ -75,7 +76,7 @@ class Setup:
     def open(
         cls, settings: SessionSettings, own: OwnModels | None = None, index: ImageIndex | None = None
     ) -> Setup:
-        """Opens the parts; the index as it stands.
+        """Opens the parts; the index as it stands, unless the encoder is given as an object.
 
         Args:
             settings: Resolved; where they are not `LoopSettings` a person brings the queries.
@@ -92,8 +93,10 @@ class Setup:
             retriever = open_retriever(settings, encoder, index)
             return cls(settings, dataset_of_index(retriever.index, settings.dataset), retriever, (), (), own)
         dataset = open_named_dataset(settings)
+        if encoder is not None:  # no command can embed with an object
+            embed_images(dataset, settings, encoder)
         retriever = open_retriever(settings, encoder)
-        check_same_images(dataset, retriever.index, settings)
+        check_same_images(dataset, retriever.index, settings, encoder)
         queries, left_out = choose_queries(dataset, settings, retriever.index.ids)
         return cls(settings, dataset, retriever, queries, left_out, own)
 

@@ -56,6 +56,11 @@ def run(monkeypatch, name, arguments, *more):
     return run_script(importlib.import_module(name).main)
 
 
+def embed(monkeypatch, arguments):
+    paths = {name: arguments[name] for name in ("--root", "--blip")}
+    assert run(monkeypatch, "embed_image_as_faiss", {"--dataset": "msrvtt"} | paths) == 0
+
+
 def brute_force_recall(records, round_count):
     """Of everything shown up to each round, the share of a query's relevant images; mean over queries."""
     sessions = {}
@@ -75,6 +80,7 @@ def brute_force_recall(records, round_count):
 )
 def test_the_msrvtt_script_plays_and_measures(arguments, tmp_path, monkeypatch, protocol, user):
     options = ("--strategy", "append", "--protocol", protocol, "--user", user)
+    embed(monkeypatch, arguments)
     assert run(monkeypatch, "multi_modal_query_expansion_msrvtt", arguments, *options) == 0
     records = read_rounds(tmp_path / "run" / "rounds.jsonl")
     assert {record.target for record in records} == {None}
@@ -100,6 +106,7 @@ def test_a_video_found_whole_ends_the_search(arguments, tmp_path, monkeypatch):
     for folder in sorted((arguments["--root"] / "frames").iterdir())[2:]:
         shutil.rmtree(folder)  # two videos, ten frames: the first round shows all
     options = ("--strategy", "append")
+    embed(monkeypatch, arguments)
     assert run(monkeypatch, "multi_modal_query_expansion_msrvtt", arguments, *options) == 0
     records = read_rounds(tmp_path / "run" / "rounds.jsonl")
     assert [(record.number, record.stop) for record in records] == [(0, "found")] * 2
@@ -114,6 +121,7 @@ def test_strategies_are_compared_by_what_such_queries_can_be_measured_by(
 ):
     arguments = {"--dataset": "msrvtt", "--protocol": protocol, "--rounds": 2} | arguments
     options = ("--strategies", "append", "--users", user, "first")
+    embed(monkeypatch, arguments)
     assert run(monkeypatch, "compare", arguments, *options) == 0
     table = capsys.readouterr().out
     assert "Session recall" in table and "Recall@10" not in table
