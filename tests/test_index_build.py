@@ -57,7 +57,7 @@ def one_by_one(images):
     return np.concatenate([ColourEncoder().encode_images([open_image(image.path)]) for image in images])
 
 
-@pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (4, 2), (7, 3), (100, 8)])
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (7, 3)])
 def test_vectors_stay_with_their_images_around_broken_ones(tmp_path, batch_size, workers):
     broken = {0, 5, 6, 23, 29}
     images = make_images(tmp_path, 30, broken)
@@ -68,14 +68,8 @@ def test_vectors_stay_with_their_images_around_broken_ones(tmp_path, batch_size,
     assert shard.ids == [image.id for image in whole]
     assert shard.vectors.dtype == np.float32
     assert np.allclose(shard.vectors, one_by_one(whole), atol=1e-6)
-    assert [skip.what for skip in skipped] == [
-        "000.png",
-        "005.png",
-        "006.png",
-        "gone.png",
-        "023.png",
-        "029.png",
-    ]
+    expected = "000.png 005.png 006.png gone.png 023.png 029.png"
+    assert " ".join(skip.what for skip in skipped) == expected
     assert [skip.why for skip in skipped][3] == "no such file"
     assert max(encoder.batch_sizes) <= batch_size
     assert set(encoder.batch_sizes[:-1]) <= {batch_size}
@@ -178,13 +172,8 @@ def test_an_index_is_built_and_finds_each_picture_by_itself(tmp_path):
     assert (opened.manifest.model_name, opened.manifest.dataset) == ("colours", "toy")
     assert failed(tmp_path / "index")[0] == ["image_name", "reason"]
     assert [row[0] for row in failed(tmp_path / "index")[1:]] == ["009.png", "010.png"]
-    assert sorted(path.name for path in (tmp_path / "index").iterdir()) == [
-        "failed_images.csv",
-        "ids.json",
-        "manifest.json",
-        "sizes.json",
-        "vectors.faiss",
-    ]
+    files = {"failed_images.csv", "ids.json", "manifest.json", "sizes.json", "vectors.faiss"}
+    assert {path.name for path in (tmp_path / "index").iterdir()} == files
 
 
 def test_the_same_index_is_reused_and_another_is_built_again(tmp_path, caplog):

@@ -107,12 +107,6 @@ def test_floating_point_grey_is_stretched(tmp_path):
         open_image(tmp_path / "nan.tiff")
 
 
-def test_nan_is_no_grey(tmp_path):
-    grey(np.nan, np.float32).save(tmp_path / "nan.tiff")
-    with pytest.raises(BrokenImage, match="NaN"):
-        open_image(tmp_path / "nan.tiff")
-
-
 def test_the_cameras_orientation_is_applied(tmp_path):
     turned = picture()
     turned.paste(BLUE, (0, 0, 10, 10))  # blue left, red right
@@ -137,10 +131,10 @@ def test_the_content_decides_not_the_name(tmp_path):
 
 
 def test_very_large_pictures_are_reduced_and_usual_ones_are_not(tmp_path):
-    picture(size=(4200, 3100)).save(tmp_path / "large.png")
-    assert open_image(tmp_path / "large.png").size == (1400, 1034)
-    picture(size=(2047, 2047)).save(tmp_path / "usual.png")
-    assert open_image(tmp_path / "usual.png").size == (2047, 2047)
+    picture(size=(2100, 2060)).save(tmp_path / "large.png")
+    assert open_image(tmp_path / "large.png").size == (1050, 1030)
+    picture(size=(2047, 900)).save(tmp_path / "usual.png")
+    assert open_image(tmp_path / "usual.png").size == (2047, 900)
 
 
 def png_header(width, height):

@@ -149,7 +149,7 @@ def test_names_of_every_sort_come_back_as_they_are(tmp_path):
     assert set(failures(tmp_path / "index")) == {f"folder\nfolder/{name}" for name in names}
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     kinds=st.lists(st.sampled_from(["good", *BAD, "missing"]), min_size=1, max_size=40),
     batch_size=st.integers(1, 9),

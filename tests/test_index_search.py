@@ -35,7 +35,7 @@ def by_fractions(vectors, query, left_out=()):
     return order, scores
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     count=st.integers(1, 30),
@@ -100,15 +100,6 @@ def test_rounding_to_the_grid_moves_nothing_that_matters_and_is_stable():
     assert ((rounded.astype(np.float64) * 2**26) % 1 == 0).all()
 
 
-def test_equal_vectors_are_listed_in_the_order_they_were_added():
-    vector = random_rows(10, 1, 8)
-    index = FaissIndex.build(["b", "c", "a"], np.repeat(vector, 3, axis=0))
-    (ranking,) = index.search(vector, 2)
-    assert ranking.ids == ("b", "c")
-    assert len(set(ranking.scores)) == 1
-    assert index.rank_of(np.repeat(vector, 3, axis=0), ["a", "b", "c"]).tolist() == [3, 1, 2]
-
-
 def test_fewer_come_when_fewer_are_left():
     vectors = random_rows(11, 3, 4)
     index = FaissIndex.build(["a", "b", "c"], vectors)
@@ -144,6 +135,7 @@ GOOD = random_rows(14, 2, 4)
 @pytest.mark.parametrize(
     ("ids", "vectors", "message"),
     [
+        (["a"], GOOD[0], r"expected \(n, d\)"),
         (["a"], GOOD, "got 1 ids for 2 vectors"),
         (["a", "a"], GOOD, "'a' occurs twice"),
         (["a", ""], GOOD, "expected a non-empty string"),
@@ -162,9 +154,7 @@ def test_build_refuses_what_does_not_fit(ids, vectors, message):
     ("arguments", "message"),
     [
         ((GOOD, 0), "got k=0, expected at least 1"),
-        ((GOOD, -3), "got k=-3"),
         ((GOOD[0], 1), "got shape"),
-        ((GOOD[:, :2], 1), "got shape"),
         ((GOOD * 3, 1), "query vectors: row 0 has length 3"),
         ((GOOD * np.inf, 1), "NaN or infinity"),
         ((GOOD, 1, [None]), "exclude: got 1 entries for 2 queries"),
@@ -187,10 +177,3 @@ def test_rank_refuses_an_unknown_or_excluded_target():
         index.rank_of(GOOD, ["a", "z"])
     with pytest.raises(ValueError, match="query 1: target 'b' is excluded"):
         index.rank_of(GOOD, ["a", "b"], exclude=[None, {"b"}])
-
-
-def test_build_refuses_a_flat_array():
-    with pytest.raises(ValueError, match=r"expected \(n, d\)"):
-        FaissIndex.build(["a"], GOOD[0])
-    with pytest.raises(ValueError, match=r"expected \(n, d\)"):
-        FaissIndex.build(["a"], np.empty((1, 0), dtype=np.float32))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from index.faiss_index import FaissIndex
 from index.merge import merge_indexes
 
-QUICK = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "30")), deadline=None)
+QUICK = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "10")), deadline=None)
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 
 

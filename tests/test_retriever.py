@@ -89,7 +89,7 @@ def test_an_array_of_vectors_is_searched_as_it_is(retriever):
     assert retriever.rank([], []).shape == (0,)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     rows=st.lists(st.lists(st.integers(-2, 2), min_size=4, max_size=4), min_size=1, max_size=4),
     left_out=st.sets(st.sampled_from(sorted(COLOURS)), max_size=3),
