@@ -37,36 +37,22 @@ _LISTED = 3
 
 @dataclass(frozen=True)
 class Line:
-    """One caption as a file gives it.
+    """One caption as a file gives it."""
 
-    Attributes:
-        where: Its place in the file, such as "line 3".
-        image_name: As written there.
-        comment_number: Tells the captions of an image apart.
-        comment: The caption.
-        flaw: Why it cannot be used; empty when it can.
-    """
-
-    where: str
-    image_name: str
-    comment_number: str = ""
+    where: str  # its place in the file, such as "line 3"
+    image_name: str  # as written there
+    comment_number: str = ""  # tells the captions of an image apart
     comment: str = ""
-    flaw: str = ""
+    flaw: str = ""  # why it cannot be used; empty when it can
 
 
 @dataclass(frozen=True)
 class Captions:
-    """What a captions file says about some images.
+    """What a captions file says about some images."""
 
-    Attributes:
-        images: In the order given, captions filled in.
-        queries: One for each usable caption, in the file's order.
-        skipped: Lines left out.
-    """
-
-    images: tuple[Image, ...]
-    queries: tuple[Query, ...]
-    skipped: tuple[Skip, ...]
+    images: tuple[Image, ...]  # in the order given, captions filled in
+    queries: tuple[Query, ...]  # one for each usable caption, in the file's order
+    skipped: tuple[Skip, ...]  # lines left out
 
 
 def read_captions(path: Path, images: Sequence[Image], next_command: str) -> Captions:

@@ -24,21 +24,13 @@ _MALFORMED = "not of the expected form"
 
 @dataclass(frozen=True)
 class SplitImage:
-    """An image as a Karpathy file lists it.
+    """An image as a Karpathy file lists it."""
 
-    Attributes:
-        place: Its position in the file.
-        name: Of the picture's file, without a folder.
-        coco_id: COCO's number, the same in 2014 and 2017; None elsewhere.
-        split: "train", "restval", "val" or "test".
-        comments: Its captions; something other than text where the file is damaged.
-    """
-
-    place: int
-    name: str
-    coco_id: int | None
-    split: str
-    comments: tuple[Any, ...]
+    place: int  # in the file
+    name: str  # of the picture's file, without a folder
+    coco_id: int | None  # COCO's number, the same in 2014 and 2017; None elsewhere
+    split: str  # "train", "restval", "val" or "test"
+    comments: tuple[Any, ...]  # its captions; something other than text where the file is damaged
 
 
 def read_lists(path: Path, keys: Sequence[str], form: str, next_command: str) -> list[list[dict[str, Any]]]:

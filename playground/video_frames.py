@@ -39,21 +39,13 @@ _WHOLE = 0.9  # of the frames that a video declares; containers err by a few
 
 @dataclass(frozen=True)
 class Extraction:
-    """What an extraction did.
+    """What an extraction did."""
 
-    Attributes:
-        extracted: Videos whose frames were taken now.
-        there: Videos whose frames were there already.
-        frames: Frames written now.
-        dropped: Near-duplicates dropped now.
-        broken: Videos that gave no frame or too few, and why.
-    """
-
-    extracted: int
-    there: int
-    frames: int
-    dropped: int
-    broken: tuple[Skip, ...]
+    extracted: int  # videos whose frames were taken now
+    there: int  # videos whose frames were there already
+    frames: int  # written now
+    dropped: int  # near-duplicates, now
+    broken: tuple[Skip, ...]  # videos that gave no frame or too few, and why
 
 
 def extract_frames(
@@ -139,12 +131,7 @@ def sample_frames(path: Path, count: int) -> tuple[list[tuple[int, Picture]], st
 
 
 def drop_duplicates(frames: list[tuple[int, Picture]], same_within: int) -> list[tuple[int, Picture]]:
-    """Drops frames that look like an earlier one.
-
-    Args:
-        frames: Places and pictures.
-        same_within: How many bits of `difference_hash` may differ in what counts as the same; -1: none does.
-    """
+    """Drops frames whose `difference_hash` differs from an earlier one's in at most `same_within` bits."""
     kept: list[tuple[int, Picture]] = []
     hashes: list[int] = []
     for place, picture in frames:

@@ -69,11 +69,11 @@ def import_dataset(
 
     Args:
         source: A folder, a file, a pattern such as 'shards/*.tar' or a range such as 'x/{00..31}.tar', on
-            disk or at an address; or the id of a dataset of the hub.
+            disk or at an address; or the id of a dataset of the hub, of which `split` is taken.
         root: Where to write; empty, or what the same import left.
         split: Of a dataset of the hub.
-        image_column: Of Parquet files and the hub; found when it is clear.
-        caption_column: Likewise; "caption" or the like when not given.
+        image_column: Of Parquet files and the hub; found when it is clear, as is `caption_column`.
+        caption_column: "caption" or the like when not given.
         skip_damaged: Leave out the rest of a file that cannot be read on, rather than stop there.
 
     Raises:
@@ -158,9 +158,7 @@ def _copy_rows(
     name: str, rows: Iterator[Row], pictures: Path, journal: Journal, skip_damaged: bool, bar: tqdm
 ) -> None:
     """Copies the rest of a file of the source, part by part."""
-    if (
-        name not in journal.reached
-    ):  # so that a resumed file finds its folder again, whatever the source lists
+    if name not in journal.reached:  # a resumed file finds its folder again, whatever the source lists
         journal.add(file=name, rows=0, is_whole=False, images=[], skipped=[])
     number, _ = journal.reached[name]
     place = f"{list(journal.reached).index(name):05}"

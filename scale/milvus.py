@@ -81,18 +81,12 @@ class MilvusIndex:
     def open(
         cls, address: str, expect_fingerprint: str | None = None, expect_dimension: int | None = None
     ) -> MilvusIndex:
-        """Opens a collection after checking what it says of itself; reads all its ids.
-
-        Args:
-            address: ``milvus://HOST:PORT/COLLECTION`` or ``milvus:///FOLDER/FILE.db/COLLECTION``.
-            expect_fingerprint: Of the model that will encode the queries.
-            expect_dimension: Of the same model.
+        """Opens a collection, checks what it says of itself, and reads all its ids.
 
         Raises:
             ModuleNotFoundError: If pymilvus is not installed.
             FileNotFoundError: If there is no such collection.
-            ValueError: If the collection is none of ours, a change of it was interrupted, or another model
-                made its vectors.
+            ValueError: If it is none of ours, a change was interrupted, or another model made its vectors.
         """
         index = cls(address)
         with contextlib.ExitStack() as on_error:
@@ -124,19 +118,13 @@ class MilvusIndex:
     ) -> MilvusIndex:
         """Makes a collection hold what a saved index holds: appends, deletes, or fills it anew.
 
-        It is filled anew when it is not there, or where rows would change places: of equal scores the earlier
-        row comes first. A vector that changed under its old id is not noticed: use `rebuild`.
-
-        Args:
-            source: Saved or opened.
-            address: As for `open`.
-            kind: "flat" (exact), "hnsw" (approximate), or "auto" by size; when the collection is filled anew.
-            rebuild: Fill it anew in any case.
+        It is filled anew where rows would change places: of equal scores the earlier row comes first. A
+        vector that changed under its old id is not noticed: use `rebuild`.
 
         Raises:
             ModuleNotFoundError: If pymilvus is not installed.
-            ValueError: If the source was not saved, the kind is another, or the collection holds something
-                else, or what an interrupted change left.
+            ValueError: If the source was not saved, the kind is neither "auto" nor of `KINDS`, or the
+                collection holds something else, or what an interrupted change left.
         """
         made_by = source.manifest
         if made_by is None:
@@ -184,11 +172,7 @@ class MilvusIndex:
         self._client.close()
 
     def add(self, ids: Sequence[str], vectors: np.ndarray) -> None:
-        """Appends images. A kill leaves a collection that `open` refuses.
-
-        Args:
-            ids: n image ids, none of them in the index yet.
-            vectors: (n, dimension) float32, rows of unit length; may be a memory-mapped file.
+        """Appends images, `vectors` (n, dimension) float32; a kill leaves a collection that `open` refuses.
 
         Raises:
             ValueError: If ids repeat, are empty or too long, or the vectors do not fit.
@@ -252,16 +236,10 @@ class MilvusIndex:
         return np.array([found[key] for key in keys], dtype=np.float32).reshape(-1, self.dimension)
 
     def search(self, vectors: np.ndarray, k: int, exclude: Exclusions | None = None) -> list[Ranking]:
-        """Lists the nearest images of each query, of equal scores the earlier row first, as `FaissIndex`.
+        """Lists the nearest images of each query, (q, dimension) float32, as `FaissIndex.search` does.
 
-        Milvus leaves out the excluded images and names the candidates; their scores are computed here, from
-        their vectors, as those of FAISS are. Where more than `SPARE` images tie at the end of the list, a
-        flat collection may pick others of them.
-
-        Args:
-            vectors: (q, dimension) float32, rows of unit length.
-            k: How many images to list, at least 1. Fewer come when fewer are left.
-            exclude: For each query the images that may not be listed (ids or rows), or None.
+        Milvus leaves out the excluded images and names the candidates; their scores are computed here. Where
+        more than `SPARE` images tie at the end of the list, it may pick others of them.
 
         Raises:
             ValueError: If the arguments do not fit, or another process changed the collection.
@@ -294,11 +272,7 @@ class MilvusIndex:
     def rank_of(
         self, vectors: np.ndarray, target_ids: Sequence[str], exclude: Exclusions | None = None
     ) -> np.ndarray:
-        """Refuses: Milvus lists the best images, and counts no ranks in the whole collection.
-
-        Raises:
-            ValueError: Always.
-        """
+        """Refuses with a ValueError: Milvus counts no ranks in the whole collection."""
         raise ValueError(
             f"{self._address}: a Milvus collection gives no ranks, which experiments need in every round;"
             " name an index folder with --index"

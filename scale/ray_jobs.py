@@ -39,9 +39,7 @@ from settings import PROJECT, CaptioningSettings, EmbeddingSettings
 log = logging.getLogger(__name__)
 
 INSTALL = "pip install -r requirements/scale.txt"
-MAX_RETRIES = (
-    2  # of a part: one that kills every worker, through a decoder's crash say, must not go on for ever
-)
+MAX_RETRIES = 2  # of a part: one that crashes every worker must not go on for ever
 BATCHES_AT_ONCE = 8  # of a part to caption: what a kill costs
 
 Part = Sequence[tuple[str, Path]]  # name and file of some pictures
@@ -50,16 +48,7 @@ Work = Callable[[Part], Result]
 
 
 def embed_on_ray(settings: EmbeddingSettings) -> FaissIndex:
-    """Embeds a dataset's images on a Ray cluster, and writes the index.
-
-    Args:
-        settings: Dataset, model, index, cluster.
-
-    Raises:
-        FileNotFoundError: If dataset or checkpoint are missing.
-        ModuleNotFoundError: If Ray is not installed.
-        ValueError: If they cannot be used, or the workers fail.
-    """
+    """Embeds a dataset's images on a Ray cluster, and writes the index; raises as `embed_dataset` does."""
     settings = settings.resolved()
 
     def embed_parts(parts: Sequence[Sequence[Image]]) -> Done:
@@ -78,13 +67,8 @@ def embed_on_ray(settings: EmbeddingSettings) -> FaissIndex:
 def open_embedding(settings: EmbeddingSettings, fingerprint: str, threads: int) -> Work:
     """Opens the encoder in a worker; returns what embeds a part.
 
-    Args:
-        settings: Resolved.
-        fingerprint: Of the encoder that is expected.
-        threads: Of a model on the CPU: with others, sums are rounded otherwise.
-
     Raises:
-        ValueError: If this machine's checkpoint holds other weights.
+        ValueError: If this machine's checkpoint holds other weights than `fingerprint` says.
     """
     import torch
 
@@ -107,13 +91,7 @@ def open_embedding(settings: EmbeddingSettings, fingerprint: str, threads: int) 
 
 
 def caption_on_ray(settings: CaptioningSettings) -> str:
-    """Captions all images of a dataset that have no caption yet, on a Ray cluster; equal files once.
-
-    Args:
-        settings: Dataset, captioner, cache, cluster.
-
-    Returns:
-        How many captions were made and reused, and how many pictures are broken.
+    """Captions the images of a dataset that have no caption yet, equal files once; returns the counts.
 
     Raises:
         FileNotFoundError: If the dataset is missing.
@@ -157,13 +135,8 @@ def caption_on_ray(settings: CaptioningSettings) -> str:
 def open_captioning(settings: CaptioningSettings, name: str, threads: int) -> Work:
     """Opens the captioner in a worker; returns what describes a part.
 
-    Args:
-        settings: Resolved.
-        name: Of the captions that are expected: the model's content, precision and prompt.
-        threads: Of a model on the CPU.
-
     Raises:
-        ValueError: If this machine would make other captions.
+        ValueError: If this machine would make other captions than those called `name`.
     """
     import torch
 
@@ -222,9 +195,7 @@ def map_parts(
     log.info("Ray: %d GPUs, %d cores", gpus, cores)
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it tells, it raises, too
-    warnings.filterwarnings(
-        "ignore", "`ray_remote_args` is deprecated"
-    )  # requirements/scale.txt holds it back
+    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # see requirements/scale.txt
     texts = [{"part": json.dumps([(name, str(path.absolute())) for name, path in part])} for part in parts]
     # A block a part, and a batch a block: so the encoder gets the batches that it gets in one process.
     results = ray.data.from_items(texts, override_num_blocks=len(texts)).map_batches(
@@ -264,11 +235,7 @@ class _Worker:
         try:
             self._work = self._work or self._open_work()
             said, data = self._work([(name, Path(path)) for name, path in json.loads(text)])
-        except (
-            ValueError,
-            OSError,
-            ModuleNotFoundError,
-        ) as error:  # Ray would wrap it in a page of traceback
+        except (ValueError, OSError, ModuleNotFoundError) as error:  # Ray would add a page of traceback
             said = {"error": str(error)}
         return pa.table({"said": [json.dumps(said)], "data": pa.array([data], pa.large_binary())})
 

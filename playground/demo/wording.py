@@ -35,34 +35,21 @@ _IRREGULAR = {
 
 @dataclass(frozen=True)
 class Mention:
-    """Something said to be in the picture.
+    """Something said to be in the picture."""
 
-    Attributes:
-        category: Its category, or a broader one.
-        noun: Its noun, or None when only the category is said.
-        count: The number said, or None ("a dog" is true of a picture of two).
-        size: "small" or "big" when said, else None.
-    """
-
-    category: str
-    noun: str | None = None
-    count: int | None = None
-    size: str | None = None
+    category: str  # its category, or a broader one
+    noun: str | None = None  # None when only the category is said
+    count: int | None = None  # None when not said: "a dog" is true of a picture of two
+    size: str | None = None  # "small", "big", or None when not said
 
 
 @dataclass(frozen=True)
 class Description:
-    """What is said of a scene.
+    """What is said of a scene."""
 
-    Attributes:
-        mentions: The things said to be there.
-        relation: How the first mention stands to the second: "left", "right", "above", "below" or None.
-        setting: The setting, or None when it is not said.
-    """
-
-    mentions: tuple[Mention, ...]
-    relation: str | None = None
-    setting: str | None = None
+    mentions: tuple[Mention, ...]  # the things said to be there
+    relation: str | None = None  # of the first mention to the second: "left", "right", "above", "below"
+    setting: str | None = None  # None when it is not said
 
 
 def describe(scene: Scene, level: str, rng: random.Random) -> Description:
