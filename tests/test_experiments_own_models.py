@@ -39,7 +39,7 @@ def example(tmp_path_factory):
         rows.append((f"{number}.png", "1", f"{word} number {number}"))
     with (folder / "pictures" / "images_captions.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
-    (code,) = re.findall(r"^```python\n(.*?)^```$", DOCUMENT.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    code, _ = re.findall(r"^```python\n(.*?)^```$", DOCUMENT.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
     names = {"__name__": "example"}
     with pytest.MonkeyPatch.context() as patch:
