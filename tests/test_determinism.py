@@ -20,13 +20,12 @@ from index.faiss_index import FaissIndex
 PROJECT = Path(__file__).parent.parent
 FIXTURES = Path(__file__).parent / "fixtures" / "blip"
 SEED = 7
-BATCHES = ("--image-batch", "7", "--caption-batch", "3", "--rewrite-batch", "5", "--query-batch", "8",
-    "--workers", "1")  # fmt: skip
+BATCHES = ("--caption-batch", "3", "--rewrite-batch", "5", "--query-batch", "8")
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, language_model):
-    """One experiment played in three processes, each with nothing there yet: no index, no captions."""
+    """One experiment, embedded and run in three sequences of processes that share nothing but pictures."""
     home = tmp_path_factory.mktemp("world")
     for name, weights in (("blip", "itm.pth"), ("captioner", "captioner.pth")):
         (home / name).mkdir()
@@ -44,29 +43,46 @@ def folders(tmp_path_factory, language_model):
     with (home / "pictures" / "images_captions.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
 
-    def start(name, hash_seed, *arguments):
-        folder = home / name
-        command = [
-            sys.executable, "multi_modal_query_expansion.py", "--dataset", "image_folder",
-            "--root", home / "pictures", "--blip", home / "blip", "--caption-model", home / "captioner",
-            "--rewrite-model", language_model, "--quantization", "fp32", "--strategy", "rewrite-anchored",
-            "--user", "reference", "--user-noise", "0.3", "--user-dislikes", "1", "--rounds", "3",
-            "--queries", "12", "--seed", str(SEED), "--index", folder / "index",
-            "--caption-cache", folder / "captions.sqlite", "--output", folder / "run", *arguments,
-        ]  # fmt: skip
+    world = ["--dataset", "image_folder", "--root", home / "pictures", "--blip", home / "blip"]
+    embedding = ["embed_image_as_faiss.py", *world]
+    experiment = [
+        "multi_modal_query_expansion.py", *world, "--caption-model", home / "captioner",
+        "--rewrite-model", language_model, "--quantization", "fp32", "--strategy", "rewrite-anchored",
+        "--user", "reference", "--user-noise", "0.3", "--user-dislikes", "1", "--rounds", "3",
+        "--queries", "12", "--seed", str(SEED),
+    ]  # fmt: skip
+
+    def start(hash_seed, *command):
         # The order of sets of texts, and whatever else hangs on their hashes, differs between processes.
-        process = subprocess.Popen(
-            list(map(str, command)), cwd=PROJECT, text=True, stdout=subprocess.DEVNULL,
+        return subprocess.Popen(
+            [sys.executable, *map(str, command)], cwd=PROJECT, text=True, stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env=os.environ | {"PYTHONHASHSEED": str(hash_seed), "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
-        return folder, process
 
-    played = [start("first", 1), start("second", 2), start("batches", 1, *BATCHES)]
-    for _, process in played:
-        _, said = process.communicate(timeout=600)
-        assert process.returncode == 0, said
-    return [folder for folder, _ in played]
+    def finish(processes):
+        for process in processes:
+            _, said = process.communicate(timeout=600)
+            assert process.returncode == 0, said
+
+    places = [(home / name, seed) for name, seed in (("first", 1), ("second", 2), ("batches", 1))]
+    image_batches = ((), (), ("--image-batch", "7", "--workers", "1"))
+    finish(
+        [
+            start(seed, *embedding, "--index", folder / "index", *batches)
+            for (folder, seed), batches in zip(places, image_batches, strict=True)
+        ]
+    )
+    finish(
+        [
+            start(
+                seed, *experiment, "--index", folder / "index",
+                "--caption-cache", folder / "captions.sqlite", "--output", folder / "run", *batches,
+            )
+            for (folder, seed), batches in zip(places, ((), (), BATCHES), strict=True)
+        ]
+    )  # fmt: skip
+    return [folder for folder, _ in places]
 
 
 def test_the_same_command_in_a_fresh_process_gives_the_same_bytes(folders):
