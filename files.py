@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,31 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def settings_that_differ(
+    theirs: Mapping[str, Any], ours: Mapping[str, Any], names: Iterable[str] | None = None
+) -> str:
+    """Compares the settings saved in a folder with those given now.
+
+    Args:
+        theirs: Saved; a missing one counts as None.
+        ours: Given now.
+        names: Those that matter; all of `ours` when None.
+
+    Returns:
+        For an error message, such as ``seed: 0 there, 1 now``; empty if all that matter agree. Of a SHA-256
+        the first eight digits.
+    """
+    return ", ".join(
+        f"{name}: {_short(name, theirs.get(name))} there, {_short(name, ours[name])} now"
+        for name in (ours if names is None else names)
+        if theirs.get(name) != ours[name]
+    )
+
+
+def _short(name: str, value: Any) -> str:
+    return repr(value[:8] if name.endswith("_sha256") and isinstance(value, str) else value)
 
 
 def parse_json(data: bytes) -> Any:

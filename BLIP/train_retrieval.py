@@ -41,7 +41,7 @@ from BLIP.training_data import PatchTargets, WordTargets, cache_pixels, make_bat
 from BLIP.training_loop import Losses, Stage, run_stage
 from BLIP.training_losses import TokenBatch, TrainingModel, draw_weights, hard_negatives
 from BLIP.weight_files import read_checkpoint
-from files import append_lines, replace_file, write_json
+from files import append_lines, read_json, replace_file, settings_that_differ, write_json
 from playground import open_dataset
 from settings import PROJECT, run_script
 
@@ -229,13 +229,11 @@ def _check_settings(settings: TrainingSettings) -> None:
             value = str(value.relative_to(PROJECT) if value.is_relative_to(PROJECT) else value)
         ours[key] = value
     if path.is_file():
-        theirs = json.loads(path.read_text(encoding="utf-8"))
         free = {"output", "root", "threads", "checkpoint_every"}  # these do not change the result
-        differing = [key for key in ours if key not in free and theirs.get(key) != ours[key]]
+        differing = settings_that_differ(read_json(path), ours, [key for key in ours if key not in free])
         if differing:
-            named = ", ".join(f"{key} {theirs.get(key)} there, {ours[key]} now" for key in differing)
             raise ValueError(
-                f"{settings.output} holds a run with other settings ({named}); choose another --output"
+                f"{settings.output} holds a run with other settings ({differing}); choose another --output"
             )
     write_json(path, ours)
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from files import locked_folder, read_json, write_errors, write_json
+from files import locked_folder, read_json, settings_that_differ, write_errors, write_json
 from settings import PROJECT, DialogueSettings, SessionSettings, result_settings
 
 
@@ -52,23 +52,14 @@ def _keep_settings(folder: Path, ours: dict[str, Any], matters: Set[str], restar
             for old in (*folder.glob("*rounds.jsonl"), folder / "tasks.jsonl", folder / "costs.json", path):
                 old.unlink(missing_ok=True)
     if path.is_file() and any(folder.glob("*rounds.jsonl")):  # a run that never began has nothing to mix up
-        theirs = read_json(path)
-        differing = [name for name in ours if name in matters and theirs.get(name) != ours[name]]
+        differing = settings_that_differ(read_json(path), ours, [name for name in ours if name in matters])
         if differing:
-            named = ", ".join(
-                f"{name}: {_short(name, theirs.get(name))} there, {_short(name, ours[name])} now"
-                for name in differing
-            )
-            again = "; pictures that have changed must be embedded again, with --rebuild"
+            again = "; embed changed pictures again, with embed_image_as_faiss.py"
             raise ValueError(
-                f"{folder} holds a run with other settings or data ({named}); choose another --output, or "
-                f"--restart{again if 'image_files_sha256' in differing else ''}"
+                f"{folder} holds a run with other settings or data ({differing}); choose another --output, "
+                f"or --restart{again if 'image_files_sha256' in differing else ''}"
             )
     write_json(path, ours)
-
-
-def _short(name: str, value: Any) -> str:
-    return repr(value[:8]) if name.endswith("_sha256") and isinstance(value, str) else repr(value)
 
 
 def _jsonable(value: Any) -> Any:

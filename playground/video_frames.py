@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from files import read_json, write_bytes, write_json
+from files import read_json, settings_that_differ, write_bytes, write_json
 from records import Skip
 
 if TYPE_CHECKING:
@@ -175,15 +175,10 @@ def _write_broken(folder: Path, broken: Mapping[str, str]) -> None:
 def _claim(folder: Path, settings: dict[str, int]) -> None:
     """Writes down how frames are taken; refuses a folder where they were taken otherwise."""
     path = folder / _SETTINGS_FILE
-    theirs = read_json(path) if path.is_file() else settings
-    differing = [
-        f"{name}: {theirs.get(name)} there, {value} now"
-        for name, value in settings.items()
-        if value != theirs.get(name)
-    ]
+    differing = settings_that_differ(read_json(path) if path.is_file() else settings, settings)
     if differing:
         raise ValueError(
-            f"{folder} holds frames taken otherwise ({', '.join(differing)}); remove the folder, or give the"
+            f"{folder} holds frames taken otherwise ({differing}); remove the folder, or give the"
             " same numbers"
         )
     folder.mkdir(parents=True, exist_ok=True)

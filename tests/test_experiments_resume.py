@@ -93,7 +93,7 @@ def edit_other_words(folder):
 
 CHANGES = [
     (grow, "image_count: 24 there, 40 now"),
-    (repaint, "image_files_sha256: '.{8}' there, '.{8}' now.*--rebuild"),
+    (repaint, "image_files_sha256: '.{8}' there, '.{8}' now.*embed changed pictures again"),
     (edit_query, "queries_sha256: '.{8}' there, '.{8}' now"),
     (edit_other_words, "image_captions_sha256: '.{8}' there, '.{8}' now"),
 ]

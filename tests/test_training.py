@@ -170,8 +170,8 @@ def test_a_finished_run_is_not_trained_on(trained, settings):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"learning_rate": 1e-4}, "learning_rate 0.02 there, 0.0001 now"),
-        ({"seed": 1, "width": 64}, "width 32 there, 64 now, seed 0 there, 1 now"),
+        ({"learning_rate": 1e-4}, "learning_rate: 0.02 there, 0.0001 now"),
+        ({"seed": 1, "width": 64}, "width: 32 there, 64 now, seed: 0 there, 1 now"),
     ],
 )
 def test_other_settings_in_the_same_folder_are_refused(trained, settings, changes, message):
