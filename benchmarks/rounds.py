@@ -36,7 +36,7 @@ ONE = {"query_batch": 1, "caption_batch": 1, "rewrite_batch": 1}
 STEPS: dict[str, dict[str, Any]] = {
     "captions and prompt kept, ranks counted": {**ONE, "quantization": "fp32"},
     "all queries of a round together": {"quantization": "fp32"},
-    "16 bits where the processor has them": {"quantization": "auto"},
+    "the engine for the machine: OpenVINO on a CPU": {"quantization": "auto"},
 }
 AGAIN = "captions of an earlier run"
 
