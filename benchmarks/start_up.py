@@ -57,14 +57,14 @@ def measure(names: list[str], runs: int) -> list[dict[str, Any]]:
         runs: Warm runs of each.
 
     Returns:
-        A row a command: seconds by the wall clock and of CPU time, and how many modules it imports.
+        A row a command: seconds by the wall clock and of CPU time.
 
     Raises:
         ValueError: If a command fails.
     """
-    modules = {name: _modules(name) for name in names}
     cold = {}
     for name in names:
+        _run(name)  # uncounted: what is made once is made
         drop_files()
         cold[name] = _run(name)[0]
     warm: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
@@ -80,7 +80,6 @@ def measure(names: list[str], runs: int) -> list[dict[str, Any]]:
             "max": max(wall for wall, _ in taken),
             "CPU s": statistics.median(cpu for _, cpu in taken),
             "goal, s": GOALS.get(name),
-            "modules": modules[name],
         }
         for name, taken in warm.items()
     ]
@@ -115,24 +114,8 @@ def _run(name: str) -> tuple[float, float]:
     return seconds, used.ru_utime + used.ru_stime
 
 
-def _modules(name: str) -> int:
-    """Counts the modules that a command imports."""
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            _command(name, folder, "-X", "importtime"),
-            cwd=PROJECT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    if done.returncode:
-        said = " ".join(done.stderr.strip().splitlines()[-1:])
-        raise ValueError(f"{name}: got exit status {done.returncode}, expected 0: {said}")
-    return sum(line.startswith("import time:") for line in done.stderr.splitlines()) - 1  # below the head
-
-
-def _command(name: str, folder: str, *options: str) -> list[str]:
-    command = [sys.executable, *options, *COMMANDS[name]]
+def _command(name: str, folder: str) -> list[str]:
+    command = [sys.executable, *COMMANDS[name]]
     return [*command, "--output", folder + "/run"] if name == "demo" else command
 
 
