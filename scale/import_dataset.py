@@ -63,18 +63,16 @@ def import_dataset(
     split: str = "train",
     image_column: str = "",
     caption_column: str = "",
-    skip_damaged: bool = False,
 ) -> Counts:
     """Copies a dataset into a folder, or the rest of it when an earlier import was stopped.
 
     Args:
-        source: A folder, a file, a pattern such as 'shards/*.tar' or a range such as 'x/{00..31}.tar', on
-            disk or at an address; or the id of a dataset of the hub, of which `split` is taken.
+        source: A folder, a file or a pattern such as 'shards/*.tar', on disk or at an address; or the id of
+            a dataset of the hub, of which `split` is taken.
         root: Where to write; empty, or what the same import left.
         split: Of a dataset of the hub.
         image_column: Of Parquet files and the hub; found when it is clear, as is `caption_column`.
         caption_column: "caption" or the like when not given.
-        skip_damaged: Leave out the rest of a file that cannot be read on, rather than stop there.
 
     Raises:
         FileNotFoundError: If the source is not there.
@@ -98,7 +96,7 @@ def import_dataset(
                 start, is_whole = journal.reached.get(name, (0, False))
                 if not is_whole:
                     rows = open_rows(name, split, image_column, caption_column, start)
-                    _copy_rows(name, rows, pictures, journal, skip_damaged, bar)
+                    _copy_rows(name, rows, pictures, journal, bar)
         if not journal.counts.pictures:
             why = ": ".join(journal.counts.skipped[0]) if journal.counts.skipped else "they are empty"
             raise ValueError(f"{source}: got no picture in {len(names)} files, expected some; {why}")
@@ -154,29 +152,28 @@ class Journal:
         self.counts.skipped += [(what, why) for what, why in line["skipped"]]
 
 
-def _copy_rows(
-    name: str, rows: Iterator[Row], pictures: Path, journal: Journal, skip_damaged: bool, bar: tqdm
-) -> None:
+def _copy_rows(name: str, rows: Iterator[Row], pictures: Path, journal: Journal, bar: tqdm) -> None:
     """Copies the rest of a file of the source, part by part."""
     if name not in journal.reached:  # a resumed file finds its folder again, whatever the source lists
         journal.add(file=name, rows=0, is_whole=False, images=[], skipped=[])
-    number, _ = journal.reached[name]
+    number, is_whole = journal.reached[name]
     place = f"{list(journal.reached).index(name):05}"
     with write_errors(pictures / place):
         (pictures / place).mkdir(parents=True, exist_ok=True)
-    row: Row | None = Row("", None)
-    while row is not None:
+    damage: Exception | None = None
+    while not is_whole and damage is None:
         images: list[tuple[str, list[str]]] = []
         skipped: list[tuple[str, str]] = []
-        damage = None
         for _ in range(PART_ROWS):
             try:
                 row = next(rows, None)
             except (ModuleNotFoundError, UnclearColumns):
                 raise
             except Exception as error:  # damaged files and stores make `datasets` raise nearly any type
-                damage, row = f"cannot be read on after {number} rows: {said(error)}", None
+                damage = error
+                break
             if row is None:
+                is_whole = True
                 break
             file_name, captions, flaws = _checked(row, number)
             where = f"{name} row {number} ({NOT_TEXT.sub('?', row.name)[:80]})"
@@ -187,15 +184,12 @@ def _copy_rows(
                 images.append((f"{PICTURES}/{place}/{file_name}", captions))
                 bar.update()
             number += 1
-        if damage and skip_damaged:
-            skipped.append((name, damage))
-        is_whole = row is None and (skip_damaged or not damage)
         journal.add(file=name, rows=number, is_whole=is_whole, images=images, skipped=skipped)
-        if damage and not skip_damaged:
-            raise ValueError(
-                f"{name}: {damage}; give the same command again, which goes on from here, or leave out the"
-                " rest of such files with --skip-damaged"
-            )
+    if damage is not None:
+        raise ValueError(
+            f"{name}: cannot be read on after {number} rows: {said(damage)}; mend the file or take it out"
+            " of the source, then give the same command again, which goes on from here"
+        ) from damage
 
 
 def _checked(row: Row, number: int) -> tuple[str, list[str], list[str]]:
@@ -251,10 +245,8 @@ def main() -> None:
     parser.add_argument("--split", default="train", help="of a dataset of the hub (default: train)")
     parser.add_argument("--image-column", default="", help="the column of pictures, where it is not clear")
     parser.add_argument("--caption-column", default="", help="the column of captions, if another is meant")
-    parser.add_argument(
-        "--skip-damaged", action="store_true", help="leave out the rest of a file that cannot be read on"
-    )
-    counts = import_dataset(**vars(parser.parse_args()))
+    options = parser.parse_args()
+    counts = import_dataset(**vars(options))
     for what, why in counts.skipped[:_LISTED]:
         log.info("left out: %s: %s", what, why)
     if len(counts.skipped) > _LISTED:
@@ -266,7 +258,7 @@ def main() -> None:
         counts.captions,
         len(counts.skipped),
     )
-    root = shlex.quote(str(parser.parse_args().root))
+    root = shlex.quote(str(options.root))
     log.info("next: python embed_image_as_faiss.py --dataset image_folder --root %s", root)
 
 

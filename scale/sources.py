@@ -20,7 +20,6 @@ PICTURE_NAMES = ("image", "picture", "img", "jpg", "png")
 CAPTION_NAMES = ("caption", "captions", "text", "txt", "sentence", "sentences", "raw")
 _TAR = (".tar", ".tar.gz", ".tgz")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 class UnclearColumns(ValueError):
@@ -56,14 +55,6 @@ def list_sources(source: str) -> list[str]:
     """
     import fsspec
 
-    first, *more = _RANGE.split(source)  # text, first number, last number, text, ...
-    if more:
-        ranges = [
-            [f"{number:0{len(low)}}" for number in range(int(low), int(high) + 1)]
-            for low, high in zip(more[::3], more[1::3], strict=True)
-        ]
-        pieces = [[first], *itertools.chain(*zip(ranges, ([text] for text in more[2::3]), strict=True))]
-        return [name for path in itertools.product(*pieces) for name in list_sources("".join(path))]
     if _HUB_ID.fullmatch(source) and not Path(source).exists() and not PurePosixPath(source).suffix:
         return [source]
     try:
@@ -72,10 +63,8 @@ def list_sources(source: str) -> list[str]:
             found = sorted(store.glob(path))
         elif not path.endswith((*_TAR, ".parquet")) and store.isdir(path):
             inside = sorted(store.find(path))
-            found = [one for one in inside if one.endswith(_TAR)] or [
-                one for one in inside if one.endswith(".parquet")
-            ]
-            found = found or [path] * bool(inside)
+            tars, tables = ([one for one in inside if one.endswith(kind)] for kind in (_TAR, ".parquet"))
+            found = tars or tables or [path] * bool(inside)
         else:
             found = [path] if store.exists(path) else []
     except (ImportError, ValueError) as error:  # fsspec names the package, or the kinds of address it knows

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.open_index import open_retriever
 from index.faiss_index import FaissIndex
 from scale import milvus
 from scale.milvus import MilvusIndex
+from settings import ExperimentSettings
 
 INSTALLED = all(importlib.util.find_spec(name) for name in ("pymilvus", "milvus_lite"))
 with_milvus = pytest.mark.skipif(
@@ -76,62 +78,60 @@ def test_lists_and_vectors_are_those_of_faiss(file, saved, distinct, monkeypatch
 
 
 @with_milvus
-def test_a_collection_follows_its_folder_also_after_opening(address, saved):
+def test_a_collection_is_filled_anew_and_opens_as_its_folder(address, saved):
     vectors, ids = unit(5, 50), names(50)
-    for rows in (range(40), range(5, 50), range(50), [9, 1, 3]):
+    for rows in (range(40), [9, 1, 3]):
         flat = saved([ids[row] for row in rows], vectors[list(rows)])
-        with_changes = MilvusIndex.create_from(flat, address)
-        assert_same(with_changes, flat, vectors[[3, 9, 45]], 4)
-        with_changes.close()
+        filled = MilvusIndex.create_from(flat, address)
+        assert_same(filled, flat, vectors[[3, 9, 45]], 4)
+        filled.close()
         opened = MilvusIndex.open(address, "f", 24)
         assert_same(opened, flat, vectors[[3, 9, 45]], 4)
         assert (opened.manifest.count, opened.manifest.image_folder) == (len(rows), "i")
         opened.close()
-    with pytest.raises(ValueError, match="got an index in memory"):
-        MilvusIndex.create_from(FaissIndex.build(ids, vectors), address)
 
 
 @with_milvus
-def test_an_opened_collection_notices_the_changes_of_others(address, saved):
+def test_an_opened_collection_notices_that_another_process_filled_it(address, saved):
     vectors, ids = unit(7, 40), names(40)
     opened = MilvusIndex.create_from(saved(ids[:30], vectors[:30]), address)
-    other = MilvusIndex.open(address)
-    other.delete([ids[29]])
-    other.add(ids[30:], vectors[30:])
-    with pytest.raises(ValueError, match="another process changed it"):
-        opened.search(vectors[30:31], 2)  # its key is new, though that of image 29 is free again
-    with pytest.raises(ValueError, match="another process changed it"):
-        opened.vectors_of([ids[29]])
+    MilvusIndex.create_from(saved(ids[5:], vectors[5:]), address)
+    for call in (lambda: opened.search(vectors[30:31], 2), lambda: opened.vectors_of([ids[2]])):
+        with pytest.raises(ValueError, match="another process changed it"):
+            call()  # row 2 is there, but of another image
 
 
 @with_milvus
-def test_an_interrupted_change_is_refused_and_repaired_by_filling_anew(address, saved, monkeypatch):
-    flat = saved(names(20), unit(8, 20))
-    index = MilvusIndex.create_from(flat, address)
+def test_an_interrupted_filling_is_refused_and_done_again(address, saved, monkeypatch):
+    from pymilvus import MilvusClient
 
-    def killed(*_, **__):
-        raise KeyboardInterrupt
+    monkeypatch.setattr(milvus, "BYTES_AT_ONCE", 4 * 24 * 10)  # two messages
+    flat, insert = saved(names(20), unit(8, 20)), MilvusClient.insert
 
-    for change in (lambda: index.add(["new.jpg"], unit(9, 1)), lambda: index.delete([flat.ids[0]])):
-        monkeypatch.setattr(index._client, "insert", killed)
-        monkeypatch.setattr(index._client, "delete", killed)
+    def killed(client, name, records, **options):
+        if records[0]["row"]:
+            raise KeyboardInterrupt
+        return insert(client, name, records, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MilvusClient, "insert", killed)
         with pytest.raises(KeyboardInterrupt):
-            change()
-        with pytest.raises(ValueError, match=r"a change was interrupted; .*--rebuild"):
-            MilvusIndex.open(address)
-    assert_same(MilvusIndex.create_from(flat, address, rebuild=True), flat, unit(10, 3), 5)
+            MilvusIndex.create_from(flat, address)
+    with pytest.raises(ValueError, match=r"got 10 vectors .*its filling was interrupted; .*scale\.milvus"):
+        MilvusIndex.open(address)
+    assert_same(MilvusIndex.create_from(flat, address), flat, unit(10, 3), 5)
 
 
 @with_milvus
-def test_what_does_not_fit_is_refused(address, saved):
+def test_what_does_not_fit_is_refused(address, saved, tmp_path):
     flat = saved(names(20), unit(6, 20))
     vectors, ids = flat.vectors, flat.ids
     index = MilvusIndex.create_from(flat, address)
+    (tmp_path / "long").mkdir()
+    FaissIndex.build(["x" * 5000], vectors[:1]).save(tmp_path / "long", **MODEL)
     for call, message in [
-        (lambda: index.add([ids[0]], vectors[:1]), "occurs twice"),
-        (lambda: index.add(["x" * 5000], vectors[:1]), "1 to 4096 bytes"),
-        (lambda: index.add(["new"], vectors[:2]), "1 ids for 2 vectors"),
-        (lambda: index.delete(["nowhere.jpg"]), "nowhere.jpg"),
+        (lambda: MilvusIndex.create_from(FaissIndex.open(tmp_path / "long"), address), "at most 4096 bytes"),
+        (lambda: MilvusIndex.create_from(FaissIndex.build(ids, vectors), address), "got an index in memory"),
         (lambda: index.search(vectors[:1], 0), "k=0"),
         (lambda: index.search(vectors[:1], 20_000), "k=20000, expected 1 to 16,368"),
         (lambda: index.search(vectors[:1, :5], 1), "expected \\(n, 24\\)"),
@@ -139,7 +139,6 @@ def test_what_does_not_fit_is_refused(address, saved):
         (lambda: index.rank_of(vectors[:1], ids[:1]), "gives no ranks, which experiments need"),
         (lambda: MilvusIndex.open(address, "other", 24), "another model's index"),
         (lambda: MilvusIndex.open(address, "f", 25), "with dimension 24, expected f with 25"),
-        (lambda: MilvusIndex.create_from(flat, address, kind="ivfpq"), "got index kind 'ivfpq'"),
     ]:
         with pytest.raises(ValueError, match=message):
             call()
@@ -155,15 +154,16 @@ def test_another_collection_is_never_dropped(address, file, saved):
     name = address.rpartition("/")[2]
     MilvusClient(str(file)).create_collection(name, dimension=24)
     with pytest.raises(ValueError, match="something other than an image index"):
-        MilvusIndex.create_from(saved(names(3), unit(8, 3)), address, rebuild=True)
+        MilvusIndex.create_from(saved(names(3), unit(8, 3)), address)
     assert MilvusClient(str(file)).has_collection(name)
 
 
 @with_milvus
-def test_an_hnsw_collection_finds_nearly_all_with_exact_scores(address, saved):
+def test_many_images_are_found_by_hnsw_nearly_all_with_exact_scores(address, saved, monkeypatch):
+    monkeypatch.setattr(milvus, "FLAT_BELOW", 600)
     flat = saved(names(600), unit(9, 600))
     queries = unit(10, 20)
-    found = MilvusIndex.create_from(flat, address, "hnsw").search(queries, 10)
+    found = MilvusIndex.create_from(flat, address).search(queries, 10)
     truth = flat.search(queries, 10)
     shared = [len(set(a.ids) & set(b.ids)) for a, b in zip(found, truth, strict=True)]
     assert sum(shared) >= 0.95 * 200
@@ -172,27 +172,10 @@ def test_an_hnsw_collection_finds_nearly_all_with_exact_scores(address, saved):
         assert [scores[one] for one in ranking.ids] == list(ranking.scores)
 
 
-@with_milvus
-@pytest.mark.demo
-@pytest.mark.slow
-def test_the_demo_is_searched_from_a_collection_as_from_its_folder(address, tmp_path):
-    from experiments.open_index import embed_dataset, search_once
-    from experiments.setup import Setup
-    from settings import EmbeddingSettings, ExperimentSettings
-
-    flat = embed_dataset(EmbeddingSettings(dataset="demo", index=tmp_path / "index"))
-    index = MilvusIndex.create_from(flat, address)
-    settings = ExperimentSettings(dataset="demo", index=tmp_path / "index").resolved()
-    setup = Setup.open(settings)
-    queries = setup.retriever.encode_texts([query.text for query in setup.queries[:200]])
-    shown = [set(ranking.ids) for ranking in flat.search(queries, 10)]
-    assert index.search(queries, 10) == flat.search(queries, 10)
-    assert index.search(queries, 10, shown) == flat.search(queries, 10, shown)
-    index.close()
-    found = search_once(settings, "a dog on a beach", 10, MilvusIndex.open(address))
-    assert found == search_once(settings, "a dog on a beach", 10)
+def test_experiments_refuse_a_collection():
+    settings = ExperimentSettings(dataset="demo", index="milvus://127.0.0.1:9/images").resolved()
     with pytest.raises(ValueError, match="expected a folder: experiments rank all images in every round"):
-        Setup.open(ExperimentSettings(dataset="demo", index=address).resolved())
+        open_retriever(settings)
 
 
 @pytest.fixture
