@@ -28,7 +28,7 @@ from feedback.strategies.collection import Collection
 from feedback.strategies.rewrite import content_words
 from retriever import SearchQuery
 
-PRIOR = 0.03  # by maximum likelihood on the demo's dev split: python -m experiments.fit_user_model
+PRIOR = 0.03  # by maximum likelihood on the demo's dev split
 VECTORS = 0.6
 WORDS = 0.2
 NOISE = 0.05
