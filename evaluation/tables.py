@@ -1,10 +1,9 @@
-"""Tables: of one run, one row per round, and any rows as Markdown, CSV and LaTeX."""
+"""Tables: of one run, one row per round, and any rows as Markdown and CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Mapping, Sequence
 
 COLUMNS = ("Recall@1", "Recall@5", "Recall@10", "F1@10", "Mean rank")
@@ -81,31 +80,3 @@ def as_csv(rows: Sequence[Sequence[str]]) -> str:
     sheet = io.StringIO()
     csv.writer(sheet, lineterminator="\n").writerows(rows)
     return sheet.getvalue()
-
-
-def as_latex(rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    r"""Writes rows as a LaTeX ``tabular`` with the rules of the booktabs package.
-
-    Args:
-        rows: The header first; all of one length.
-        left: As `as_markdown`.
-
-    Returns:
-        Lines, each with its newline; put them into a ``table``, with ``\usepackage{booktabs}``.
-    """
-    head, *body = [" & ".join(map(_in_latex, row)) + r" \\" for row in rows]
-    columns = "l" * left + "r" * (len(rows[0]) - left)
-    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule"]
-    return "".join(f"{line}\n" for line in (*lines, r"\end{tabular}"))
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
-    "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-    ">": r"\textgreater{}", "|": r"\textbar{}",
-}  # fmt: skip
-
-
-def _in_latex(cell: str) -> str:
-    text = "".join(_LATEX.get(letter, letter) for letter in cell)
-    return re.sub(r"(?<![\w.-])[+-]\d+(?:\.\d+)?", r"$\g<0>$", text)  # a minus sign, not a hyphen

@@ -12,7 +12,7 @@ from evaluation.comparison import Difference, adjusted_by_holm, compare, mean_ov
 from evaluation.measures import Measures, evaluate
 from evaluation.plots import plot_differences, plot_recall_f1
 from evaluation.runs import stream_rounds
-from evaluation.tables import as_csv, as_latex, as_markdown, format_value
+from evaluation.tables import as_csv, as_markdown, format_value
 from experiments.costs import counts_of
 from experiments.models import hardware
 from experiments.own_models import OwnModels
@@ -55,6 +55,11 @@ class Play:
     seeds: tuple[int, ...]
     control: str
 
+    @property
+    def is_control(self) -> bool:
+        """Whether it is a run without feedback."""
+        return self.name == self.control
+
     def file(self, folder: Path, seed: int) -> Path:
         """Returns the file of the records of one seed."""
         noise = f"-noise{self.noise:g}" if self.noise else ""
@@ -64,28 +69,31 @@ class Play:
 
 @dataclass(frozen=True)
 class Scores:
-    """What is kept of one play: its means, and query by query the headline measure alone.
+    """What is kept of one play; query by query the headline measure alone. Means over its seeds.
 
     Attributes:
-        summary: Means per round, see `Measures.summary`.
         written: For comparison.json, see `Measures.to_json`.
         headline: Holds one measure.
-        counts: How much of each stage it asked for, see `counts_of`; means over its seeds.
+        counts: How much of each stage it asked for, see `counts_of`.
     """
 
-    summary: dict[str, list[float]]
     written: dict[str, Any]
     headline: Measures
     counts: dict[str, float]
 
+    @property
+    def means(self) -> dict[str, list[float]]:
+        """Means per round, by measure."""
+        return self.written["means_per_round"]
+
 
 @dataclass(frozen=True)
-class Compared:
+class Row:
     """What a comparison found for one play.
 
     Attributes:
         play: The play.
-        scores: Means over its seeds.
+        scores: Its scores.
         minus_scrolling: Its headline measure in the last round minus that of its control.
         p_value: Of that difference, adjusted for all rows of the table.
         minus_controls: Minus the same strategy with the controls that pick at random or the first image.
@@ -109,8 +117,7 @@ def run_comparison(settings: ComparisonSettings, own: OwnModels | None = None) -
 
     Returns:
         The folder with one ``NAME.rounds.jsonl`` each, ``comparison.md``, ``comparison.csv``,
-        ``comparison.tex``, ``costs.csv``, ``costs.tex``, ``comparison.json``, ``comparison.png`` and
-        ``differences.png``.
+        ``comparison.json``, ``comparison.png`` and, where there is a difference, ``differences.png``.
 
     Raises:
         FileNotFoundError: If dataset, checkpoint or index are missing.
@@ -122,56 +129,19 @@ def run_comparison(settings: ComparisonSettings, own: OwnModels | None = None) -
     plays = plays_of(settings)
     for play in plays:  # a user that cannot judge is found out before anything is played
         setup.user(play.user, play.noise)
+    measure = PROTOCOLS[settings.protocol].measure_of(setup.queries)
     with run_folder(settings, setup.identity()) as folder:
-        _compare_in(folder, setup, plays)
+        setup.costs.keep_in(folder / "costs.json")
+        scores: dict[str, Scores] = {}
+        for play in plays:
+            log.info("playing %s", play.name)
+            setup.costs.run = play.name
+            for seed in play.seeds:
+                setup.play(play.strategy, setup.user(play.user, play.noise, seed), play.file(folder, seed))
+            scores[play.name] = _scores(folder, setup, play, measure)
+        setup.costs.save()
+        _write(folder, _compare(plays, scores, measure, setup), measure, setup)
     return folder
-
-
-def _compare_in(folder: Path, setup: Setup, plays: Sequence[Play]) -> None:
-    """Plays what the folder does not hold yet, and writes the comparison into it."""
-    setup.costs.keep_in(folder / "costs.json")
-    measure = PROTOCOLS[setup.loop.protocol].measure_of(setup.queries)
-    runs: dict[str, Scores] = {}
-    for play in plays:
-        log.info("playing %s", play.name)
-        setup.costs.run = play.name
-        for seed in play.seeds:
-            setup.play(play.strategy, setup.user(play.user, play.noise, seed), play.file(folder, seed))
-        runs[play.name] = _scores(folder, setup, play, measure)
-    setup.costs.save()
-    found = _compare(plays, runs, measure, setup.loop.seed)
-    query_count = len(setup.queries)
-    compared = [
-        Compared(
-            play,
-            runs[play.name],
-            *found[play.name],
-            costs=setup.costs.per_query(play.name, runs[play.name].counts, query_count),
-        )
-        for play in plays
-    ]
-    _write(folder, compared, setup)
-
-
-def _scores(folder: Path, setup: Setup, play: Play, measure: str) -> Scores:
-    """Measures a play's files, one after the other."""
-    files = [play.file(folder, seed) for seed in play.seeds]
-    round_count, image_count = setup.loop.rounds, len(setup.retriever.index)
-    measures = mean_over_seeds(
-        [evaluate(stream_rounds(file), round_count, setup.queries, image_count) for file in files]
-    )
-    needs = STRATEGIES[play.strategy]
-    collection = image_count if needs.captions_collection else 0
-    counted = [
-        counts_of(stream_rounds(file), needs.needs_captions, needs.needs_rewriter, collection)
-        for file in files
-    ]
-    return Scores(
-        measures.summary(),
-        measures.to_json(),
-        replace(measures, values={measure: measures.values[measure]}),
-        {stage: sum(counts[stage] for counts in counted) / len(counted) for stage in counted[0]},
-    )
 
 
 def plays_of(settings: ComparisonSettings) -> list[Play]:
@@ -204,114 +174,119 @@ def plays_of(settings: ComparisonSettings) -> list[Play]:
     return plays
 
 
-def _compare(
-    plays: Sequence[Play], runs: Mapping[str, Scores], measure: str, seed: int
-) -> dict[str, tuple[Difference, float, dict[str, Difference]]]:
+def _scores(folder: Path, setup: Setup, play: Play, measure: str) -> Scores:
+    """Measures a play's files, one after the other."""
+    files = [play.file(folder, seed) for seed in play.seeds]
+    round_count, image_count = setup.loop.rounds, len(setup.retriever.index)
+    measures = mean_over_seeds(
+        [evaluate(stream_rounds(file), round_count, setup.queries, image_count) for file in files]
+    )
+    needs = STRATEGIES[play.strategy]
+    collection = image_count if needs.captions_collection else 0
+    counted = [
+        counts_of(stream_rounds(file), needs.needs_captions, needs.needs_rewriter, collection)
+        for file in files
+    ]
+    return Scores(
+        measures.to_json(),
+        replace(measures, values={measure: measures.values[measure]}),
+        {stage: sum(counts[stage] for counts in counted) / len(counted) for stage in counted[0]},
+    )
+
+
+def _compare(plays: Sequence[Play], scores: Mapping[str, Scores], measure: str, setup: Setup) -> list[Row]:
     """Compares every play with its control, and with the same strategy's random and first picks."""
-    minus_scrolling = {
-        play.name: compare(runs[play.control].headline, runs[play.name].headline, measure, seed=seed)
-        for play in plays
-    }
-    family = [play.name for play in plays if play.name != play.control]
+
+    def minus(play: Play, other: str) -> Difference:
+        return compare(scores[other].headline, scores[play.name].headline, measure, seed=setup.loop.seed)
+
+    minus_scrolling = {play.name: minus(play, play.control) for play in plays}
+    family = [play.name for play in plays if not play.is_control]
     adjusted = adjusted_by_holm([minus_scrolling[name].p_value for name in family])
     p_values = dict(zip(family, adjusted, strict=True))
-    found = {}
+    rows = []
     for play in plays:
-        picks = {
-            user: f"{play.strategy}, {user} user"
-            for user in CONTROLS
-            if play.user != user and play.name != play.control
-        }
+        picks = {user: f"{play.strategy}, {user} user" for user in CONTROLS if play.user != user}
         minus_controls = {
-            user: compare(runs[name].headline, runs[play.name].headline, measure, seed=seed)
-            for user, name in picks.items()
-            if name in runs
+            user: minus(play, name) for user, name in picks.items() if name in scores and not play.is_control
         }
-        found[play.name] = (minus_scrolling[play.name], p_values.get(play.name, 1.0), minus_controls)
-    return found
+        counts = scores[play.name].counts
+        costs = setup.costs.per_query(play.name, counts, len(setup.queries))
+        p_value = p_values.get(play.name, 1.0)
+        rows.append(Row(play, scores[play.name], minus_scrolling[play.name], p_value, minus_controls, costs))
+    return rows
 
 
-def _write(folder: Path, compared: Sequence[Compared], setup: Setup) -> None:
-    measure = PROTOCOLS[setup.loop.protocol].measure_of(setup.queries)
-    scores, costs = _score_rows(compared, measure), _cost_rows(compared)
-    table = as_markdown(scores)
-    text = f"{table}\n\n{_explanation(compared, setup)}\n\nCost of one query:\n\n{as_markdown(costs)}\n"
-    for name, content in {
-        "comparison.md": text,
-        "comparison.csv": as_csv(scores),
-        "comparison.tex": as_latex(scores),
-        "costs.csv": as_csv(costs),
-        "costs.tex": as_latex(costs),
-    }.items():
-        write_bytes(folder / name, content.encode())
-    write_json(folder / "comparison.json", _json(compared, setup))
-    summaries = {row.play.name: row.scores.summary for row in compared}
-    plot_recall_f1(summaries, folder / "comparison.png", measure=measure)
-    differences = {
-        row.play.name: row.minus_scrolling for row in compared if row.play.name != row.play.control
-    }
-    plot_differences(
-        differences, folder / "differences.png", f"{measure} of the last round minus the control's"
-    )
+def _write(folder: Path, rows: Sequence[Row], measure: str, setup: Setup) -> None:
+    scores = _score_cells(rows, measure)
+    table, costs = as_markdown(scores), as_markdown(_cost_cells(rows))
+    text = f"{table}\n\n{_explanation(rows, setup)}\n\nCost of one query:\n\n{costs}\n"
+    write_bytes(folder / "comparison.md", text.encode())
+    write_bytes(folder / "comparison.csv", as_csv(scores).encode())
+    write_json(folder / "comparison.json", _json(rows, setup))
+    means = {row.play.name: row.scores.means for row in rows}
+    plot_recall_f1(means, folder / "comparison.png", measure=measure)
+    differences = {row.play.name: row.minus_scrolling for row in rows if not row.play.is_control}
+    if differences:
+        label = f"{measure} of the last round minus the control's"
+        plot_differences(differences, folder / "differences.png", label)
     print(table)  # noqa: T201  the final table is the script's answer
     log.info("written: %s", folder / "comparison.md")
 
 
-def _score_rows(compared: Sequence[Compared], measure: str) -> list[list[str]]:
-    summaries = [row.scores.summary for row in compared]
-    round_count = len(summaries[0][measure])
-    extra = [name for name in EXTRA_MEASURES if name in summaries[0]]
-    controls = [user for user in CONTROLS if any(user in row.minus_controls for row in compared)]
+def _score_cells(rows: Sequence[Row], measure: str) -> list[list[str]]:
+    first = rows[0].scores.means
+    extra = [name for name in EXTRA_MEASURES if name in first]
+    controls = [user for user in CONTROLS if any(user in row.minus_controls for row in rows)]
     header = [
         "Run",
         "seeds",
-        *(f"{measure}, round {number}" for number in range(round_count)),
-        f"minus {compared[0].play.control.split(',')[0]} (95%)",
+        *(f"{measure}, round {number}" for number in range(len(first[measure]))),
+        f"minus {rows[0].play.control.split(',')[0]} (95%)",
         "p (Holm)",
         *(f"minus {user} pick (95%)" for user in controls),
         *extra,
     ]
-    rows = [header]
-    for row, summary in zip(compared, summaries, strict=True):
-        is_control = row.play.name == row.play.control
-        rows.append(
+    cells = [header]
+    for row in rows:
+        means, minus = row.scores.means, ["", ""]
+        if not row.play.is_control:
+            minus = [
+                _interval(row.minus_scrolling),
+                f"{row.p_value:.3f}" if row.p_value >= 0.001 else "< 0.001",
+            ]
+        cells.append(
             [
                 row.play.name,
                 str(len(row.play.seeds)),
-                *(format_value(measure, value) for value in summary[measure]),
-                "" if is_control else _interval(row.minus_scrolling),
-                "" if is_control else f"{row.p_value:.3f}" if row.p_value >= 0.001 else "< 0.001",
-                *(
-                    _interval(row.minus_controls[user]) if user in row.minus_controls else ""
-                    for user in controls
-                ),
-                *(format_value(name, summary[name][-1]) for name in extra),
+                *(format_value(measure, value) for value in means[measure]),
+                *minus,
+                *(_interval(row.minus_controls.get(user)) for user in controls),
+                *(format_value(name, means[name][-1]) for name in extra),
             ]
         )
-    return rows
+    return cells
 
 
-def _interval(difference: Difference) -> str:
+def _interval(difference: Difference | None) -> str:
+    if difference is None:
+        return ""
     return f"{100 * difference.mean:+.1f} ({100 * difference.low:+.1f} to {100 * difference.high:+.1f})"
 
 
-def _cost_rows(compared: Sequence[Compared]) -> list[list[str]]:
-    rows = [["Run", *COSTS.values()]]
-    for row in compared:
-        cells = []
-        for name in COSTS:
-            value = row.costs[name]
-            digits = 3 if "seconds" in name else 1
-            cells.append("not measured" if value is None else f"{value:.{digits}f}")
-        rows.append([row.play.name, *cells])
-    return rows
+def _cost_cells(rows: Sequence[Row]) -> list[list[str]]:
+    def cell(name: str, value: float | None) -> str:
+        return "not measured" if value is None else f"{value:.{3 if 'seconds' in name else 1}f}"
+
+    header = ["Run", *COSTS.values()]
+    return [header, *([row.play.name, *(cell(name, row.costs[name]) for name in COSTS)] for row in rows)]
 
 
-def _explanation(compared: Sequence[Compared], setup: Setup) -> str:
-    several = max(len(row.play.seeds) for row in compared)
-    family = sum(row.play.name != row.play.control for row in compared)
+def _explanation(rows: Sequence[Row], setup: Setup) -> str:
+    several = max(len(row.play.seeds) for row in rows)
+    family = sum(not row.play.is_control for row in rows)
     return (
-        f"{compared[0].minus_scrolling.query_count} queries, protocol {setup.loop.protocol}, seed "
+        f"{rows[0].minus_scrolling.query_count} queries, protocol {setup.loop.protocol}, seed "
         f"{setup.loop.seed}; {hardware()}. Shares in percent. Intervals: paired bootstrap over queries, "
         f"10,000 resamples, each for itself. p: of no difference from the control, adjusted for the "
         f"{family} comparisons of the table (Holm). What is random is the mean over {several} seeds; all "
@@ -321,7 +296,7 @@ def _explanation(compared: Sequence[Compared], setup: Setup) -> str:
     )
 
 
-def _json(compared: Sequence[Compared], setup: Setup) -> dict[str, object]:
+def _json(rows: Sequence[Row], setup: Setup) -> dict[str, object]:
     runs = {
         row.play.name: row.scores.written
         | {
@@ -334,7 +309,7 @@ def _json(compared: Sequence[Compared], setup: Setup) -> dict[str, object]:
             "minus_controls": {user: asdict(found) for user, found in row.minus_controls.items()},
             "costs_per_query": dict(row.costs),
         }
-        for row in compared
+        for row in rows
     }
     return {
         "runs": runs,

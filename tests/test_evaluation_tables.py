@@ -1,4 +1,4 @@
-"""Rows as Markdown, CSV and LaTeX: what a reader of each format gets back is what was put in."""
+"""Rows as Markdown and CSV: what a reader of each format gets back is what was put in."""
 
 import csv
 import io
@@ -6,7 +6,7 @@ import io
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.tables import as_csv, as_latex, as_markdown
+from evaluation.tables import as_csv, as_markdown
 
 ROWS = [
     ["Run", "Recall@10", "difference"],
@@ -33,15 +33,3 @@ def test_markdown_is_aligned_and_keeps_bars_inside_cells():
 )
 def test_csv_is_read_back_as_it_was(rows):
     assert list(csv.reader(io.StringIO(as_csv(rows), newline=""))) == rows
-
-
-def test_latex_escapes_and_sets_signs_in_mathematics():
-    assert as_latex(ROWS) == (
-        "\\begin{tabular}{lrr}\n\\toprule\n"
-        "Run & Recall@10 & difference \\\\\n\\midrule\n"
-        "a\\textbar{}b, 30\\% noise & 9.5 & $+1.5$ ($-1.5$ to $+5.0$) \\\\\n"
-        "c\\_d & 10.0 &  \\\\\n\\bottomrule\n\\end{tabular}\n"
-    )
-    assert "2026-11-23 \\& $-2$ x-1" in as_latex([["2026-11-23 & -2 x-1"]])
-    assert "\\textbackslash{}\\{\\}\\^" not in as_latex([["\\{}^"]])
-    assert "\\textbackslash{}\\{\\}\\textasciicircum{}" in as_latex([["\\{}^"]])

@@ -255,6 +255,16 @@ def test_a_comparison_puts_every_run_beside_scrolling(run, arguments, capsys, tm
     assert capsys.readouterr().out == table
 
 
+def test_a_comparison_of_scrolling_alone_is_its_table_without_a_plot_of_differences(
+    run, arguments, capsys, tmp_path
+):
+    del arguments["--strategy"], arguments["--user"]
+    assert run("compare", *flat(arguments, strategies="original", users="first")) == (0, [])
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 1
+    assert (tmp_path / "run" / "comparison.png").is_file()
+    assert not (tmp_path / "run" / "differences.png").exists()
+
+
 CAPTIONING = ("--dataset", "--root", "--caption-model", "--quantization", "--caption-cache")
 
 
