@@ -27,6 +27,10 @@ LOADED = (
     "transformers.models.llama.modeling_llama", "faiss", "matplotlib.figure", "jinja2", "tyro", "typeguard",
     "PIL.Image", "experiments.run", "BLIP.model", "generation.text_model", "tests.faults_world",
 )  # fmt: skip
+PLAYED = (
+    "--protocol", "chatir", "--user", "reference", "--caption-numbers", "4", "--queries", "6",
+    "--query-batch", "2", "--rounds", "3",
+)  # fmt: skip
 NOT_COMPARED = "costs.json"  # seconds, which differ
 SCRIPTS = {
     "embed": "embed_image_as_faiss",
@@ -43,14 +47,12 @@ class World:
 
     Attributes:
         home: Holds both.
-        options: Of all commands, beside the folders.
         play_options: Of the experiment alone.
         places: Where index, captions and run go, if not below `made`: option and path.
     """
 
     home: Path
-    options: tuple[str, ...] = ("--preset", "demo", "--quantization", "fp32")
-    play_options: tuple[str, ...] = ()
+    play_options: tuple[str, ...] = (*PLAYED, "--strategy", "append")
     places: dict[str, Path] = field(default_factory=dict)
 
     @property
@@ -68,8 +70,7 @@ class World:
     def arguments(self, name: str) -> list[str]:
         """Returns a command: the script's name and its arguments."""
         arguments = [SCRIPTS[name], "--dataset", "image_folder", "--root", str(self.pictures)]
-        preset, quantization = self.options[:2], self.options[2:4]
-        arguments += preset + (quantization if name != "embed" else ()) + self.options[4:]
+        arguments += ["--preset", "demo"]
         for option, names in {
             "--index": ("embed", "play", "page"), "--caption-cache": ("caption", "play", "page"),
             "--output": ("play", "page"),
@@ -79,7 +80,7 @@ class World:
         if name != "caption":
             arguments += ["--image-batch", "8"]
         if name != "embed":
-            arguments += ["--caption-batch", "8"]
+            arguments += ["--caption-batch", "8", "--quantization", "fp32"]
         return [*arguments, *(self.play_options if name == "play" else ())]
 
     def clear(self) -> None:
