@@ -6,7 +6,7 @@ vectors become unit rows here; then the query is searched and ranked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from index.encoder import Encoder, checked_rows
-from index.faiss_index import FaissIndex, ImageIndex, Ranking, count_ranks, list_best
-from index.scores import Exclusions
+from index.faiss_index import FaissIndex, ImageIndex, Ranking
+from index.scores import Exclusions, best_rows, excluded_rows, target_rows
 
 BATCH_SIZE = 64
 ROUNDING = 1e-6  # a float32 row that was scaled to length 1 is no farther from it
@@ -51,20 +51,19 @@ class SearchQuery:
                 )
             if not np.isfinite(scores).all():
                 raise ValueError("search query: got scores with NaN or infinity, expected finite numbers")
-        if self.vector is None:
-            if self.scores is None and (self.text is None or not self.text.strip()):
-                raise ValueError(f"search query: got text {self.text!r}, expected words, or a vector instead")
-            return
-        vector = np.asarray(self.vector)
-        if vector.ndim != 1 or vector.dtype.kind != "f":
-            raise ValueError(
-                f"search query: got a vector of shape {vector.shape} and dtype {vector.dtype}, "
-                "expected one dimension of floats"
-            )
-        if not np.isfinite(vector).all() or not vector.any():
-            raise ValueError(
-                "search query: got a vector of zeros, or with NaN or infinity, expected a direction"
-            )
+        if self.vector is not None:
+            vector = np.asarray(self.vector)
+            if vector.ndim != 1 or vector.dtype.kind != "f":
+                raise ValueError(
+                    f"search query: got a vector of shape {vector.shape} and dtype {vector.dtype}, "
+                    "expected one dimension of floats"
+                )
+            if not np.isfinite(vector).all() or not vector.any():
+                raise ValueError(
+                    "search query: got a vector of zeros, or with NaN or infinity, expected a direction"
+                )
+        elif self.scores is None and (self.text is None or not self.text.strip()):
+            raise ValueError(f"search query: got text {self.text!r}, expected words, or a vector instead")
 
 
 class Retriever:
@@ -76,15 +75,10 @@ class Retriever:
     """
 
     def __init__(self, encoder: Encoder, index: ImageIndex, batch_size: int = BATCH_SIZE) -> None:
-        """Joins the two.
-
-        Args:
-            encoder: Must be the model that the index was built with.
-            index: Saved, opened, or built in memory; of the last only the dimension can be checked.
-            batch_size: Texts or pictures to one call of the encoder.
+        """Joins the two; `batch_size` texts or pictures go to one call of the encoder.
 
         Raises:
-            ValueError: If the index is another model's.
+            ValueError: If the index is another model's; of one in memory only the dimension can be checked.
         """
         if batch_size < 1:
             raise ValueError(f"batch size: got {batch_size}, expected at least 1")
@@ -135,47 +129,46 @@ class Retriever:
         return self._encoded(images, self.encoder.encode_images, "image vectors")
 
     def query_vectors(self, queries: Sequence[SearchQuery | str] | np.ndarray) -> np.ndarray:
-        """Makes one unit row of each query; all texts among them are encoded together.
-
-        Args:
-            queries: q queries, q texts, or their vectors (q, d) of any length above zero.
-
-        Returns:
-            (q, d) float32, rows of unit length.
+        """Makes one unit row of each query, (q, d) float32; arguments as for `prepared`.
 
         Raises:
             ValueError: If a query is empty, a vector does not fit the index, or a query has scores.
         """
-        asked = [_search_query(query) for query in queries]
-        rows = np.empty((len(asked), self.index.dimension), dtype=np.float32)
-        words = [(row, query.text) for row, query in enumerate(asked) if query.vector is None and query.text]
-        for row, query in enumerate(asked):
+        asked = self.prepared(queries)
+        for number, query in enumerate(asked):
             if query.scores is not None:
                 raise ValueError(
-                    f"query {row}: got scores of all images, expected words or a vector: no single vector "
+                    f"query {number}: got scores of all images, expected words or a vector: no single vector "
                     "stands for them; search and rank take such a query as it is"
                 )
-            if query.vector is not None:
-                if len(query.vector) != self.index.dimension:
-                    raise ValueError(
-                        f"query {row}: got a vector of dimension {len(query.vector)}, "
-                        f"expected {self.index.dimension} as in the index"
-                    )
-                rows[row] = _unit(query.vector)
-        rows[[row for row, _ in words]] = self.encode_texts([text for _, text in words])
-        return rows
+        return self._with_vectors(asked)[1]
 
     def prepared(self, queries: Sequence[SearchQuery | str] | np.ndarray) -> list[SearchQuery]:
-        """Encodes what is to be searched and ranked, once for both: each query has its unit row or scores.
+        """Makes each query a unit row, unless it has scores; all texts are encoded together.
+
+        So what is to be searched and ranked is encoded once for both.
+
+        Args:
+            queries: q queries, q texts, or their vectors (q, d) of any length above zero.
 
         Raises:
-            ValueError: If a query does not fit the index.
+            ValueError: If a query is empty, or a vector does not fit the index.
         """
         asked = [_search_query(query) for query in queries]
-        worded = [row for row, query in enumerate(asked) if query.scores is None]
-        for row, vector in zip(worded, self.query_vectors([asked[row] for row in worded]), strict=True):
-            asked[row] = SearchQuery(asked[row].text, vector)
-        return asked
+        for number, query in enumerate(asked):
+            if query.vector is not None and len(query.vector) != self.index.dimension:
+                raise ValueError(
+                    f"query {number}: got a vector of dimension {len(query.vector)}, "
+                    f"expected {self.index.dimension} as in the index"
+                )
+        words = [query.text or "" for query in asked if query.vector is None and query.scores is None]
+        encoded = iter(self.encode_texts(words))
+        return [
+            query
+            if query.scores is not None
+            else SearchQuery(query.text, next(encoded) if query.vector is None else _unit(query.vector))
+            for query in asked
+        ]
 
     def search(
         self,
@@ -186,7 +179,7 @@ class Retriever:
         """Lists the k best images of each query; fewer when fewer are left.
 
         Args:
-            queries: q queries, q texts, or their vectors (q, d) of any length above zero.
+            queries: As for `prepared`.
             k: At least 1.
             exclude: For each query the image ids that may not be listed, or None.
 
@@ -197,14 +190,18 @@ class Retriever:
             ValueError: If the arguments do not fit the index.
         """
         asked = self.prepared(queries)
-        found: dict[int, Ranking] = {}
-        for rows, vectors, scores, excluded in _by_kind(asked, exclude):
-            if scores:
-                rankings = list_best(scores, self.index.ids, k, excluded)
-            else:
-                rankings = self.index.search(vectors, k, excluded)
-            found |= zip(rows, rankings, strict=True)
-        return [found[row] for row in range(len(asked))]
+        excluded = excluded_rows(exclude, self.index.row_of, len(asked))
+        places, vectors = self._with_vectors(asked)
+        listed = iter(self.index.search(vectors, k, [excluded[place] for place in places]))
+        rankings = []
+        for query, left_out in zip(asked, excluded, strict=True):
+            if query.scores is None:
+                rankings.append(next(listed))
+                continue
+            scores = self._scores(query, left_out)
+            best = best_rows(scores, k)
+            rankings.append(Ranking(tuple(self.index.ids[row] for row in best), tuple(scores[best].tolist())))
+        return rankings
 
     def rank(
         self,
@@ -223,17 +220,18 @@ class Retriever:
             ValueError: If the arguments do not fit the index, or a target is excluded.
         """
         asked = self.prepared(queries)
-        if len(target_ids) != len(asked):
-            raise ValueError(
-                f"rank: got {len(target_ids)} targets for {len(asked)} queries, expected as many"
-            )
-        ranks = np.empty(len(asked), dtype=np.int64)
-        for rows, vectors, scores, excluded in _by_kind(asked, exclude):
-            targets = [target_ids[row] for row in rows]
-            if scores:
-                ranks[rows] = count_ranks(scores, self.index.ids, targets, excluded)
-            else:
-                ranks[rows] = self.index.rank_of(vectors, targets, excluded)
+        excluded = excluded_rows(exclude, self.index.row_of, len(asked))
+        targets = target_rows(target_ids, self.index.row_of, excluded)
+        places, vectors = self._with_vectors(asked)
+        ranks = np.ones(len(asked), dtype=np.int64)
+        ranks[places] = self.index.rank_of(
+            vectors, [target_ids[place] for place in places], [excluded[place] for place in places]
+        )
+        for place, (query, target) in enumerate(zip(asked, targets, strict=True)):
+            if query.scores is not None:
+                scores = self._scores(query, excluded[place])
+                goal = scores[target]
+                ranks[place] += np.count_nonzero(scores > goal) + np.count_nonzero(scores[:target] == goal)
         return ranks
 
     def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
@@ -251,28 +249,27 @@ class Retriever:
             parts.append(checked_rows(encode(batch), len(batch), self.encoder, what))
         return np.concatenate(parts)
 
+    def _with_vectors(self, asked: Sequence[SearchQuery]) -> tuple[list[int], np.ndarray]:
+        """Returns the places of the prepared queries that have vectors and no scores, and the vectors."""
+        places = [place for place, query in enumerate(asked) if query.scores is None]
+        rows = np.array([asked[place].vector for place in places], dtype=np.float32)
+        return places, rows.reshape(-1, self.index.dimension)
+
+    def _scores(self, query: SearchQuery, left_out: np.ndarray) -> np.ndarray:
+        """Returns a query's scores, float64, minus infinity in the rows that are left out."""
+        scores = np.array(query.scores, dtype=np.float64)
+        if len(scores) != len(self.index):
+            raise ValueError(
+                f"query: got {len(scores)} scores, expected one for each of {len(self.index)} images"
+            )
+        scores[left_out] = -np.inf
+        return scores
+
 
 def _search_query(query: SearchQuery | str | np.ndarray) -> SearchQuery:
     if isinstance(query, SearchQuery):
         return query
     return SearchQuery(text=query) if isinstance(query, str) else SearchQuery(vector=query)
-
-
-def _by_kind(
-    asked: Sequence[SearchQuery], exclude: Exclusions | None
-) -> Iterator[tuple[list[int], np.ndarray, list[np.ndarray], Exclusions | None]]:
-    """Yields the queries that are vectors, then those that are scores, if there are any.
-
-    Each with the queries' places, the vectors (none are (0,)), the scores and the exclusions.
-    """
-    if exclude is not None and len(exclude) != len(asked):
-        raise ValueError(f"exclude: got {len(exclude)} entries for {len(asked)} queries, expected as many")
-    for scored in (False, True):
-        rows = [row for row, query in enumerate(asked) if (query.scores is not None) == scored]
-        if rows:
-            scores = [scores for row in rows if (scores := asked[row].scores) is not None]
-            vectors = [] if scored else [asked[row].vector for row in rows]
-            yield rows, np.array(vectors), scores, None if exclude is None else [exclude[row] for row in rows]
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:

@@ -39,7 +39,7 @@ StrategyName = Literal[
 UserName = Literal["independent", "caption", "reference", "ground-truth", "random", "first"]
 DatasetName = Literal["demo", "flickr30k", "mscoco", "msrvtt", "image_folder"]
 ProtocolName = Literal["honest", "reference", "paper", "chatir"]
-IndexKind = Literal["auto", "flat", "hnsw", "ivf", "ivfpq"]
+IndexKind = Literal["auto", "flat", "hnsw", "ivf"]
 Precision = Literal["int8", "int4", "fp16", "bf16", "fp32", "auto"]
 PresetName = Literal["demo", "cpu-small", "rtx3060-int4", "rtx3090-int4", "rtx3090-int8", "fp16-48gb"]
 
@@ -312,8 +312,7 @@ class EmbeddingSettings(IndexSettings, RaySettings):
 
     index_kind: IndexKind = option(
         "auto",
-        '"flat" (exact), "hnsw", "ivf" or "ivfpq" (approximate, for very many images), or "auto": the '
-        "kind of the "
+        '"flat" (exact), "hnsw" or "ivf" (approximate, for very many images), or "auto": the kind of the '
         "index that is there; for a new one flat below a million images, above it what fits into memory.",
     )
     workers: int = option(4, "Threads that decode images.", min=1, changes_results=False)

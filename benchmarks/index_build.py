@@ -4,9 +4,9 @@
     python -m benchmarks.index_build --memory 100000
 
 The first times the pictures of a folder (the demo's if none is given) through one encoder: the model alone on
-pixels that lie ready, a plain loop over the files, and `index.build`. On CPUs decoding takes time from the
-model; on a GPU it does not. The second builds indexes of that many images, and of a tenth, with an encoder
-that costs nothing, and compares their memory.
+pixels that lie ready, and `index.build`. On CPUs decoding takes time from the model; on a GPU it does not.
+The second builds indexes of that many images, and of a tenth, with an encoder that costs nothing, and
+compares their memory.
 """
 
 from __future__ import annotations
@@ -73,16 +73,11 @@ def time_ways(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             batch = pixels[: len(images) - first]
             encoder.image_features(encoder.image_hidden(batch)).cpu()
 
-    def plain_loop() -> None:
-        for image in images:
-            with PILImage.open(image.path) as picture:
-                encoder.encode_images([picture])
-
     def ours() -> None:
         with tempfile.TemporaryDirectory() as folder:
             _build(images, encoder, Path(folder), arguments.batch, arguments.workers)
 
-    ways = {"the model alone": model_alone, "a plain loop, image by image": plain_loop, "index.build": ours}
+    ways = {"the model alone": model_alone, "index.build": ours}
     timed = in_turns(ways, arguments.repeats)
     alone = timed["the model alone"].wall
     return [

@@ -1,21 +1,17 @@
-"""Lists and ranks over many vectors, against FAISS's own flat index and usearch.
+"""Lists and ranks over many vectors, against FAISS's own flat index.
 
     python -m benchmarks.search --sizes 31783 1000000
 
 The vectors are made up: clusters on the unit sphere, each spread in 32 directions; the queries come from the
 same clusters. Every engine builds and searches in a process of its own, with one thread and with two. What
 it finds is held against float64 products over all vectors. FAISS has no ranks: its flat index sorts all
-vectors, for a few queries, as code does that looks a target up in the whole list. usearch comes with
-requirements/dev.txt and is left out where it is not installed.
+vectors, for a few queries, as code does that looks a target up in the whole list.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
-import importlib.util
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -29,8 +25,7 @@ from settings import run_script
 
 log = logging.getLogger(__name__)
 
-OURS = ("flat", "hnsw", "ivf", "ivfpq")
-ENGINES = (*OURS, "faiss-flat", "usearch")
+ENGINES = ("flat", "hnsw", "ivf", "faiss-flat")  # the last is FAISS's own
 LISTED = 10
 CLUSTER = 500  # vectors in a cluster, on average
 DIRECTIONS = 32
@@ -80,9 +75,6 @@ def measure(arguments: argparse.Namespace, size: int, folder: Path) -> list[dict
     in_a_process(1, _make, folder, size, arguments.dimension, arguments.queries, arguments.seed)
     rows = []
     for engine in arguments.engines:
-        if engine == "usearch" and importlib.util.find_spec("usearch") is None:
-            log.warning("usearch is left out: it is not installed; pip install -r requirements/dev.txt")
-            continue
         built = in_a_process(max(arguments.threads), _build, engine, folder)
         for threads in arguments.threads:
             found = in_a_process(threads, _search, engine, folder)
@@ -139,7 +131,13 @@ def _build(engine: str, folder: Path) -> dict[str, float]:
     vectors = np.load(folder / "vectors.npy", mmap_mode="r")
     (folder / engine).mkdir()
     watch = Watch()
-    if engine in OURS:
+    if engine == "faiss-flat":
+        import faiss
+
+        store = faiss.IndexFlatIP(vectors.shape[1])
+        store.add(np.ascontiguousarray(vectors))  # type: ignore[call-arg]  # faiss types its own wrapper wrongly
+        faiss.write_index(store, str(folder / engine / "index"))
+    else:
         from index.folder import write_folder
 
         write_folder(
@@ -153,20 +151,6 @@ def _build(engine: str, folder: Path) -> dict[str, float]:
             image_folder=Path("/synthetic"),
             kind=engine,  # type: ignore[arg-type]
         )
-    elif engine == "usearch":
-        from usearch.index import Index  # type: ignore[import-not-found]
-
-        peer = Index(ndim=vectors.shape[1], metric="ip", dtype="f16")
-        for first in range(0, len(vectors), BLOCK):
-            block = np.ascontiguousarray(vectors[first : first + BLOCK])
-            peer.add(np.arange(first, first + len(block)), block, threads=os.cpu_count() or 1)
-        peer.save(str(folder / engine / "index"))
-    else:
-        import faiss
-
-        store = faiss.IndexFlatIP(vectors.shape[1])
-        store.add(np.ascontiguousarray(vectors))  # type: ignore[call-arg]  # faiss types its own wrapper wrongly
-        faiss.write_index(store, str(folder / engine / "index"))
     seconds = watch.wall()
     disk = sum(path.stat().st_size for path in (folder / engine).iterdir())
     return {"build, s": seconds, "disk, MB": disk / 1e6}
@@ -182,53 +166,42 @@ def _search(engine: str, folder: Path) -> dict[str, Any]:
     ways: dict[str, Callable[[], list[Any]]] = {
         "together": lambda: search(asked),
         "alone": lambda: [search(query[None]) for query in asked[:ALONE]],
+        "ranks": lambda: rank(asked[some], targets[some]),
     }
-    if rank is not None:
-        ways["ranks"] = lambda: rank(asked[some], targets[some])
     timed = in_turns(ways, REPEATS)
     found = zip(told["best"].tolist(), timed["together"].result, strict=True)
-    results = {
+    ranks = np.asarray(timed["ranks"].result)
+    return {
         "queries/s": len(asked) / timed["together"].wall,
         "queries/CPU s": len(asked) / timed["together"].cpu,
         "one query alone, CPU ms": 1000 * timed["alone"].cpu / len(asked[:ALONE]),
         "recall@10": float(np.mean([len({*true} & {*got}) / LISTED for true, got in found])),
-        "ranks/CPU s": None,
-        "right ranks": None,
+        "ranks/CPU s": len(ranks) / timed["ranks"].cpu,
+        "right ranks": float(np.mean(ranks == told["ranks"][some])),
         "memory, MB": anonymous_mb() - before,
     }
-    if rank is not None:
-        ranks = np.asarray(timed["ranks"].result)
-        results["ranks/CPU s"] = len(ranks) / timed["ranks"].cpu
-        results["right ranks"] = float(np.mean(ranks == told["ranks"][some]))
-    return results
 
 
-def _open(engine: str, folder: Path) -> tuple[Search, Rank | None]:
+def _open(engine: str, folder: Path) -> tuple[Search, Rank]:
     """Opens an engine: a search for the 10 best rows of queries, and one for the rank of a row each."""
-    if engine in OURS:
-        from index.faiss_index import FaissIndex
+    if engine == "faiss-flat":
+        import faiss
 
-        index = FaissIndex.open(folder / engine)
+        store = faiss.read_index(str(folder / engine / "index"))
 
-        def ask(queries: np.ndarray) -> list[list[int]]:
-            return [[int(one[:-4]) for one in ranking.ids] for ranking in index.search(queries, LISTED)]
+        def look_up(queries: np.ndarray, rows: np.ndarray) -> list[int]:
+            _, sorted_rows = store.search(queries, store.ntotal)
+            return [1 + int(np.argmax(one == row)) for one, row in zip(sorted_rows, rows, strict=True)]
 
-        return ask, lambda queries, rows: list(index.rank_of(queries, [f"{row}.jpg" for row in rows]))
-    if engine == "usearch":
-        from usearch.index import Index  # type: ignore[import-not-found]
+        return lambda queries: store.search(queries, LISTED)[1].tolist(), look_up
+    from index.faiss_index import FaissIndex
 
-        peer: Any = Index.restore(str(folder / engine / "index"))
-        find = functools.partial(peer.search, count=LISTED, threads=int(os.environ["OMP_NUM_THREADS"]))
-        return lambda queries: np.asarray(find(queries).keys).reshape(len(queries), -1).tolist(), None
-    import faiss
+    index = FaissIndex.open(folder / engine)
 
-    store = faiss.read_index(str(folder / engine / "index"))
+    def ask(queries: np.ndarray) -> list[list[int]]:
+        return [[int(one[:-4]) for one in ranking.ids] for ranking in index.search(queries, LISTED)]
 
-    def look_up(queries: np.ndarray, rows: np.ndarray) -> list[int]:
-        _, sorted_rows = store.search(queries, store.ntotal)
-        return [1 + int(np.argmax(one == row)) for one, row in zip(sorted_rows, rows, strict=True)]
-
-    return lambda queries: store.search(queries, LISTED)[1].tolist(), look_up
+    return ask, lambda queries, rows: list(index.rank_of(queries, [f"{row}.jpg" for row in rows]))
 
 
 if __name__ == "__main__":

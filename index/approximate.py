@@ -1,9 +1,8 @@
-"""Which kind of index suits how many vectors, and FAISS's approximate ones: HNSW, IVF, IVF with codes.
+"""Which kind of index suits how many vectors, and FAISS's approximate ones: HNSW and IVF.
 
-They name candidates, by distance, which orders unit vectors as the cosine does and suits these structures.
-The candidates are scored exactly from the stored vectors: scores and their order are those of an exact
-search, and only what was not named can be missing. When an index is built, its recall at 10 is measured
-against exact search, and the effort of a search is raised until the recall is high enough.
+They name candidates, by distance, which orders unit vectors as the cosine does. The candidates are scored
+exactly from the stored vectors, so only what was not named can be missing. When an index is built, its recall
+at 10 is measured against exact search, and the effort of a search is raised until the recall is high enough.
 """
 
 from __future__ import annotations
@@ -34,13 +33,9 @@ RECALL_WANTED = 0.95
 RECALL_AIMED = 0.97  # while effort is raised: other questions may be harder than the sampled ones
 SAMPLED_QUERIES = 200
 TRAINING_ROWS_PER_LIST = 40
-CANDIDATES = {"hnsw": 4, "ivf": 4, "ivfpq": 20}  # named for each image wanted: codes rank roughly
+CANDIDATES = 4  # named for each image wanted: codes of a byte a number rank roughly
 LARGEST_EFFORT = 4096
-FAISS_TYPES = {
-    "hnsw": faiss.IndexHNSWSQ,
-    "ivf": faiss.IndexIVFScalarQuantizer,
-    "ivfpq": faiss.IndexIVFPQ,
-}
+FAISS_TYPES = {"hnsw": faiss.IndexHNSWSQ, "ivf": faiss.IndexIVFScalarQuantizer}
 
 
 def choose_kind(count: int, dimension: int, memory: int | None = None) -> IndexKind:
@@ -51,12 +46,11 @@ def choose_kind(count: int, dimension: int, memory: int | None = None) -> IndexK
         dimension: Width of a vector.
         memory: Bytes of the machine; asked of the system when None.
     """
-    allowed = MEMORY_SHARE * (_memory_bytes() if memory is None else memory)
     if count < FLAT_BELOW:
         return "flat"
-    if count < HNSW_BELOW and count * (dimension + 2 * LINKS * 4 + 16) <= allowed:  # a byte a number, links
-        return "hnsw"
-    return "ivf" if count * (dimension + 8) <= allowed else "ivfpq"
+    allowed = MEMORY_SHARE * (_memory_bytes() if memory is None else memory)
+    graph = count * (dimension + 2 * LINKS * 4 + 16)  # a byte a number, and links
+    return "hnsw" if count < HNSW_BELOW and graph <= allowed else "ivf"
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +76,7 @@ class Approximate:
 
         Where the candidates do not suffice, because many are excluded, the search is exact.
         """
-        wanted = k * CANDIDATES[self.kind] + max((len(rows) for rows in excluded), default=0)
+        wanted = k * CANDIDATES + max((len(rows) for rows in excluded), default=0)
         if 2 * wanted > len(vectors):
             return list_rows(queries, vectors, k, excluded)
         if self.kind == "hnsw":
@@ -126,23 +120,21 @@ class Approximate:
         return cls(kind, store, effort, recall)
 
 
-def build_approximate(vectors: np.ndarray, kind: IndexKind, seed: int = 0) -> Approximate:
+def build_approximate(vectors: np.ndarray, kind: IndexKind) -> Approximate:
     """Builds an approximate index and raises its effort until it finds enough.
 
     Recall is measured with sums of two stored vectors, which lie between images as questions do.
 
     Args:
         vectors: (n, d) float32 unit rows; read block by block.
-        kind: "hnsw", "ivf" or "ivfpq".
-        seed: Of training and sampling.
-
-    Raises:
-        ValueError: If the kind is another.
+        kind: "hnsw" or "ivf".
     """
     count, dimension = vectors.shape
     lists = max(1, min(int(2 * count**0.5), count // TRAINING_ROWS_PER_LIST))
-    store = faiss.index_factory(dimension, _description(kind, dimension, lists), faiss.METRIC_L2)
-    random = np.random.default_rng(seed)
+    # SQ8: one byte a number.
+    description = f"HNSW{LINKS}_SQ8" if kind == "hnsw" else f"IVF{lists},SQ8"
+    store = faiss.index_factory(dimension, description, faiss.METRIC_L2)
+    random = np.random.default_rng(0)  # of training and sampling
     chosen = random.choice(count, min(count, max(TRAINING_ROWS_PER_LIST * lists, 20_000)), replace=False)
     log.info("%s index: training on %d of %d vectors", kind, len(chosen), count)
     store.train(vectors[np.sort(chosen)])
@@ -175,11 +167,7 @@ def measure_recall(
 ) -> float:
     """Returns the share of the truly best rows that a search lists, on average; equal scores are equal.
 
-    Args:
-        approximate: What is measured.
-        vectors: (n, d) float32 unit rows that it was built from.
-        queries: (q, d) float32 unit rows.
-        truth: What `index.scores.list_rows` finds.
+    `vectors` and `queries` are float32 unit rows, `truth` is what `index.scores.list_rows` finds.
     """
     nobody = [np.empty(0, dtype=np.int64)] * len(queries)
     found = approximate.list_rows(queries, vectors, RECALL_DEPTH, nobody)
@@ -196,18 +184,6 @@ def _between(vectors: np.ndarray, random: np.random.Generator) -> np.ndarray:
     lengths = np.linalg.norm(sums, axis=1, keepdims=True)
     usable = lengths[:, 0] > 1e-3  # opposite vectors have nothing between them
     return (sums[usable] / lengths[usable]).astype(np.float32)
-
-
-def _description(kind: IndexKind, dimension: int, lists: int) -> str:
-    """Names the index for FAISS's factory; one byte a number, for IVF-PQ one for about eight."""
-    if kind == "hnsw":
-        return f"HNSW{LINKS}_SQ8"
-    if kind == "ivf":
-        return f"IVF{lists},SQ8"
-    if kind == "ivfpq":
-        parts = next(parts for parts in range(max(1, dimension // 8), 0, -1) if dimension % parts == 0)
-        return f"IVF{lists},PQ{parts}np"  # without polysemous training, which is slow and not used
-    raise ValueError(f"approximate index: got kind {kind!r}, expected hnsw, ivf or ivfpq")
 
 
 def _memory_bytes() -> int:

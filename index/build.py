@@ -67,13 +67,12 @@ def build_index(
         images: With unique ids.
         encoder: Makes the vectors.
         folder: Where the index goes.
-        model_name: For people; the fingerprint is the encoder's.
+        model_name: For people, as `dataset` and `image_folder`, which the ids are relative to.
         dataset: Name of the dataset.
-        image_folder: The folder that the ids are relative to.
+        image_folder: See `model_name`.
         batch_size: Pictures to one call of the encoder.
         workers: Threads that decode.
-        kind: Of the index; "auto" keeps the kind of the index that is there, and picks one for a new index by
-            the number of images and the memory.
+        kind: "auto" keeps the kind of the index that is there, and picks one for a new index.
         shard_size: After so many images, or after a minute, the work so far is safe from a kill.
         max_failed_share: With more broken images than this share, something else is wrong.
         rebuild: Embed everything again, whatever is there.
@@ -84,17 +83,19 @@ def build_index(
             (`failed_images.csv` is written all the same), the encoder's output does not fit, or another
             process builds in the folder.
     """
-    _check_images(images, batch_size, workers, shard_size)
+    if not images:
+        raise ValueError("embedding: got no images, expected at least one; check the dataset's image folder")
+    check_ids(image.id for image in images)
     if is_half_swapped(folder):
         with locked_folder(folder):
             finish_swap(folder)
     if kind == "auto":
         kind = _kind_there(folder)
     sizes = _sizes_of(images)
-    index, source = None, None
+    source = None
     store = ShardStore(folder / PARTIAL_FOLDER, encoder.fingerprint, encoder.dimension)
-    if not rebuild and (opened := _open_old(encoder, folder)):
-        index, source = opened
+    if not rebuild and (index := _open_old(encoder, folder)):
+        source = Shard(index.ids, index.vectors, sizes=read_sizes(folder, len(index)))
         reason = _why_not_current(index, source, images, sizes, folder, kind)
         if not reason:
             log.info("%s: reusing the index of %d images", folder, len(index))
@@ -106,21 +107,18 @@ def build_index(
             store.clear()
         shards = store.load_all()
         sources = [*([source] if source else []), *shards.values()]
-        parts = _parts(
-            images,
-            indexed={image_id for _, image_id in source.current(sizes)} if source else set(),
-            done={image_id for shard in shards.values() for _, image_id in shard.current(sizes)},
-            broken={image_id for shard in shards.values() for image_id in shard.broken},
-            size=shard_size,
-        )
+        indexed = {image_id for _, image_id in source.current(sizes)} if source else set()
+        done = {image_id for shard in shards.values() for _, image_id in shard.current(sizes)}
+        broken = {image_id for shard in shards.values() for image_id in shard.broken}
+        parts = _parts(images, indexed, done, broken, shard_size)
         left = sum(map(len, parts))
         if sources and left:
             log.info("%s: continuing: %d of %d images are to be embedded", folder, left, len(images))
         with tqdm(
             total=len(images), initial=len(images) - left, desc="embedding", unit="image", disable=None
         ) as bar:
-            done = _embedded(parts, encoder, batch_size, workers, bar, embed_parts)
-            skipped = _keep(done, store, max(shards, default=-1) + 1, sizes, sources, bar)
+            fresh = _embedded(parts, encoder, batch_size, workers, bar, embed_parts)
+            skipped = _keep(fresh, store, max(shards, default=-1) + 1, sizes, sources, bar)
         place_of = {image.id: place for place, image in enumerate(images)}
         skipped.sort(key=lambda skip: place_of[skip.what])
         if skipped:
@@ -128,9 +126,9 @@ def build_index(
         write_failed(folder, skipped)
         _check_failures(len(images), skipped, max_failed_share)
         ids, where = _places(place_of, sources, sizes)
-        if index is not None:
-            gone = len(set(index.ids) - set(ids))
-            log.info("%s: %d images are new, %d have vanished", folder, len(ids) - len(index) + gone, gone)
+        if source is not None:
+            old, new = set(source.ids), set(ids)
+            log.info("%s: %d images are new, %d have vanished", folder, len(new - old), len(old - new))
         write_folder(
             folder,
             ids,
@@ -167,15 +165,6 @@ def write_failed(folder: Path, skipped: Sequence[Skip]) -> None:
     replace_file(folder / FAILED_FILE, lambda path: path.write_text(text.getvalue(), "utf-8", newline=""))
 
 
-def _check_images(images: Sequence[Image], batch_size: int, workers: int, shard_size: int) -> None:
-    if not images:
-        raise ValueError("embedding: got no images, expected at least one; check the dataset's image folder")
-    for name, value in (("batch size", batch_size), ("workers", workers), ("shard size", shard_size)):
-        if value < 1:
-            raise ValueError(f"embedding: got {name} {value}, expected at least 1")
-    check_ids(image.id for image in images)
-
-
 def _check_failures(count: int, skipped: Sequence[Skip], max_failed_share: float) -> None:
     """Refuses a build of which too much was left out, and warns of the rest."""
     if not skipped:
@@ -209,13 +198,12 @@ def _kind_there(folder: Path) -> IndexKind:
         return "auto"
 
 
-def _open_old(encoder: ImageEncoder, folder: Path) -> tuple[FaissIndex, Shard] | None:
-    """Opens the folder's index, also as a source of vectors, if it is of this model; else says why not."""
-    if not folder.is_dir() or not any(folder.glob("*.json")):
+def _open_old(encoder: ImageEncoder, folder: Path) -> FaissIndex | None:
+    """Opens the folder's index if it is of this model; else says why not."""
+    if not any(folder.glob("*.json")):
         return None
     try:
-        index = FaissIndex.open(folder, encoder.fingerprint, encoder.dimension)
-        return index, Shard(index.ids, index.vectors, sizes=read_sizes(folder, len(index)))
+        return FaissIndex.open(folder, encoder.fingerprint, encoder.dimension)
     except (ValueError, FileNotFoundError) as error:
         log.warning("building a new index, since the old one cannot be used: %s", error)
         return None

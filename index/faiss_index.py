@@ -8,7 +8,7 @@ approximate index of FAISS names the candidates (`index.approximate`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
@@ -16,19 +16,10 @@ from typing import Protocol, cast
 import numpy as np
 
 from index.approximate import Approximate
-from index.folder import (
-    APPROXIMATE_FILE,
-    IDS_FILE,
-    VECTORS_FILE,
-    Manifest,
-    open_vectors,
-    read_list,
-    write_folder,
-)
+from index.folder import APPROXIMATE_FILE, IDS_FILE, VECTORS_FILE, Manifest, open_vectors, read_list
 from index.scores import (
     REBUILD,
     Exclusions,
-    best_rows,
     check_ids,
     count_places,
     excluded_rows,
@@ -54,7 +45,7 @@ class Ranking:
 
 
 class ImageIndex(Protocol):
-    """What the retriever asks of an index, wherever its vectors are; `FaissIndex` says the rest."""
+    """What the retriever asks of an index, wherever its vectors are; `FaissIndex` says what each does."""
 
     @property
     def dimension(self) -> int:
@@ -69,6 +60,11 @@ class ImageIndex(Protocol):
     @property
     def ids(self) -> tuple[str, ...]:
         """The image ids, by row."""
+        ...
+
+    @property
+    def row_of(self) -> Mapping[str, int]:
+        """The row of each image id."""
         ...
 
     def __len__(self) -> int: ...
@@ -92,8 +88,11 @@ class FaissIndex:
     """Unit-length image vectors and the ids of their images.
 
     Attributes:
+        ids: The image ids, by row.
+        row_of: The row of each image id.
+        vectors: (n, dimension) float32, read-only, by row; those in a file are not aligned.
         dimension: Width of a vector.
-        manifest: What the folder says, if the index was saved or opened; None while it lives in memory only.
+        manifest: What the folder says, if the index was opened; None while it lives in memory only.
     """
 
     def __init__(
@@ -104,16 +103,17 @@ class FaissIndex:
         approximate: Approximate | None = None,
     ) -> None:
         """Takes what `build` and `open` have checked."""
+        self.ids = tuple(ids)
+        self.row_of = {image_id: row for row, image_id in enumerate(self.ids)}
+        self.vectors = vectors.view()
+        self.vectors.flags.writeable = False
         self.dimension = vectors.shape[1]
         self.manifest = manifest
-        self._vectors = vectors
         self._approximate = approximate
-        self._ids = tuple(ids)
-        self._rows = {image_id: row for row, image_id in enumerate(self._ids)}
 
     @classmethod
     def build(cls, ids: Sequence[str], vectors: np.ndarray) -> FaissIndex:
-        """Makes an index in memory; its search is exact until it is saved and opened.
+        """Makes an index in memory, whose search is exact.
 
         Args:
             ids: n image ids, each once.
@@ -130,25 +130,47 @@ class FaissIndex:
         check_ids(ids)
         return cls(ids, rows)
 
-    def __len__(self) -> int:
-        return len(self._ids)
+    @classmethod
+    def open(
+        cls, folder: Path, expect_fingerprint: str | None = None, expect_dimension: int | None = None
+    ) -> FaissIndex:
+        """Opens a saved index after checking all of it.
 
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """The image ids, by row."""
-        return self._ids
+        Args:
+            folder: What `index.folder.write_folder` wrote.
+            expect_fingerprint: Of the model that will encode the queries.
+            expect_dimension: Of the same model.
+
+        Raises:
+            FileNotFoundError: If the folder or one of its files is missing.
+            ValueError: If a file is damaged, the parts do not fit together, or another model made them.
+        """
+        manifest = Manifest.read(folder)
+        if expect_fingerprint not in (None, manifest.model_fingerprint):
+            raise ValueError(
+                f"{folder}: another model's index: got {manifest.model_fingerprint} ({manifest.model_name}), "
+                f"expected {expect_fingerprint}; {REBUILD}"
+            )
+        if expect_dimension not in (None, manifest.dimension):
+            raise ValueError(
+                f"{folder}: got dimension {manifest.dimension}, expected {expect_dimension}; {REBUILD}"
+            )
+        manifest.verify_files(folder)
+        ids = read_list(folder / IDS_FILE, manifest.count)
+        vectors = open_vectors(folder / VECTORS_FILE, manifest.count, manifest.dimension)
+        approximate = None
+        if manifest.kind != "flat":
+            path, kind = folder / APPROXIMATE_FILE, cast(IndexKind, manifest.kind)
+            approximate = Approximate.read(path, vectors, kind, manifest.effort, manifest.recall_at_10)
+        return cls(ids, vectors, manifest, approximate)
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
     @property
     def kind(self) -> IndexKind:
-        """How it searches: "flat", exactly, or "hnsw", "ivf" or "ivfpq", through an approximate index."""
+        """How it searches: "flat", exactly, or "hnsw" or "ivf", through an approximate index."""
         return self._approximate.kind if self._approximate else "flat"
-
-    @property
-    def vectors(self) -> np.ndarray:
-        """(n, dimension) float32, read-only, by row; those in a file are not aligned."""
-        view = self._vectors.view()
-        view.flags.writeable = False
-        return view
 
     def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
         """Looks up the vectors of n images, (n, dimension) float32, a copy.
@@ -156,7 +178,7 @@ class FaissIndex:
         Raises:
             ValueError: If an id is not in the index.
         """
-        return self._vectors[rows_of(ids, self._rows)]
+        return self.vectors[rows_of(ids, self.row_of)]
 
     def search(self, vectors: np.ndarray, k: int, exclude: Exclusions | None = None) -> list[Ranking]:
         """Lists the nearest images of each query.
@@ -174,12 +196,13 @@ class FaissIndex:
             ValueError: If the vectors do not fit, k is below 1, or an exclusion is unknown.
         """
         queries = unit_rows(vectors, self.dimension, "query vectors")
-        _check_k(k)
-        excluded = excluded_rows(exclude, self._rows, len(queries))
+        if k < 1:
+            raise ValueError(f"search: got k={k}, expected at least 1")
+        excluded = excluded_rows(exclude, self.row_of, len(queries))
         find = self._approximate.list_rows if self._approximate else list_rows
         return [
-            Ranking(tuple(self._ids[row] for row in rows), tuple(scores.tolist()))
-            for rows, scores in find(queries, self._vectors, k, excluded)
+            Ranking(tuple(self.ids[row] for row in rows), tuple(scores.tolist()))
+            for rows, scores in find(queries, self.vectors, k, excluded)
         ]
 
     def rank_of(
@@ -202,148 +225,6 @@ class FaissIndex:
             ValueError: If the arguments do not fit, or a target is unknown or itself excluded.
         """
         queries = unit_rows(vectors, self.dimension, "query vectors")
-        excluded = excluded_rows(exclude, self._rows, len(queries))
-        targets = target_rows(target_ids, self._rows, excluded)
-        return count_places(queries, self._vectors, targets, excluded)
-
-    def save(
-        self,
-        folder: Path,
-        *,
-        model_name: str,
-        model_fingerprint: str,
-        dataset: str,
-        image_folder: Path,
-        kind: IndexKind = "auto",
-    ) -> None:
-        """Writes the index; a kill leaves the folder's old one whole, or a folder that `open` refuses.
-
-        Args:
-            folder: Created if missing; an index in it is replaced.
-            model_name: Of the model that made the vectors.
-            model_fingerprint: Of the same model.
-            dataset: Name of the dataset.
-            image_folder: The folder that the ids are relative to.
-            kind: How the folder's index searches when it is opened; "auto" picks by size.
-
-        Raises:
-            ValueError: If the index is empty.
-        """
-        self.manifest = write_folder(
-            folder,
-            self._ids,
-            [self._vectors],
-            dimension=self.dimension,
-            model_name=model_name,
-            model_fingerprint=model_fingerprint,
-            dataset=dataset,
-            image_folder=image_folder,
-            kind=kind,
-        )
-
-    @classmethod
-    def open(
-        cls, folder: Path, expect_fingerprint: str | None = None, expect_dimension: int | None = None
-    ) -> FaissIndex:
-        """Opens a saved index after checking all of it.
-
-        Args:
-            folder: What `save` wrote.
-            expect_fingerprint: Of the model that will encode the queries.
-            expect_dimension: Of the same model.
-
-        Raises:
-            FileNotFoundError: If the folder or one of its files is missing.
-            ValueError: If a file is damaged, the parts do not fit together, or another model made them.
-        """
-        manifest = Manifest.read(folder)
-        if expect_fingerprint not in (None, manifest.model_fingerprint):
-            raise ValueError(
-                f"{folder}: another model's index: got {manifest.model_fingerprint} ({manifest.model_name}), "
-                f"expected {expect_fingerprint}; {REBUILD}"
-            )
-        if expect_dimension not in (None, manifest.dimension):
-            raise ValueError(
-                f"{folder}: got dimension {manifest.dimension}, expected {expect_dimension}; {REBUILD}"
-            )
-        manifest.verify_files(folder)
-        ids = tuple(read_list(folder / IDS_FILE, manifest.count))
-        vectors = open_vectors(folder / VECTORS_FILE, manifest.count, manifest.dimension)
-        approximate = None
-        if manifest.kind != "flat":
-            path, kind = folder / APPROXIMATE_FILE, cast(IndexKind, manifest.kind)
-            approximate = Approximate.read(path, vectors, kind, manifest.effort, manifest.recall_at_10)
-        return cls(ids, vectors, manifest, approximate)
-
-
-def list_best(
-    scores: Sequence[np.ndarray], ids: Sequence[str], k: int, exclude: Exclusions | None = None
-) -> list[Ranking]:
-    """Lists the k best images of each query by given scores of all images; fewer when fewer are left.
-
-    A query is not always one vector: a posterior over the collection, or several rankings fused, scores each
-    image by itself.
-
-    Args:
-        scores: For each of q queries (n,) finite floats, one an image.
-        ids: n image ids, by row.
-        k: At least 1.
-        exclude: For each query the images that may not be listed, or None.
-
-    Raises:
-        ValueError: If k is below 1, the scores are not one an image, or an exclusion is unknown.
-    """
-    _check_k(k)
-    rankings = []
-    for number, left_out in enumerate(excluded_rows(exclude, _row_of(ids), len(scores))):
-        row_scores = _copied(scores[number], ids)
-        row_scores[left_out] = -np.inf
-        best = best_rows(row_scores, k)
-        rankings.append(Ranking(tuple(ids[int(row)] for row in best), tuple(row_scores[best].tolist())))
-    return rankings
-
-
-def count_ranks(
-    scores: Sequence[np.ndarray],
-    ids: Sequence[str],
-    target_ids: Sequence[str],
-    exclude: Exclusions | None = None,
-) -> np.ndarray:
-    """Counts the place of one image a query, as `list_best` would list it.
-
-    Args:
-        scores: For each of q queries (n,) finite floats, one an image.
-        ids: n image ids, by row.
-        target_ids: q image ids.
-        exclude: For each query the images that may not be listed, or None.
-
-    Returns:
-        (q,) int64, from 1.
-
-    Raises:
-        ValueError: If the arguments do not fit, or a target is unknown or itself excluded.
-    """
-    row_of = _row_of(ids)
-    excluded = excluded_rows(exclude, row_of, len(scores))
-    ranks = np.ones(len(scores), dtype=np.int64)
-    for number, target in enumerate(target_rows(target_ids, row_of, excluded)):
-        row_scores = _copied(scores[number], ids)
-        goal = row_scores[target]
-        row_scores[excluded[number]] = -np.inf
-        ranks[number] += np.count_nonzero(row_scores > goal) + np.count_nonzero(row_scores[:target] == goal)
-    return ranks
-
-
-def _copied(scores: np.ndarray, ids: Sequence[str]) -> np.ndarray:
-    if len(scores) != len(ids):
-        raise ValueError(f"query: got {len(scores)} scores, expected one for each of {len(ids)} images")
-    return scores.astype(np.float64)
-
-
-def _check_k(k: int) -> None:
-    if k < 1:
-        raise ValueError(f"search: got k={k}, expected at least 1")
-
-
-def _row_of(ids: Sequence[str]) -> dict[str, int]:
-    return {image_id: row for row, image_id in enumerate(ids)}
+        excluded = excluded_rows(exclude, self.row_of, len(queries))
+        targets = target_rows(target_ids, self.row_of, excluded)
+        return count_places(queries, self.vectors, targets, excluded)

@@ -45,9 +45,9 @@ class Manifest:
         model_fingerprint: Of the same model, for comparing.
         dimension: Width of a vector.
         count: Number of vectors and of ids.
-        kind: Of the index: "flat", "hnsw", "ivf" or "ivfpq".
+        kind: Of the index: "flat", "hnsw" or "ivf".
         effort: Of a search in an approximate index; 0 for a flat one.
-        recall_at_10: Share of the truly 10 best that a search listed when the index was built.
+        recall_at_10: Of a search, measured when the index was built; 1.0 for a flat one.
         sha256: Checksum of each other file of the index, by file name.
     """
 
@@ -127,14 +127,14 @@ def write_folder(
 
     Args:
         folder: Created if missing; an index in it is replaced.
-        ids: n image ids.
+        ids: n image ids, each once.
         blocks: Their vectors, in order, each block (m, dimension) float32 from `unit_rows`.
-        dimension: Width of a vector.
+        dimension: As the other names below, of the `Manifest`.
         model_name: Of the model that made the vectors.
         model_fingerprint: Of the same model.
         dataset: Name of the dataset.
         image_folder: The folder that the ids are relative to.
-        kind: Of the index; "auto" picks one by the number of vectors and the memory.
+        kind: "auto" picks one by the number of vectors and the memory.
         sizes: Bytes of each picture's file, None where that is not known; empty when nothing is known.
 
     Raises:
@@ -290,8 +290,8 @@ def _misfit(values: dict[str, Any]) -> str:
             return f"{name}: got {values[name]!r}, expected {kind.__name__}"
     if not 1 <= values["dimension"] < 1 << 20:
         return f"dimension: got {values['dimension']}, expected 1 to {(1 << 20) - 1}"
-    if values["kind"] not in ("flat", "hnsw", "ivf", "ivfpq"):
-        return f"kind: got {values['kind']!r}, expected flat, hnsw, ivf or ivfpq"
+    if values["kind"] not in ("flat", "hnsw", "ivf"):
+        return f"kind: got {values['kind']!r}, expected flat, hnsw or ivf"
     files = {VECTORS_FILE, IDS_FILE} | (set() if values["kind"] == "flat" else {APPROXIMATE_FILE})
     if set(values["sha256"]) - {SIZES_FILE} != files:
         return f"sha256: got {values['sha256']!r}, expected one of {' and '.join(sorted(files))}"

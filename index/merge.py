@@ -9,10 +9,8 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from settings import run_script
 
@@ -23,7 +21,7 @@ def merge_indexes(folders: Sequence[Path], output: Path) -> int:
     """Joins indexes, block by block, so that memory holds their ids only.
 
     Args:
-        folders: At least two index folders. An image that is in several, with the same vector, is taken once.
+        folders: At least two index folders, with no image in common.
         output: Folder of the new index; an index in it is replaced. None of the others.
 
     Returns:
@@ -31,59 +29,37 @@ def merge_indexes(folders: Sequence[Path], output: Path) -> int:
 
     Raises:
         FileNotFoundError: If one of the folders holds no whole index.
-        ValueError: If one is damaged, their models differ, or two have different vectors under one id.
+        ValueError: If one is damaged, their models differ, or two have the same image.
     """
     from files import locked_folder
     from index.faiss_index import FaissIndex
-    from index.folder import write_folder
-    from index.scores import ROWS_AT_ONCE
+    from index.folder import Manifest, write_folder
+    from index.scores import ROWS_AT_ONCE, check_ids
 
     if len(folders) < 2:
         raise ValueError(f"merge: got {len(folders)} index folders, expected at least two")
     if output.resolve() in [folder.resolve() for folder in folders]:
         raise ValueError(f"merge: {output} is one of the indexes to be joined; name another folder")
-    indexes = [FaissIndex.open(folder) for folder in folders]
+    first = Manifest.read(folders[0])
+    indexes = [FaissIndex.open(folder, first.model_fingerprint, first.dimension) for folder in folders]
     manifests = [index.manifest for index in indexes if index.manifest is not None]
-    first = manifests[0]
-    for folder, manifest in zip(folders, manifests, strict=True):
-        if (manifest.model_fingerprint, manifest.dimension) != (first.model_fingerprint, first.dimension):
-            raise ValueError(
-                f"merge: {folder} is of the model {manifest.model_fingerprint} ({manifest.model_name}), "
-                f"{folders[0]} of {first.model_fingerprint} ({first.model_name}), expected one model; embed "
-                "the images of one again with the other's: python embed_image_as_faiss.py"
-            )
     places = [Path(manifest.image_folder).resolve() for manifest in manifests]
     home = Path(os.path.commonpath(places))
     ids: list[str] = []
-    chosen: list[np.ndarray] = []
-    place_of: dict[str, tuple[int, int]] = {}
-    for number, (index, place) in enumerate(zip(indexes, places, strict=True)):
-        rows = []
-        for row, image_id in enumerate(index.ids):
-            name = (place.relative_to(home) / image_id).as_posix() if place != home else image_id
-            if name not in place_of:
-                place_of[name] = number, row
-                ids.append(name)
-                rows.append(row)
-                continue
-            other, other_row = place_of[name]
-            if not np.array_equal(indexes[other].vectors[other_row], index.vectors[row]):
-                raise ValueError(
-                    f"merge: {folders[other]} and {folders[number]} have different vectors for {name!r}: the "
-                    "picture has changed between them; build the older one again with --rebuild"
-                )
-        chosen.append(np.array(rows, dtype=np.int64))
-
-    def blocks() -> Iterator[np.ndarray]:
-        for index, rows in zip(indexes, chosen, strict=True):
-            for first in range(0, len(rows), ROWS_AT_ONCE):
-                yield index.vectors[rows[first : first + ROWS_AT_ONCE]]
-
+    for index, place in zip(indexes, places, strict=True):
+        prefix = place.relative_to(home)
+        ids += index.ids if place == home else [(prefix / image_id).as_posix() for image_id in index.ids]
+    check_ids(ids)
+    blocks = (
+        index.vectors[first : first + ROWS_AT_ONCE]
+        for index in indexes
+        for first in range(0, len(index), ROWS_AT_ONCE)
+    )
     with locked_folder(output):
         manifest = write_folder(
             output,
             ids,
-            blocks(),
+            blocks,
             dimension=first.dimension,
             model_name=first.model_name,
             model_fingerprint=first.model_fingerprint,

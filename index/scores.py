@@ -156,6 +156,8 @@ def best_rows(scores: np.ndarray, k: int) -> np.ndarray:
     Returns:
         At most k rows, int64.
     """
+    if k < 1:
+        raise ValueError(f"search: got k={k}, expected at least 1")
     threshold = np.partition(scores, -k)[-k] if k < len(scores) else -np.inf
     rows = np.flatnonzero((scores >= threshold) & (scores > -np.inf))
     return rows[np.argsort(-scores[rows], kind="stable")][:k]

@@ -104,9 +104,9 @@ class MilvusIndex:
                     f"{got[1]}, expected {wanted[0]} with {wanted[1]}; name another collection, or {REFILL}"
                 )
             index._load_ids()
-            if not len(index._rows) == len(index) == manifest.count:
+            if not len(index.row_of) == len(index) == manifest.count:
                 raise ValueError(
-                    f"{address}: got {len(index)} vectors of {len(index._rows)} images, expected "
+                    f"{address}: got {len(index)} vectors of {len(index.row_of)} images, expected "
                     f"{manifest.count}: its filling was interrupted; {REFILL}"
                 )
             on_error.pop_all()
@@ -167,7 +167,7 @@ class MilvusIndex:
         Raises:
             ValueError: If an id is not in the index, or another process changed the collection.
         """
-        wanted = rows_of(ids, self._rows).tolist()
+        wanted = rows_of(ids, self.row_of).tolist()
         found: dict[int, Any] = {}
         size = min(MAX_RECORDS, max(1, BYTES_AT_ONCE // (4 * self.dimension)))
         distinct = [*dict.fromkeys(wanted)]
@@ -197,7 +197,7 @@ class MilvusIndex:
             raise ValueError(f"search: got k={k}, expected 1 to {MAX_RECORDS - SPARE:,}")
         options = {"ef": max(64, count)} if self.manifest.kind == "hnsw" else {}
         rankings = []
-        for query, rows in zip(queries, excluded_rows(exclude, self._rows, len(queries)), strict=True):
+        for query, rows in zip(queries, excluded_rows(exclude, self.row_of, len(queries)), strict=True):
             with self._naming():
                 (hits,) = self._client.search(
                     self._name, data=[query], limit=count, output_fields=["image_id", "vector"],
@@ -266,10 +266,10 @@ class MilvusIndex:
                 if len(records) < MAX_RECORDS:
                     break
         self.ids = tuple(found[row] for row in sorted(found))
-        self._rows = {image_id: row for row, image_id in enumerate(self.ids)}
+        self.row_of = {image_id: row for row, image_id in enumerate(self.ids)}
 
     def _checked_row(self, record: dict[str, Any]) -> int:
-        if self._rows.get(record["image_id"]) != record["row"]:
+        if self.row_of.get(record["image_id"]) != record["row"]:
             raise self._changed()
         return record["row"]
 

@@ -41,8 +41,8 @@ def imported_by(modules):
 
 
 def test_an_optional_package_would_be_noticed():
-    assert {"pymilvus", "bitsandbytes", "uvicorn", "usearch"} <= optional()
-    assert "usearch" in imported_by("usearch.index") & optional()
+    assert {"pymilvus", "bitsandbytes", "uvicorn"} <= optional()
+    assert "hypothesis" in imported_by("hypothesis") & optional()
 
 
 @pytest.mark.parametrize("modules", ["feedback.rounds", "feedback.strategies, experiments.run, retriever"])

@@ -1,11 +1,11 @@
-"""HNSW, IVF and IVF-PQ: what they list is scored exactly, recall is what is claimed, exclusions hold."""
+"""HNSW and IVF: what they list is scored exactly, recall is what is claimed, exclusions hold."""
 
 import json
 import logging
-from pathlib import Path
 
 import numpy as np
 import pytest
+from index_world import save_index
 
 from files import file_sha256
 from index import approximate
@@ -14,7 +14,7 @@ from index.faiss_index import FaissIndex
 from index.scores import list_rows, unit_rows
 
 COUNT, DIMENSION = 3000, 16
-KINDS = ("hnsw", "ivf", "ivfpq")
+KINDS = ("hnsw", "ivf")
 
 
 def clustered(seed, count):
@@ -29,17 +29,11 @@ VECTORS, QUERIES = clustered(1, COUNT), clustered(2, 40)
 IDS = [f"{number}.jpg" for number in range(COUNT)]
 
 
-def save(folder, kind):
-    index = FaissIndex.build(IDS, VECTORS)
-    index.save(folder, model_name="m", model_fingerprint="f", dataset="d", image_folder=Path("i"), kind=kind)
-    return index
-
-
 @pytest.fixture(scope="module", params=KINDS)
 def pair(request, tmp_path_factory):
     """The exact index in memory, and the same images in a saved approximate one."""
     folder = tmp_path_factory.mktemp(request.param)
-    return save(folder, request.param), FaissIndex.open(folder), folder
+    return save_index(folder, IDS, VECTORS, request.param), FaissIndex.open(folder), folder
 
 
 def test_the_recall_that_is_claimed_is_what_a_count_finds(pair):
@@ -78,7 +72,7 @@ def test_what_was_shown_is_not_listed_however_much_it_is(pair):
 
 def test_a_damaged_or_foreign_file_is_refused(pair, tmp_path):
     _, opened, _ = pair
-    save(tmp_path, opened.kind)
+    save_index(tmp_path, IDS, VECTORS, opened.kind)
     path = tmp_path / "approximate.faiss"
     whole = bytearray(path.read_bytes())
     whole[len(whole) // 2] ^= 1
@@ -91,7 +85,7 @@ def test_a_damaged_or_foreign_file_is_refused(pair, tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=r"approximate\.faiss: got a IndexFlatIP of 3000 vectors"):
         FaissIndex.open(tmp_path)
-    save(tmp_path, "flat")
+    save_index(tmp_path, IDS, VECTORS, "flat")
     assert FaissIndex.open(tmp_path).kind == "flat"
     assert not path.exists()
 
@@ -109,7 +103,7 @@ def test_effort_is_not_raised_for_the_last_bits_of_sampled_queries():
 
 def test_effort_is_raised_until_recall_is_enough_or_it_is_said(monkeypatch, caplog):
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(approximate, "CANDIDATES", {"ivf": 1})
+    monkeypatch.setattr(approximate, "CANDIDATES", 1)
     found = build_approximate(VECTORS, "ivf")
     assert f"ivf index: recall@10 {found.recall:.3f} against exact search, on 200 sampled" in caplog.text
     monkeypatch.setattr(approximate, "RECALL_AIMED", 1.1)
@@ -129,7 +123,6 @@ def test_effort_is_raised_until_recall_is_enough_or_it_is_said(monkeypatch, capl
         (1_000_000, 24, "hnsw"),
         (1_000_000, 0.6, "ivf"),
         (10_000_000, 24, "ivf"),
-        (100_000_000, 24, "ivfpq"),
     ],
 )
 def test_auto_picks_by_size_and_memory(count, gigabytes, kind):

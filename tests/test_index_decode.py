@@ -35,15 +35,11 @@ def near(got, expected, tolerance=4):
         ("a.bmp", picture(), {}, RED),
         ("a.tiff", picture(), {}, RED),
         ("a.gif", picture(), {}, RED),
-        ("cmyk.jpg", picture("CMYK", (0, 255, 255, 0)), {}, RED),
         ("grey.png", picture("L", 77), {}, (77, 77, 77)),
         ("bits.png", picture("1", 1), {}, WHITE),
         ("palette.png", picture().convert("P"), {}, RED),
         ("grey16.png", picture("I;16", 0x8080), {}, (128, 128, 128)),
-        ("grey16.tiff", picture("I;16", 65535), {}, WHITE),
         ("clear.png", picture("RGBA", (0, 0, 0, 0)), {}, WHITE),
-        ("half.png", picture("RGBA", (0, 0, 255, 128)), {}, (127, 127, 255)),
-        ("clear_grey.png", picture("LA", (0, 0)), {}, WHITE),
         ("clear_palette.png", picture("P", 0), {"transparency": 0}, WHITE),
         ("clear_colour.png", picture("RGB", BLUE), {"transparency": BLUE}, WHITE),
     ],
@@ -72,7 +68,6 @@ def palette_with_a_hole():
     ("made", "expected"),
     [
         (grey(25700, np.uint16), (100,) * 3),
-        (grey(100, np.uint16), (0,) * 3),
         (grey(25700, np.int32), (100,) * 3),
         (grey(100, np.int32), (100,) * 3),
         (grey([[-10] * 10 + [90] * 10], np.int32), (0,) * 3),
@@ -97,16 +92,6 @@ def test_index_model_server_and_report_see_the_same_colours(tmp_path, made, expe
         assert got.mode == "RGB" and near(got.getpixel((4, 4)), expected)
 
 
-def test_floating_point_grey_is_stretched(tmp_path):
-    values = np.linspace(-3, 5, 200, dtype=np.float32).reshape(10, 20)
-    Image.fromarray(values).save(tmp_path / "float.tiff")
-    got = np.asarray(open_image(tmp_path / "float.tiff"))
-    assert (got.min(), got.max()) == (0, 255)
-    Image.fromarray(values * np.nan).save(tmp_path / "nan.tiff")
-    with pytest.raises(BrokenImage, match="NaN"):
-        open_image(tmp_path / "nan.tiff")
-
-
 def test_the_cameras_orientation_is_applied(tmp_path):
     turned = picture()
     turned.paste(BLUE, (0, 0, 10, 10))  # blue left, red right
@@ -124,12 +109,6 @@ def test_the_first_frame_of_an_animation_is_taken(tmp_path):
         assert near(open_image(tmp_path / name).getpixel((5, 5)), RED)
 
 
-def test_the_content_decides_not_the_name(tmp_path):
-    picture().save(tmp_path / "a.png")
-    (tmp_path / "a.png").rename(tmp_path / "a.jpg")
-    assert open_image(tmp_path / "a.jpg").getpixel((0, 0)) == RED
-
-
 def test_very_large_pictures_are_reduced_and_usual_ones_are_not(tmp_path):
     picture(size=(2100, 2060)).save(tmp_path / "large.png")
     assert open_image(tmp_path / "large.png").size == (1050, 1030)
@@ -145,23 +124,20 @@ def png_header(width, height):
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
 
 
-@pytest.fixture
-def jpeg(tmp_path):
+def test_broken_files_raise_one_kind_of_error_with_the_reason(tmp_path, monkeypatch):
     noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "whole.jpg")
-    return (tmp_path / "whole.jpg").read_bytes()
-
-
-def test_broken_files_raise_one_kind_of_error_with_the_reason(tmp_path, jpeg):
+    jpeg = (tmp_path / "whole.jpg").read_bytes()
+    nan = io.BytesIO()
+    grey(np.nan, np.float32).save(nan, "TIFF")
     cases = {
         "empty.jpg": (b"", "the file is empty"),
         "text.jpg": (b"<html>404</html>", "not a picture in one of the formats JPEG"),
         "cut.jpg": (jpeg[: len(jpeg) // 2], "cannot be decoded: OSError: .*truncated"),
-        "head.jpg": (jpeg[:20], "not a picture|cannot be decoded"),
         "bomb.png": (png_header(60_000, 60_000), "too large"),
         "cut.png": (png_header(100, 100), "cannot be decoded"),
         "script.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
-        "vector.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture"),
+        "nan.tiff": (nan.getvalue(), "NaN"),
     }
     for name, (content, reason) in cases.items():
         (tmp_path / name).write_bytes(content)
@@ -178,9 +154,6 @@ def test_broken_files_raise_one_kind_of_error_with_the_reason(tmp_path, jpeg):
     with pytest.raises(BrokenImage, match="IsADirectoryError"):
         open_image(tmp_path)
 
-
-def test_the_pixel_limit_is_ours_not_only_pillows(tmp_path, monkeypatch):
-    monkeypatch.setattr(decode, "MAX_PIXELS", 100)
-    picture().save(tmp_path / "a.png")
-    with pytest.raises(BrokenImage, match="got 20 x 10 pixels, expected at most 100"):
-        open_image(tmp_path / "a.png")
+    monkeypatch.setattr(decode, "MAX_PIXELS", 100)  # the limit is ours, not only Pillow's
+    with pytest.raises(BrokenImage, match="got 200 x 200 pixels, expected at most 100"):
+        open_image(jpeg)

@@ -5,10 +5,10 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from index_world import save_index
 
 from experiments.open_index import open_retriever
 from index.faiss_index import FaissIndex
@@ -20,7 +20,6 @@ INSTALLED = all(importlib.util.find_spec(name) for name in ("pymilvus", "milvus_
 with_milvus = pytest.mark.skipif(
     not INSTALLED, reason="needs Milvus Lite: pip install -r requirements/scale.txt"
 )
-MODEL = {"model_name": "m", "model_fingerprint": "f", "dataset": "d", "image_folder": Path("i")}
 
 
 def unit(seed, count, dimension=24, distinct=None):
@@ -48,7 +47,7 @@ def saved(tmp_path):
     """Saves vectors as an index folder, and opens it."""
 
     def save(ids, vectors):
-        FaissIndex.build(ids, vectors).save(tmp_path / "index", **MODEL)
+        save_index(tmp_path / "index", ids, vectors, image_folder="i", fingerprint="f")
         return FaissIndex.open(tmp_path / "index")
 
     return save
@@ -127,8 +126,7 @@ def test_what_does_not_fit_is_refused(address, saved, tmp_path):
     flat = saved(names(20), unit(6, 20))
     vectors, ids = flat.vectors, flat.ids
     index = MilvusIndex.create_from(flat, address)
-    (tmp_path / "long").mkdir()
-    FaissIndex.build(["x" * 5000], vectors[:1]).save(tmp_path / "long", **MODEL)
+    save_index(tmp_path / "long", ["x" * 5000], vectors[:1], image_folder="i", fingerprint="f")
     for call, message in [
         (lambda: MilvusIndex.create_from(FaissIndex.open(tmp_path / "long"), address), "at most 4096 bytes"),
         (lambda: MilvusIndex.create_from(FaissIndex.build(ids, vectors), address), "got an index in memory"),
