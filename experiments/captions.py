@@ -30,12 +30,6 @@ def caption_dataset(settings: CaptionSettings) -> ImageCaptions:
     Each batch is kept as soon as it is made, and the batches come in random order, so that several processes
     share the work.
 
-    Args:
-        settings: Dataset, captioner, cache.
-
-    Returns:
-        The captions, with the counts of images reused, made and broken.
-
     Raises:
         FileNotFoundError: If the dataset is missing.
         ValueError: If it, the captioner or the cache cannot be used.
@@ -64,7 +58,7 @@ def caption_dataset(settings: CaptionSettings) -> ImageCaptions:
 def open_captions(
     settings: CaptionSettings, dataset: Dataset, costs: Costs, memory: GpuMemory | None = None
 ) -> ImageCaptions:
-    """Opens the captions that settings name; the captioner is loaded when one is missing.
+    """Opens the captions that resolved settings name; the captioner is loaded when one is missing.
 
     Args:
         settings: Resolved.
@@ -72,8 +66,7 @@ def open_captions(
         costs: Charged for captions.
         memory: Makes room for the captioner.
     """
-    if settings.caption_cache is None:
-        raise ValueError("caption_cache: the settings are not resolved")
+    assert settings.caption_cache is not None  # resolved
     captioner = CountedCaptioner(open_captioner(settings, memory), costs)
     cache = CaptionCache(settings.caption_cache)
     return ImageCaptions(captioner, dataset.images, cache, caption_batch(settings))
@@ -88,13 +81,6 @@ class GivenCaptions:
     """
 
     def __init__(self, captioner: PictureCaptioner, images: Sequence[Image], costs: Costs) -> None:
-        """Opens nothing yet.
-
-        Args:
-            captioner: Makes the captions.
-            images: The collection.
-            costs: Charged for captions.
-        """
         self.captioner_name = name_of(captioner)
         self.made = 0
         self._captioner = captioner

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 from settings import PRESETS, PROJECT, Precision, SessionSettings, run_script
@@ -17,10 +18,12 @@ from settings import PRESETS, PROJECT, Precision, SessionSettings, run_script
 if TYPE_CHECKING:  # opened late, so that --help answers at once
     from PIL.Image import Image
 
+    from BLIP.model import BlipEncoder
+
 PICTURE = PROJECT / "docs" / "pictures" / "check.jpg"
 WORDS = "there is a dog with a kite inside a house"
 OTHER_WORDS = ("a pig under a night sky", "two buses on a street", "a cake on the beach")
-QUERIES = ("an animal inside a house", "a dog indoors")  # the first call also loads the model
+QUERY = "an animal inside a house"
 
 Result = TypeVar("Result")
 
@@ -49,32 +52,25 @@ class CheckSettings:
 
 
 @dataclass(frozen=True)
-class Check:
-    """What came of one model.
+class Use:
+    """Seconds of opening and first use, and of the second; the most memory used, in words."""
 
-    Attributes:
-        model: Its id, and the precision where there is a choice.
-        said: What it said.
-        first_seconds: Opening and using it.
-        second_seconds: Using it again.
-        peak: The most memory used, in words.
-    """
-
-    model: str
-    said: str
     first_seconds: float
     second_seconds: float
     peak: str
 
 
+@dataclass(frozen=True)
+class Check:
+    """What came of one model: its id, with the precision where there is a choice, and what it said."""
+
+    model: str
+    said: str
+    use: Use
+
+
 def check_weights(settings: CheckSettings) -> dict[str, Check]:
-    """Uses each model of a preset twice, one model at a time.
-
-    Args:
-        settings: Which.
-
-    Returns:
-        What came of the search model, the captioner and the rewriter.
+    """Uses the search model, the captioner and the rewriter of a preset twice each, one at a time.
 
     Raises:
         FileNotFoundError: If weights are missing.
@@ -90,81 +86,73 @@ def check_weights(settings: CheckSettings) -> dict[str, Check]:
     checks = {"search": _check_search(session, picture)}
 
     captioner = open_captioner(session)
-    (caption,), first = _timed(lambda: captioner.caption([picture]))
-    _, second = _timed(lambda: captioner.caption([picture]))
+    captions, use = _twice(lambda: captioner.caption([picture]))
     if captioner.empty:
         raise ValueError(f"{session.caption_model} found no words for {PICTURE}, expected a sentence")
-    model = f"{session.caption_model} {captioner.quantization}"
-    checks["captioner"] = Check(model, caption, first, second, _peak())
+    checks["captioner"] = Check(f"{session.caption_model} {captioner.quantization}", captions[0], use)
     captioner.release()
 
     rewriter = open_rewriter(session)
-    _, first = _timed(lambda: rewriter.rewrite([QUERIES[0]], [caption]))
-    (query,), second = _timed(lambda: rewriter.rewrite([QUERIES[1]], [caption]))
-    if not query:
-        raise ValueError(f"{session.rewrite_model} rewrote {QUERIES[1]!r} to nothing, expected a query")
-    checks["rewriter"] = Check(rewriter.name, query, first, second, _peak())
+    queries, use = _twice(lambda: rewriter.rewrite([QUERY], captions))
+    if not queries[0]:
+        raise ValueError(f"{session.rewrite_model} rewrote {QUERY!r} to nothing, expected a query")
+    checks["rewriter"] = Check(rewriter.name, queries[0], use)
     return checks
 
 
 def _check_search(session: SessionSettings, picture: Image) -> Check:
     from experiments.models import open_encoder
 
-    def cosines() -> list[float]:
-        texts = encoder.encode_texts([WORDS, *OTHER_WORDS])
-        return (texts @ encoder.encode_images([picture])[0]).tolist()
+    @cache  # opened with the first use
+    def encoder() -> BlipEncoder:
+        return open_encoder(session)
 
-    encoder, opening = _timed(lambda: open_encoder(session))
-    (own, *others), first = _timed(cosines)
-    _, second = _timed(cosines)
+    def cosines() -> list[float]:
+        texts = encoder().encode_texts([WORDS, *OTHER_WORDS])
+        return (texts @ encoder().encode_images([picture])[0]).tolist()
+
+    (own, *others), use = _twice(cosines)
     if not own > max(others):
         raise ValueError(
             f"{session.blip}: {WORDS!r} should be nearest to {PICTURE}, got a cosine of {own:.3f} against"
             f" {max(others):.3f} of other words: this is no trained retrieval model, or it is read as another"
             " kind; see python -m tests.verify_blip"
         )
-    said = f"its words {own:.2f}, other words {max(others):.2f} at most"
-    return Check(str(session.blip), said, opening + first, second, _peak())
+    return Check(str(session.blip), f"its words {own:.2f}, other words {max(others):.2f} at most", use)
 
 
-def _timed(work: Callable[[], Result]) -> tuple[Result, float]:
+def _twice(work: Callable[[], Result]) -> tuple[Result, Use]:
+    """Works twice; the memory is the GPU's since the last call, else the process's so far."""
     import torch
 
-    started = time.perf_counter()
-    result = work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return result, time.perf_counter() - started
-
-
-def _peak() -> str:
-    """Says the most memory used so far: the GPU's since the last call, else the process's."""
-    import torch
-
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated()
+    on_gpu = torch.cuda.is_available()
+    times, results = [time.perf_counter()], []
+    for _ in range(2):
+        results.append(work())
+        if on_gpu:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter())
+    peak = "not known"
+    if on_gpu:
+        peak = f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB (GPU)"
         torch.cuda.reset_peak_memory_stats()
-        return f"{peak / 2**30:.2f} GiB (GPU)"
-    if sys.platform == "win32":
-        return "not known"
-    import resource
+    elif sys.platform != "win32":
+        import resource
 
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes elsewhere
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB (process)"
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes elsewhere
+        peak = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB (process)"
+    return results[-1], Use(times[1] - times[0], times[2] - times[1], peak)
 
 
 def format_checks(checks: Mapping[str, Check]) -> str:
-    """Formats what came of the models as a Markdown table.
+    """Formats what came of the models, by their part, as a Markdown table."""
+    from evaluation.tables import as_markdown
 
-    Args:
-        checks: By the model's part.
-    """
-    head = ("", "Model", "Said", "Opening and first use, s", "Second use, s", "Peak memory")
-    rows = [head, ["---"] * 3 + ["---:"] * 3]
+    rows = [["", "Model", "Said", "Opening and first use, s", "Second use, s", "Peak memory"]]
     for part, check in checks.items():
-        times = (f"{check.first_seconds:.2f}", f"{check.second_seconds:.2f}")
-        rows.append((part, check.model, check.said, *times, check.peak))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        times = (f"{check.use.first_seconds:.2f}", f"{check.use.second_seconds:.2f}")
+        rows.append([part, check.model, check.said, *times, check.use.peak])
+    return as_markdown(rows, left=3)
 
 
 def main() -> None:

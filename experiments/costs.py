@@ -8,7 +8,6 @@ long one caption or rewrite took: what the run would have cost alone.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -56,11 +55,7 @@ class Costs:
         self._open: list[float] = []  # seconds of the stages inside, for each stage that is running
 
     def keep_in(self, path: Path) -> None:
-        """Goes on with the account in a file, and keeps it there.
-
-        Args:
-            path: Read if it is there; `save` writes it.
-        """
+        """Goes on with the account in a file, if it is there; `save` writes it."""
         self._path = path
         if path.is_file():
             self.spent = {
@@ -78,7 +73,7 @@ class Costs:
             model: Does the work; its ``tokens_written`` and ``money`` are read, if it has them.
         """
         account = self.spent.setdefault(self.run, {}).setdefault(stage, Spent())
-        started, written, paid = time.perf_counter(), _tokens_written(model), _money(model)
+        started, (written, paid) = time.perf_counter(), _counters(model)
         self._open.append(0.0)
         try:
             yield
@@ -86,22 +81,20 @@ class Costs:
             seconds = time.perf_counter() - started
             account.seconds += seconds - self._open.pop()
             account.items += items
-            account.tokens += _tokens_written(model) - written
-            account.money += _money(model) - paid
+            written_now, paid_now = _counters(model)
+            account.tokens += written_now - written
+            account.money += paid_now - paid
             if self._open:
                 self._open[-1] += seconds
 
     def save(self) -> None:
         """Writes the file."""
         if self._path is not None:
-            write_json(self._path, self.to_json())
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns run, stage, and what was spent."""
-        return {
-            run: {stage: asdict(account) for stage, account in stages.items()}
-            for run, stages in self.spent.items()
-        }
+            accounts = {
+                run: {stage: asdict(account) for stage, account in stages.items()}
+                for run, stages in self.spent.items()
+            }
+            write_json(self._path, accounts)
 
     def per_query(self, run: str, counts: Mapping[str, float], query_count: int) -> dict[str, float | None]:
         """Says what a run costs a query, as if it had been played alone.
@@ -112,37 +105,32 @@ class Costs:
             query_count: Its queries.
 
         Returns:
-            For each stage, as ``search`` and so on, its count a query, and as ``search seconds`` its seconds
-            a query; then ``seconds`` and ``tokens`` in all. None where the stage was needed and never
-            measured, such as captions found in a file.
+            A query's ``seconds`` and ``tokens`` in all, and for each stage its count, as ``search``, its
+            ``search seconds`` and its ``search tokens``. None where the stage was needed and never measured,
+            such as captions found in a file.
         """
-        row: dict[str, float | None] = {}
-        seconds: list[float | None] = []
-        tokens: list[float | None] = []
+        row: dict[str, float | None] = {"seconds": 0.0, "tokens": 0.0}
         for stage in STAGES:
+            payers = self.spent.values() if stage in SHARED else [self.spent.get(run, {})]
+            accounts = [stages[stage] for stages in payers if stage in stages]
+            items = sum(account.items for account in accounts)
             count = counts.get(stage, 0) / query_count
-            account = self._pooled(stage) if stage in SHARED else self.spent.get(run, {}).get(stage, Spent())
-            known = account.items > 0 or not count
+            known = items > 0 or not count
+            spent = {
+                "seconds": sum(account.seconds for account in accounts),
+                "tokens": sum(account.tokens for account in accounts),
+            }
             row[stage] = count
-            row[f"{stage} seconds"] = count * account.seconds / max(1, account.items) if known else None
-            seconds.append(row[f"{stage} seconds"])
-            tokens.append(count * account.tokens / max(1, account.items) if known else None)
-        return row | {"seconds": _total(seconds), "tokens": _total(tokens)}
-
-    def _pooled(self, stage: str) -> Spent:
-        accounts = [stages[stage] for stages in self.spent.values() if stage in stages]
-        return Spent(
-            sum(account.items for account in accounts),
-            sum(account.seconds for account in accounts),
-            sum(account.tokens for account in accounts),
-        )
+            for kind, amount in spent.items():
+                own = count * amount / max(1, items) if known else None
+                row[f"{stage} {kind}"] = own
+                total = row[kind]
+                row[kind] = None if own is None or total is None else total + own
+        return row
 
 
 class CountedRewriter:
-    """A rewriter whose work is counted; no pair is asked of it twice, while there is room to keep it.
-
-    The rewrites are kept here, so that the runs that share it share them: the first `KEPT_REWRITES`.
-    """
+    """A rewriter whose work is counted; the first `KEPT_REWRITES` are kept, and asked of it only once."""
 
     def __init__(self, rewriter: Rewriter, costs: Costs) -> None:
         self._rewriter = rewriter
@@ -190,23 +178,22 @@ def counts_of(
     """Counts from its records what a run asked for: captions of distinct images, rewrites of distinct pairs.
 
     Args:
-        rounds: The run's, in any order; read once.
+        rounds: The run's, those of a query in order; read once.
         needs_captions: Whether its strategy has picked images captioned.
         rewrites: Whether its strategy has a language model write.
         collection: Images that its strategy has captioned whether they are picked or not.
     """
-    searched = moved = 0
+    searched = moved = asked = 0
     liked: set[str] = set()
-    played: dict[str, int] = defaultdict(int)  # of each query the rounds there are, a bit each
-    captioned: dict[str, int] = defaultdict(int)  # and those that led to captions
+    captioned: set[str] = set()  # queries whose last round led to captions
     for record in rounds:
         searched += 1
         moved += record.number > 0
         liked.update(record.liked)
-        played[record.query_id] |= 1 << record.number
+        asked += record.query_id in captioned
+        captioned.discard(record.query_id)
         if any(record.captions):
-            captioned[record.query_id] |= 1 << record.number
-    asked = sum((bits << 1 & played[query_id]).bit_count() for query_id, bits in captioned.items())
+            captioned.add(record.query_id)
     return {
         "search": searched,
         "move": moved,
@@ -215,14 +202,6 @@ def counts_of(
     }
 
 
-def _tokens_written(model: object) -> int:
-    return getattr(model, "tokens_written", 0)  # a model from outside need not count
-
-
-def _money(model: object) -> float:
-    return getattr(model, "money", 0.0)
-
-
-def _total(parts: Sequence[float | None]) -> float | None:
-    known = [part for part in parts if part is not None]
-    return sum(known) if len(known) == len(parts) else None
+def _counters(model: object) -> tuple[int, float]:
+    """Returns tokens written and money spent so far; a model from outside need not count."""
+    return getattr(model, "tokens_written", 0), getattr(model, "money", 0.0)

@@ -25,7 +25,7 @@ from evaluation.measures import measure_sessions
 from evaluation.plots import plot_recall_f1
 from evaluation.report import write_report
 from evaluation.runs import append_rounds, stream_rounds
-from evaluation.sessions import Session, build_sessions
+from evaluation.sessions import build_sessions
 from evaluation.tables import format_table
 from evaluation.trec import write_trec
 from experiments.identity import image_set_identity
@@ -61,13 +61,15 @@ class Dialogue:
     image_id: str
     turns: tuple[str, ...]
 
-    def text(self, number: int, alone: bool) -> str:
-        """Returns what is searched in a round.
+    @property
+    def query(self) -> Query:
+        """The query that it begins with."""
+        return Query(self.id, self.turns[0], self.image_id, frozenset({self.image_id}))
 
-        Args:
-            number: The round, from 0. After the last turn the text stays what it was.
-            alone: Whether a turn says everything by itself, as PlugIR's reformulated dialogues do; else all
-                turns so far are joined.
+    def text(self, number: int, alone: bool) -> str:
+        """Returns what is searched in a round, from 0: the last turn `alone`, or all turns so far joined.
+
+        After the last turn the text stays what it was.
         """
         said = self.turns[: number + 1]
         return said[-1] if alone else SEPARATOR.join(said)
@@ -92,11 +94,7 @@ def read_dialogues(path: Path) -> list[Dialogue]:
 
 
 def read_search_space(path: Path, root: Path) -> Dataset:
-    """Reads the images among which dialogues search; their ids are the paths as they stand in the file.
-
-    Args:
-        path: A JSON list of image paths.
-        root: The folder that they are relative to.
+    """Reads the images among which dialogues search: a JSON list of paths below `root`, which are their ids.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -138,33 +136,20 @@ def play_dialogues(
         ValueError: If an image is not in the index.
     """
     done = {(record.query_id, record.number) for record in played}
-    queries = queries_of(dialogues)
-    with tqdm(total=round_count * len(queries), desc="searching", unit="turn") as bar:
+    with tqdm(total=round_count * len(dialogues), desc="searching", unit="turn") as bar:
         for number in range(round_count):
-            for start in range(0, len(queries), batch_size):
-                part = range(start, min(start + batch_size, len(queries)))
-                due = [place for place in part if (queries[place].id, number) not in done]
+            for start in range(0, len(dialogues), batch_size):
+                part = dialogues[start : start + batch_size]
+                due = [dialogue for dialogue in part if (dialogue.id, number) not in done]
                 if due:
-                    texts = [dialogues[place].text(number, alone) for place in due]
-                    searches = [NextQuery(SearchQuery(text=text)) for text in texts]
-                    batch = [queries[place] for place in due]
-                    yield search_round(batch, [[] for _ in due], searches, number, retriever, PROTOCOL)
+                    searches = [NextQuery(SearchQuery(text=one.text(number, alone))) for one in due]
+                    queries = [dialogue.query for dialogue in due]
+                    yield search_round(queries, [[] for _ in due], searches, number, retriever, PROTOCOL)
                 bar.update(len(part))
-
-
-def queries_of(dialogues: Sequence[Dialogue]) -> tuple[Query, ...]:
-    """Returns the queries that dialogues begin with."""
-    return tuple(
-        Query(dialogue.id, dialogue.turns[0], dialogue.image_id, frozenset({dialogue.image_id}))
-        for dialogue in dialogues
-    )
 
 
 def run_dialogues(settings: DialogueSettings) -> Path:
     """Evaluates a dialogue file.
-
-    Args:
-        settings: See `DialogueSettings`.
 
     Returns:
         The run's folder with ``settings.json``, ``rounds.jsonl``, ``measures.json``, ``recall_f1.png``,
@@ -176,8 +161,7 @@ def run_dialogues(settings: DialogueSettings) -> Path:
             a run with other settings.
     """
     settings = settings.resolved()
-    if settings.dialogues is None:
-        raise ValueError("dialogues: got none, expected a JSON file; name it with --dialogues")
+    assert settings.dialogues is not None  # resolved
     dialogues = read_dialogues(settings.dialogues)
     dataset = (
         read_search_space(settings.search_space, settings.root or Path())
@@ -215,23 +199,17 @@ def run_dialogues(settings: DialogueSettings) -> Path:
             played=stream_rounds(path) if path.is_file() else (),
         ):
             append_rounds(path, fresh)
-        sessions = build_sessions(stream_rounds(path), round_count, queries_of(asked))
-        summary = _write_measures(folder, sessions, round_count, len(retriever.index), left_out)
+        sessions = build_sessions(stream_rounds(path), round_count, [dialogue.query for dialogue in asked])
+        measures = measure_sessions(sessions, round_count, len(retriever.index))
+        extra = {"images": len(retriever.index), "queries_left_out": left_out}
+        write_json(folder / "measures.json", measures.to_json() | extra)
         write_trec(folder / "trec", stream_rounds(path), sessions, round_count)
+        summary = measures.summary()
         plot_recall_f1({"dialogues": summary}, folder / "recall_f1.png")
         write_report(folder, dataset.folder, sessions, title="Dialogues")
         print(format_table(summary, COLUMNS))  # noqa: T201  the final table is the command's answer
         log.info("written: %s", folder / "report.html")
     return folder
-
-
-def _write_measures(
-    folder: Path, sessions: Sequence[Session], round_count: int, image_count: int, left_out: Sequence[str]
-) -> dict[str, list[float]]:
-    measures = measure_sessions(sessions, round_count, image_count)
-    extra = {"images": image_count, "queries_left_out": list(left_out)}
-    write_json(folder / "measures.json", measures.to_json() | extra)
-    return measures.summary()
 
 
 def _read_list(path: Path, what: str) -> list[Any]:

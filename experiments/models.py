@@ -20,10 +20,7 @@ if TYPE_CHECKING:  # imported where they are opened: they bring the model librar
 
 
 def open_encoder(settings: IndexSettings) -> BlipEncoder:
-    """Opens the model that embeds queries and pictures.
-
-    Args:
-        settings: Resolved.
+    """Opens the model that embeds queries and pictures; settings are resolved.
 
     Raises:
         FileNotFoundError: If the checkpoint is missing.
@@ -52,12 +49,12 @@ def open_captioner(settings: CaptionSettings, memory: GpuMemory | None = None) -
     """
     from captioning import Captioning
 
-    size = settings.caption_batch or 8
+    size, model_id = settings.caption_batch or 8, settings.caption_model or ""
     servers = _caption_servers(settings)
     if servers:
         servers.check()
         return Captioning(servers.model_id, quantization_of(settings), size, servers=servers)
-    return Captioning(_caption_model(settings), quantization_of(settings), size, memory)
+    return Captioning(str(find_model(model_id) or model_id), quantization_of(settings), size, memory)
 
 
 def open_rewriter(settings: SessionSettings, memory: GpuMemory | None = None) -> QueryEditing:
@@ -130,17 +127,9 @@ def _servers(
     if not addresses:
         return None
     return ChatServers(
-        addresses,
-        model_id,
-        requests=settings.server_requests,
-        max_seconds=settings.server_seconds,
+        addresses, model_id, requests=settings.server_requests, max_seconds=settings.server_seconds,
         prices=prices or (0.0, 0.0),
-    )
-
-
-def _caption_model(settings: CaptionSettings) -> str:
-    model_id = settings.caption_model or ""
-    return str(find_model(model_id) or model_id)
+    )  # fmt: skip
 
 
 def quantization_of(settings: CaptionSettings) -> str | bool:

@@ -66,20 +66,10 @@ def embed_images(
 def search_once(
     settings: IndexSettings, text: str, count: int, index: ImageIndex | None = None
 ) -> list[tuple[Path, float]]:
-    """Searches a dataset's index with words; the dataset itself is not read.
-
-    Args:
-        settings: Resolved: dataset, model, index.
-        text: The words.
-        count: How many images to list.
-        index: Opened, where it is no folder that the settings name.
+    """Searches a dataset's index with words; the dataset itself is not read. Arguments as `open_retriever`.
 
     Returns:
-        Files and cosine similarities of the best images, the best first.
-
-    Raises:
-        FileNotFoundError: If index or checkpoint are missing.
-        ValueError: If they cannot be used.
+        Files and cosine similarities of the `count` best images, the best first.
     """
     retriever = open_retriever(settings, index=index)
     (ranking,) = retriever.search([text], count)
@@ -118,13 +108,7 @@ def open_retriever(
 def check_same_images(
     dataset: Dataset, index: ImageIndex, settings: IndexSettings, encoder: Encoder | None = None
 ) -> None:
-    """Refuses an index that is not of a dataset's images, broken ones aside.
-
-    Args:
-        dataset: The images expected.
-        index: Opened with these settings and this encoder.
-        settings: Resolved.
-        encoder: As for `open_retriever`.
+    """Refuses an index, opened with these settings, that is not of a dataset's images, broken ones aside.
 
     Raises:
         ValueError: If it lacks some of them, or holds others.

@@ -40,7 +40,7 @@ def run_experiment(settings: ExperimentSettings, own: OwnModels | None = None) -
     """Runs the feedback loop, or what is left of it, and writes all results.
 
     Args:
-        settings: Everything; see `ExperimentSettings`.
+        settings: Everything.
         own: Models given as objects, instead of those that the settings name.
 
     Returns:

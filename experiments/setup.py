@@ -39,15 +39,11 @@ from generation.text_model import engine_of
 from index.faiss_index import ImageIndex
 from records import Dataset, Query, Skip
 from retriever import Retriever
-from settings import (
-    ComparisonSettings,
-    ExperimentSettings,
-    InteractiveSettings,
-    LoopSettings,
-    SessionSettings,
-)
+from settings import ComparisonSettings, ExperimentSettings, InteractiveSettings, LoopSettings
 
 log = logging.getLogger(__name__)
+
+AnySettings = ExperimentSettings | ComparisonSettings | InteractiveSettings
 
 
 @dataclass(frozen=True)
@@ -64,7 +60,7 @@ class Setup:
         costs: What is spent while playing.
     """
 
-    settings: SessionSettings
+    settings: AnySettings
     dataset: Dataset
     retriever: Retriever
     queries: tuple[Query, ...]
@@ -74,12 +70,12 @@ class Setup:
 
     @classmethod
     def open(
-        cls, settings: SessionSettings, own: OwnModels | None = None, index: ImageIndex | None = None
+        cls, settings: AnySettings, own: OwnModels | None = None, index: ImageIndex | None = None
     ) -> Setup:
         """Opens the parts; the index as it stands, unless the encoder is given as an object.
 
         Args:
-            settings: Resolved; where they are not `LoopSettings` a person brings the queries.
+            settings: Resolved; a person brings the queries where they are not `LoopSettings`.
             own: Models given as objects.
             index: Opened, where it is no folder that the settings name; without queries only.
 
@@ -104,9 +100,7 @@ class Setup:
     def strategies(self) -> tuple[str, ...]:
         """The strategies that the settings name."""
         settings = self.settings
-        if isinstance(settings, ComparisonSettings):
-            return settings.strategies
-        return (settings.strategy,) if isinstance(settings, ExperimentSettings | InteractiveSettings) else ()
+        return settings.strategies if isinstance(settings, ComparisonSettings) else (settings.strategy,)
 
     @property
     def needs_rewriter(self) -> bool:
@@ -118,44 +112,37 @@ class Setup:
 
         Reads a part of every picture file. None stands for a model that the run does not use.
         """
-        settings = self.settings
-        users = ()
-        if isinstance(settings, ComparisonSettings):
-            users = settings.users
-        elif isinstance(settings, ExperimentSettings):
-            users = (settings.user,)
         needs_captioner = any(STRATEGIES[name].needs_captioner for name in self.strategies)
-        rewriter = sentence_encoder = None
-        if self.own.rewriter is not None and self.needs_rewriter:
-            rewriter = name_of(self.own.rewriter)
-        elif self.needs_rewriter and settings.rewrite_servers is not None:
-            rewriter = f"{SERVED}{settings.rewrite_model}"
-        elif self.needs_rewriter:
-            model = settings.rewrite_model or ""
-            weights = weights_identity(model, LANGUAGE_MODELS)
-            rewriter = f"{weights} {engine_of(model, quantization_of(settings))}"
-        if CAPTION_READERS.intersection(users):
-            own = self.own.sentence_encoder
-            sentence_encoder = (
-                name_of(own) if own else weights_identity(self.loop.user_model, SENTENCE_ENCODERS)
-            )
-        return (
-            image_set_identity(self.dataset.images)
-            | query_set_identity(self.queries)
-            | {
-                "blip_fingerprint": self.retriever.encoder.fingerprint,
-                "captioner": self.captions.captioner_name if needs_captioner else None,
-                "rewriter": rewriter,
-                "sentence_encoder": sentence_encoder,
-            }
-        )
+        models = {
+            "blip_fingerprint": self.retriever.encoder.fingerprint,
+            "captioner": self.captions.captioner_name if needs_captioner else None,
+            "rewriter": self._rewriter_identity() if self.needs_rewriter else None,
+            "sentence_encoder": self._sentence_encoder_identity(),
+        }
+        return image_set_identity(self.dataset.images) | query_set_identity(self.queries) | models
+
+    def _rewriter_identity(self) -> str:
+        settings, model = self.settings, self.settings.rewrite_model or ""
+        if self.own.rewriter is not None:
+            return name_of(self.own.rewriter)
+        if settings.rewrite_servers is not None:
+            return f"{SERVED}{model}"
+        weights = weights_identity(model, LANGUAGE_MODELS)
+        return f"{weights} {engine_of(model, quantization_of(settings))}"
+
+    def _sentence_encoder_identity(self) -> str | None:
+        settings, own = self.settings, self.own.sentence_encoder
+        if isinstance(settings, InteractiveSettings):
+            return None
+        users = settings.users if isinstance(settings, ComparisonSettings) else (settings.user,)
+        if not CAPTION_READERS.intersection(users):
+            return None
+        return name_of(own) if own else weights_identity(settings.user_model, SENTENCE_ENCODERS)
 
     def check_rewriter(self) -> None:
         """Looks whether there is a language model, if a strategy needs one, before anything is played.
 
-        Raises:
-            ValueError: If there is none of that name, or it is no language model.
-            ModuleNotFoundError: If it comes in a package that is not installed.
+        Errors as `experiments.models.check_language_model`.
         """
         if not self.needs_rewriter or self.own.rewriter is not None:
             return
@@ -193,17 +180,12 @@ class Setup:
     @cached_property
     def users(self) -> SimulatedUsers:
         """Those who can give feedback."""
-        settings = self.loop
-        return SimulatedUsers(
-            self.retriever,
-            self.dataset.images,
-            self.queries,
-            PROTOCOLS[settings.protocol],
-            self.own.sentence_encoder or settings.user_model,
-        )
+        encoder = self.own.sentence_encoder or self.loop.user_model
+        protocol = PROTOCOLS[self.loop.protocol]
+        return SimulatedUsers(self.retriever, self.dataset.images, self.queries, protocol, encoder)
 
     def user(self, name: str, noise: float = 0.0, seed: int | None = None) -> User:
-        """Returns a simulated user by name, with the settings' habits.
+        """Returns a simulated user, with the settings' habits.
 
         Args:
             name: One of `settings.UserName`.
@@ -211,16 +193,13 @@ class Setup:
             seed: Of what is random; the settings' when None.
 
         Raises:
-            ValueError: If the name is not known, or the user cannot judge this dataset.
+            ValueError: If the user cannot judge this dataset.
         """
         settings = self.loop
         return self.users.named(
-            name,
-            noise=noise,
-            dislikes=settings.user_dislikes,
-            patience=settings.user_patience,
+            name, noise=noise, dislikes=settings.user_dislikes, patience=settings.user_patience,
             seed=settings.seed if seed is None else seed,
-        )
+        )  # fmt: skip
 
     @cached_property
     def collection(self) -> Collection:
@@ -237,11 +216,7 @@ class Setup:
         )
 
     def strategy(self, name: str) -> Strategy:
-        """Returns a strategy by name, with the models that it needs.
-
-        Raises:
-            ValueError: If the name is not known.
-        """
+        """Returns a strategy by name, with the models that it needs."""
         rewriter = self.rewriter if STRATEGIES[name].needs_rewriter else None
         return make_strategy(name, rewriter, self.collection)
 
@@ -249,7 +224,7 @@ class Setup:
         """Runs the feedback loop over all queries, or over what the file does not hold yet.
 
         Args:
-            strategy: Name of a strategy.
+            strategy: Its name.
             user: Gives the feedback.
             path: A ``rounds.jsonl``; grows batch by batch.
         """
@@ -278,10 +253,8 @@ def choose_queries(
 ) -> tuple[tuple[Query, ...], tuple[Skip, ...]]:
     """Takes the queries that the settings ask for, as the protocol asks them.
 
-    Queries whose target picture could not be embedded cannot be answered by anyone.
-
     Returns:
-        The queries; and those left out, with the reason.
+        The queries; and those left out, with the reason: whose target picture could not be embedded.
 
     Raises:
         ValueError: If none is left.

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from experiments.check_weights import PICTURE, Check, CheckSettings, check_weights, format_checks
+from experiments.check_weights import (
+    PICTURE,
+    Check,
+    CheckSettings,
+    Use,
+    check_weights,
+    format_checks,
+)
 from index.decode import open_image
 from settings import PRESETS
 
@@ -30,8 +37,8 @@ def test_every_model_is_used_and_the_picture_is_known(demo, language_model):
     assert checks["captioner"].model == "BLIP/weights/demo fp32"
     assert checks["rewriter"].said and checks["rewriter"].model == f"{language_model} fp32"
     for check in checks.values():
-        assert check.first_seconds > 0 < check.second_seconds
-        assert re.fullmatch(r"\d+\.\d\d GiB \((process|GPU)\)|not known", check.peak)
+        assert check.use.first_seconds > 0 < check.use.second_seconds
+        assert re.fullmatch(r"\d+\.\d\d GiB \((process|GPU)\)|not known", check.use.peak)
 
 
 def test_weights_that_do_not_know_the_picture_are_refused(demo, tmp_path):
@@ -52,8 +59,9 @@ def test_missing_weights_are_named(demo):
 
 
 def test_the_table_has_a_row_a_model():
-    table = format_checks({"search": Check("blip", "said", 1.234, 0.5, "3.00 GiB (GPU)")})
-    assert table.splitlines()[2] == "| search | blip | said | 1.23 | 0.50 | 3.00 GiB (GPU) |"
+    table = format_checks({"search": Check("blip", "said", Use(1.234, 0.5, "3.00 GiB (GPU)"))})
+    cells = [cell.strip() for cell in table.splitlines()[2].strip("|").split("|")]
+    assert cells == ["search", "blip", "said", "1.23", "0.50", "3.00 GiB (GPU)"]
 
 
 def test_presets_are_known_and_make_passes_them_on():

@@ -19,7 +19,6 @@ from evaluation.measures import evaluate
 from experiments.dialogues import (
     Dialogue,
     play_dialogues,
-    queries_of,
     read_dialogues,
     read_search_space,
     run_dialogues,
@@ -78,7 +77,7 @@ def test_hits_and_bri_agree_with_their_definitions(retriever, held, alone, batch
     dialogues = [dialogue(number, *entry) for number, entry in enumerate(held)]
     round_count = max(len(turns) for _, turns in held)
     rounds = play(dialogues, retriever, round_count, alone=alone, batch_size=batch_size)
-    summary = evaluate(rounds, round_count, queries_of(dialogues), len(IMAGE_IDS)).summary()
+    summary = evaluate(rounds, round_count, [one.query for one in dialogues], len(IMAGE_IDS)).summary()
     ranks = ranks_by_hand(retriever, held, round_count, alone)
     for number in range(round_count):
         # ChatIR: a dialogue counts from its first hit on.
