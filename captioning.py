@@ -20,7 +20,6 @@ from generation.batching import ShrinkingBatches, free_memory
 from generation.gpu_memory import GpuMemory
 from generation.loading import (
     Quantization,
-    choose_attention,
     loading_options,
     naming_model,
     open_model,
@@ -129,10 +128,8 @@ class Captioning:
             )
         dtype = loading_options(self.quantization)["dtype"]
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        captioner = BlipCaptioner.open(path, device=device, dtype=dtype, batch_size=self._batches.size)
-        attention, reason = choose_attention(captioner.model, dtype, None, False)
-        say_once(f"opened {self.model_id} in {self.quantization}; attention: {attention} ({reason})")
-        return captioner
+        say_once(f"loading {self.model_id} in {self.quantization}")
+        return BlipCaptioner.open(path, device=device, dtype=dtype, batch_size=self._batches.size)
 
     @cached_property
     def _vision_language(self) -> tuple[Any, Any]:

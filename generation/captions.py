@@ -54,10 +54,7 @@ class CaptionCache:
     """
 
     def __init__(self, path: Path) -> None:
-        """Opens the file, or makes it.
-
-        Args:
-            path: The file; folders above it are made.
+        """Opens the file, or makes it and the folders above it.
 
         Raises:
             ValueError: If it is damaged, of a newer format, or no file of captions.
@@ -86,14 +83,11 @@ class CaptionCache:
                     raise sqlite3.DatabaseError(state)
 
     def find(self, captioner: str, pictures: Sequence[str]) -> dict[str, str]:
-        """Returns the captions that are there.
+        """Returns the captions that are there, by picture.
 
         Args:
             captioner: What makes captions differ: model, revision, precision, prompt.
             pictures: SHA-256 of each picture's file.
-
-        Returns:
-            Captions by picture; pictures without one are not in it.
         """
         found: dict[str, str] = {}
         with self._transaction() as database:
@@ -108,15 +102,7 @@ class CaptionCache:
         return found
 
     def keep(self, captioner: str, captions: Mapping[str, str]) -> dict[str, str]:
-        """Adds captions; one that another process has added meanwhile stays.
-
-        Args:
-            captioner: As for `find`.
-            captions: By picture.
-
-        Returns:
-            What is kept of these pictures now.
-        """
+        """Adds captions by picture; one that another process has added stays. Returns what is kept now."""
         with self._transaction("IMMEDIATE") as database:
             database.execute("INSERT OR IGNORE INTO captioners (name) VALUES (?)", (captioner,))
             database.executemany(
@@ -127,13 +113,9 @@ class CaptionCache:
         return {picture: kept[picture] for picture in captions}
 
     def hashes_of(self, paths: Iterable[Path]) -> dict[Path, str]:
-        """Returns the SHA-256 of files; one seen before with this size and time of change is not read again.
+        """Returns the hexadecimal SHA-256 of files, by path; those that cannot be read are not in it.
 
-        Args:
-            paths: Of files.
-
-        Returns:
-            Hexadecimal, by path; files that cannot be read are not in it.
+        A file seen before with this size and time of change is not read again.
         """
         stated: dict[str, tuple[Path, int, int]] = {}
         hashes: dict[Path, str] = {}
@@ -219,7 +201,7 @@ class ImageCaptions:
         Args:
             captioner: Makes the captions.
             images: The collection.
-            cache: Holds the captions made so far, and those that other processes make meanwhile.
+            cache: Holds the captions made so far.
             batch_size: Pictures captioned, and then kept, at a time.
         """
         self.reused = 0

@@ -18,6 +18,9 @@ log = logging.getLogger(__name__)
 Quantization = str | bool
 PRECISIONS = tuple(name for name in get_args(Precision) if name != "auto")
 
+# Which a model may need, and transformers asks for in many lines.
+_PACKAGES = ("torchvision", "num2words", "sentencepiece", "tiktoken", "protobuf", "gguf")
+
 INT8_CAPABILITY = (7, 5)  # of the GPU: the first with the int8 matrix product that LLM.int8() uses
 FLASH_CAPABILITY = (8, 0)  # of the GPU (Ampere); what flash-attention 2 is compiled for
 MAX_FLASH_HEAD = 256  # the widest head that flash-attention 2 computes
@@ -96,8 +99,7 @@ def check_precision(
     Args:
         precision: One of `PRECISIONS`.
         model_id: Of which model.
-        stored_as: How its weights are quantized already, such as "gguf", "awq" or "gptq"; None if they
-            are not.
+        stored_as: How its weights are quantized already, such as "gguf" or "awq"; None if they are not.
         capability: The GPU's compute capability, as `gpu_capability` returns it.
 
     Raises:
@@ -109,19 +111,13 @@ def check_precision(
             f"quantization: got {precision} for {model_id}, whose weights are stored as {stored_as}"
             " already; expected fp16, bf16 or fp32, in which it computes"
         )
-    if capability is None:
-        if packed or precision == "fp16":
-            better = "fp32" if packed else "fp32 or bf16"
-            log.warning("%s in %s on a CPU works, and is slower than %s", model_id, precision, better)
-        return
-    found = "{}.{}".format(*capability)
-    if precision == "int8" and capability < INT8_CAPABILITY:
+    if capability is None and (packed or precision == "fp16"):
+        better = "fp32" if packed else "fp32 or bf16"
+        log.warning("%s in %s on a CPU works, and is slower than %s", model_id, precision, better)
+    elif capability is not None and precision == "int8" and capability < INT8_CAPABILITY:
+        found = "{}.{}".format(*capability)
         raise ValueError(
             f"quantization: int8 needs a GPU of compute capability 7.5, got {found}; use int4 or fp16"
-        )
-    if precision == "bf16" and capability < (8, 0):
-        log.warning(
-            "%s in bf16 on a GPU of compute capability %s is emulated: fp16 is faster", model_id, found
         )
 
 
@@ -149,50 +145,40 @@ def choose_attention(
     Returns:
         A value for ``attn_implementation``, and why it is that one.
     """
+    import torch
     from transformers import PreTrainedModel
 
     models = [module for module in skeleton.modules() if isinstance(module, PreTrainedModel)]
-    obstacle = _flash_obstacle(models, dtype, capability, flash_installed)
-    if obstacle is None:
-        return "flash_attention_2", "installed, and supported by GPU, precision and model"
     without_sdpa = [type(model).__name__ for model in models if not model._supports_sdpa]
     if without_sdpa:
         return "eager", f"{without_sdpa[0]} supports no other"
+    without_flash = [type(model).__name__ for model in models if not model._supports_flash_attn]
+    widest = max((_head_width(model.config) for model in models), default=0)
+    if capability is None:
+        obstacle = "it needs a GPU"
+    elif not flash_installed:
+        obstacle = "flash-attn is not installed"
+    elif capability < FLASH_CAPABILITY:
+        obstacle = "the GPU's compute capability {}.{} is below 8.0".format(*capability)
+    elif dtype not in (torch.float16, torch.bfloat16):
+        obstacle = f"it computes in 16 bits, not in {str(dtype).removeprefix('torch.')}"
+    elif without_flash:
+        obstacle = f"{without_flash[0]} does not support it"
+    elif widest > MAX_FLASH_HEAD:
+        obstacle = f"heads of {widest} are wider than {MAX_FLASH_HEAD}"
+    else:
+        return "flash_attention_2", "installed, and supported by GPU, precision and model"
     return "sdpa", f"no flash-attention 2: {obstacle}"
 
 
-def _flash_obstacle(
-    models: list[Any], dtype: Any, capability: tuple[int, int] | None, flash_installed: bool
-) -> str | None:
-    import torch
-
-    if capability is None:
-        return "it needs a GPU"
-    if not flash_installed:
-        return "flash-attn is not installed"
-    if capability < FLASH_CAPABILITY:
-        return "the GPU's compute capability {}.{} is below 8.0".format(*capability)
-    if dtype not in (torch.float16, torch.bfloat16):
-        return f"it computes in 16 bits, not in {str(dtype).removeprefix('torch.')}"
-    without = [type(model).__name__ for model in models if not model._supports_flash_attn]
-    if without:
-        return f"{without[0]} does not support it"
-    widest = max((_head_width(model.config) for model in models), default=0)
-    return f"heads of {widest} are wider than {MAX_FLASH_HEAD}" if widest > MAX_FLASH_HEAD else None
-
-
 def _head_width(config: Any) -> int:
-    stated = getattr(config, "head_dim", None)
     heads = getattr(config, "num_attention_heads", None)
-    return stated or (config.hidden_size // heads if heads else 0)
+    return getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
 
 
 @contextmanager
 def naming_model(model_id: str) -> Iterator[None]:
     """Turns what the hub's libraries say of a missing or foreign model into one line.
-
-    Args:
-        model_id: What the user asked for.
 
     Raises:
         ValueError: If the block raises OSError or ValueError.
@@ -201,16 +187,16 @@ def naming_model(model_id: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        package = _missing_package(str(error))
-        raise ModuleNotFoundError(
-            f"the model {model_id} needs the package {package}; run: pip install {package}"
-            if package
-            else f"the model {model_id} needs a package that is missing: {_one_line(error)}"
-        ) from error
+        said = " ".join(str(error).split())
+        known = [package for package in _PACKAGES if package in said.lower()]
+        advice = (
+            f"the package {known[0]}; run: pip install {known[0]}" if known else f"what is missing: {said}"
+        )
+        raise ModuleNotFoundError(f"the model {model_id} needs {advice}") from error
     except (OSError, ValueError) as error:
+        said = " ".join(str(error).split())
         raise ValueError(
-            f"the model {model_id} cannot be opened, expected a folder or a model of the hub:"
-            f" {_one_line(error)}"
+            f"the model {model_id} cannot be opened, expected a folder or a model of the hub: {said}"
         ) from error
 
 
@@ -236,7 +222,7 @@ def open_model(
         torch.OutOfMemoryError: If it does not fit into the GPU's memory.
     """
     import torch
-    from transformers import AutoConfig
+    from transformers import AutoConfig, GenerationConfig
     from transformers.utils import is_flash_attn_2_available
 
     precision, wanted = precision_of(quantization), loading_options(quantization)
@@ -264,7 +250,10 @@ def open_model(
             **wanted,
             **_device_options(),
         )
-    _keep_token_ids_only(model)
+    given = model.generation_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=given.bos_token_id, eos_token_id=given.eos_token_id, pad_token_id=given.pad_token_id
+    )
     return model.eval()
 
 
@@ -335,24 +324,3 @@ def _device_options() -> dict[str, Any]:
     if not torch.cuda.is_available():
         return {}
     return {"device_map": {"": 0} if torch.cuda.device_count() == 1 else "auto"}
-
-
-def _keep_token_ids_only(model: Any) -> None:
-    from transformers import GenerationConfig
-
-    given = model.generation_config
-    model.generation_config = GenerationConfig(
-        bos_token_id=given.bos_token_id, eos_token_id=given.eos_token_id, pad_token_id=given.pad_token_id
-    )
-
-
-def _missing_package(said: str) -> str | None:
-    """Returns the package that transformers' long error asks for, where it is one we know."""
-    for package in ("torchvision", "num2words", "sentencepiece", "tiktoken", "protobuf", "gguf"):
-        if package in said.lower():
-            return package
-    return None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -7,18 +7,15 @@ failed for good the call stops, and the error holds what was answered until then
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import logging
 import os
-import queue
 import re
-import threading
-import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 from PIL import Image
 from tqdm import tqdm
@@ -56,9 +53,9 @@ class ServersFailed(ValueError):
         answers: What was answered until then, by position; None where nothing was.
     """
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, answers: Sequence[str | None] = ()) -> None:
         super().__init__(message)
-        self.answers: list[str | None] = []
+        self.answers = list(answers)
 
 
 class RequestFailed(Exception):
@@ -71,14 +68,6 @@ class RequestFailed(Exception):
     def __init__(self, reason: str, *, refused: bool = False) -> None:
         super().__init__(reason)
         self.refused = refused
-
-
-class Answer(NamedTuple):
-    """What a model said, and the tokens it took; 0 where the server does not count."""
-
-    text: str
-    tokens_read: int
-    tokens_written: int
 
 
 class ChatServers:
@@ -111,27 +100,20 @@ class ChatServers:
             requests: At a time, to each server.
             max_seconds: For one answer, all attempts and pauses included.
             prices: Of a million tokens read and of a million written, in any currency.
-
-        Raises:
-            ValueError: If there is no address, or no request or time is allowed.
         """
-        if not addresses or requests < 1 or max_seconds <= 0:
-            raise ValueError(
-                f"got {len(addresses)} servers, {requests} requests at a time, {max_seconds:g} s for each;"
-                " expected at least one server, one request and some time"
-            )
         self.model_id = model_id
         self.tokens_read = 0
         self.tokens_written = 0
         self._prices = prices
         self._requests = requests
         self._max_seconds = max_seconds
-        self._servers = [_Server(address.rstrip("/"), max_seconds) for address in dict.fromkeys(addresses)]
+        self._addresses = [address.rstrip("/") for address in dict.fromkeys(addresses)]
+        self._has_miscounted = False
 
     @property
     def at_a_time(self) -> int:
         """Requests that are under way together."""
-        return self._requests * len(self._servers)
+        return self._requests * len(self._addresses)
 
     @property
     def money(self) -> float:
@@ -146,17 +128,7 @@ class ChatServers:
             ValueError: If one does not answer, or has other models.
             ModuleNotFoundError: If the openai package is missing.
         """
-        for server in self._servers:
-            try:
-                offered = server.models()
-            except RequestFailed as error:
-                raise ValueError(f"the server {server.address} cannot be used: {error}") from error
-            if self.model_id not in offered:
-                named = ", ".join(offered[:5]) or "none"
-                raise ValueError(
-                    f"the server {server.address} offers the models {named}, expected {self.model_id!r};"
-                    " name one of them with --caption-model or --rewrite-model"
-                )
+        asyncio.run(self._check())
 
     def describe(self, images: Sequence[Image.Image], prompt: str, *, max_tokens: int) -> list[str]:
         """Describes pictures greedily.
@@ -177,7 +149,7 @@ class ChatServers:
             picture = {"type": "image_url", "image_url": {"url": data_url(image)}}
             return [picture, {"type": "text", "text": prompt}]
 
-        return self._ask(images, content, max_tokens, "captioning")
+        return asyncio.run(self._ask(images, content, max_tokens, "captioning"))
 
     def chat_prompt(self, message: str) -> str:
         """Returns the message: the server puts it into its model's chat template."""
@@ -196,116 +168,88 @@ class ChatServers:
         Raises:
             ServersFailed: If a request failed for good; it holds the texts that were written.
         """
-        return self._ask(prompts, without_template_tokens, max_tokens, "writing")
+        return asyncio.run(self._ask(prompts, without_template_tokens, max_tokens, "writing"))
 
     def release(self) -> None:
         """Has nothing to let go of: the model is not in this process."""
 
-    def _ask(
+    async def _check(self) -> None:
+        async with self._client() as client:
+            for address in self._addresses:
+                there = client.with_options(base_url=address, max_retries=0)
+                try:
+                    listed = await self._said(there.models.with_raw_response.list)
+                    offered = [str(model["id"]) for model in listed["data"]]
+                except RequestFailed as error:
+                    raise ValueError(f"the server {address} cannot be used: {error}") from error
+                except (KeyError, TypeError) as error:
+                    raise ValueError(
+                        f"the server {address} cannot be used: expected a list of models, got"
+                        f" {_quoted(str(listed))}"
+                    ) from error
+                if self.model_id not in offered:
+                    named = ", ".join(offered[:5]) or "none"
+                    raise ValueError(
+                        f"the server {address} offers the models {named}, expected {self.model_id!r};"
+                        " name one of them with --caption-model or --rewrite-model"
+                    )
+
+    async def _ask(
         self, items: Sequence[Item], content_of: Callable[[Item], Any], max_tokens: int, doing: str
     ) -> list[str]:
-        """Sends a request for each item, at most `at_a_time` together, each to the least busy server.
+        """Sends a request for each item: each server has so many workers, who take the next item.
 
-        A thread a request; this one counts, and looks at the deadlines: a request that is late is written
-        off wherever it hangs. The threads are daemons, so that nobody who stops the run waits for them.
         A server that fails is left out, and its requests go to the others while there are any.
         """
         answers: list[str | None] = [None] * len(items)
         waiting = deque(range(len(items)))
-        under_way: dict[object, tuple[int, _Server, float]] = {}  # ticket: row, server, deadline
-        news: queue.SimpleQueue[tuple[object, Answer | Exception]] = queue.SimpleQueue()
-        working = list(self._servers)
-        failure: Exception | None = None
+        working = list(self._addresses)
+        failure = ""
 
-        def send(ticket: object, server: _Server, item: Item) -> None:
-            try:
-                message = {"role": "user", "content": content_of(item)}
-                news.put((ticket, server.complete(self.model_id, message, max_tokens)))
-            except Exception as error:  # raised again in the thread that asked
-                news.put((ticket, error))
-
-        def busy(server: _Server) -> int:
-            return sum(server is other for _, other, _ in under_way.values())
+        async def work(address: str) -> None:
+            nonlocal failure
+            while waiting and not failure and address in working:
+                row = waiting.popleft()
+                try:
+                    there = client.with_options(base_url=address)
+                    answers[row] = await self._answer(there, content_of(items[row]), max_tokens)
+                    bar.update()
+                except RequestFailed as error:
+                    waiting.append(row)
+                    if address in working and (error.refused or len(working) == 1):
+                        failure = failure or f"the server {address} gave no answer: {error}"
+                    elif address in working:
+                        working.remove(address)
+                        log.warning("%s is left out: %s", address, error)
 
         with tqdm(total=len(items), desc=doing, disable=len(items) <= self.at_a_time, leave=False) as bar:
-            while under_way or (waiting and failure is None):
-                while waiting and failure is None:
-                    server = min(working, key=busy)
-                    if busy(server) >= self._requests:
-                        break
-                    row, ticket = waiting.popleft(), object()
-                    under_way[ticket] = (row, server, time.monotonic() + self._max_seconds)
-                    threading.Thread(target=send, args=(ticket, server, items[row]), daemon=True).start()
-                ticket, result = self._next(news, under_way)
-                if ticket not in under_way:
-                    continue  # an answer that was written off
-                row, server, _ = under_way.pop(ticket)
-                if isinstance(result, Answer):
-                    answers[row] = result.text
-                    self.tokens_read += result.tokens_read
-                    self.tokens_written += result.tokens_written
-                    bar.update()
-                elif not isinstance(result, RequestFailed):
-                    failure = failure or result
-                elif server in working and (result.refused or len(working) == 1):
-                    failure = failure or ServersFailed(
-                        f"the server {server.address} gave no answer: {result}; what was done is kept, the"
-                        " same command goes on from here"
-                    )
-                elif failure is None:
-                    waiting.append(row)
-                    if server in working:
-                        working.remove(server)
-                        log.warning("%s is left out: %s", server.address, result)
-        if isinstance(failure, ServersFailed):
-            failure.answers = answers
-        if failure is not None:
-            raise failure
+            async with self._client() as client:
+                while waiting and not failure:  # again for what a server that was left out has put back
+                    await asyncio.gather(*(work(server) for _ in range(self._requests) for server in working))
+        if failure:
+            raise ServersFailed(
+                f"{failure}; what was done is kept, the same command goes on from here", answers
+            )
         return [answer or "" for answer in answers]
 
-    def _next(
-        self,
-        news: queue.SimpleQueue[tuple[object, Answer | Exception]],
-        under_way: dict[object, tuple[int, _Server, float]],
-    ) -> tuple[object, Answer | Exception]:
-        """Waits for the next answer, or for the first request that is late."""
-        ticket = min(under_way, key=lambda each: under_way[each][2])
-        try:
-            return news.get(timeout=max(0.0, under_way[ticket][2] - time.monotonic()))
-        except queue.Empty:
-            return ticket, RequestFailed(f"no whole answer within {self._max_seconds:g} s")
-
-
-class _Server:
-    """One address; threads may share it."""
-
-    def __init__(self, address: str, max_seconds: float) -> None:
-        self.address = address
-        self._max_seconds = max_seconds
-        self._has_miscounted = False
-
-    def models(self) -> list[str]:
-        """Returns the ids of the models that the server offers."""
-        listed = self._said(lambda client: client.with_options(max_retries=0).models.with_raw_response.list())
-        try:
-            return [str(model["id"]) for model in listed["data"]]
-        except (KeyError, TypeError) as error:
-            raise RequestFailed(f"expected a list of models, got {_quoted(str(listed))}") from error
-
-    def complete(self, model_id: str, message: Any, max_tokens: int) -> Answer:
+    async def _answer(self, client: Any, content: Any, max_tokens: int) -> str:
         """Has one message answered greedily."""
-        said = self._said(
-            lambda client: client.chat.completions.with_raw_response.create(
-                model=model_id, messages=[message], max_tokens=max_tokens, temperature=0.0
-            )
+        said = await self._said(
+            client.chat.completions.with_raw_response.create,
+            model=self.model_id,
+            messages=[{"role": "user", "content": content}],
+            max_tokens=max_tokens,
+            temperature=0.0,
         )
         try:
             text = said["choices"][0]["message"].get("content") or ""
             usage = said.get("usage") or {}
-            counts = [usage.get(f"{kind}_tokens") or 0 for kind in ("prompt", "completion")]
+            read, written = (usage.get(f"{kind}_tokens") or 0 for kind in ("prompt", "completion"))
         except (LookupError, TypeError, AttributeError) as error:
             raise RequestFailed(f"expected a chat completion, got {_quoted(str(said))}") from error
-        return Answer(str(text), *map(self._checked, counts))
+        self.tokens_read += self._checked(read)
+        self.tokens_written += self._checked(written)
+        return str(text)
 
     def _checked(self, count: Any) -> int:
         """Returns a count of tokens that can be, 0 for one that cannot: sums of money depend on it."""
@@ -314,25 +258,26 @@ class _Server:
         if not self._has_miscounted:
             self._has_miscounted = True
             log.warning(
-                "%s: got %s tokens for one request, expected 0 to %d: tokens and money will be too low",
-                self.address, _quoted(str(count)), _MAX_COUNTED,
-            )  # fmt: skip
+                "got %s tokens for one request, expected 0 to %d: tokens and money will be too low",
+                _quoted(str(count)),
+                _MAX_COUNTED,
+            )
         return 0
 
-    def _said(self, ask: Callable[[Any], Any]) -> Any:
-        """Returns the JSON that the server answers."""
-        client = self._client
+    async def _said(self, ask: Callable[..., Awaitable[Any]], **options: Any) -> Any:
+        """Returns the JSON that a server answers, within the deadline."""
         import openai
 
+        late = RequestFailed(f"no whole answer within {self._max_seconds:g} s")
         try:
-            response = ask(client)
+            response = await asyncio.wait_for(ask(**options), self._max_seconds)
         except openai.APIStatusError as error:
             status = error.status_code
             hint = f" ({_HINTS[status]})" if status in _HINTS else ""
             said = f"status {status}{hint}: {_quoted(error.response.text)}"
             raise RequestFailed(said, refused=status < 500 and status not in (408, 409, 429)) from error
-        except openai.APITimeoutError as error:
-            raise RequestFailed(f"no whole answer within {self._max_seconds:g} s") from error
+        except (asyncio.TimeoutError, openai.APITimeoutError) as error:
+            raise late from error
         except openai.OpenAIError as error:
             reason = str(error.__cause__ or error) or type(error).__name__
             raise RequestFailed(_quoted(reason)) from error
@@ -341,8 +286,8 @@ class _Server:
         except (ValueError, RecursionError) as error:
             raise RequestFailed(f"expected JSON, got {_quoted(response.text)}") from error
 
-    @cached_property
     def _client(self) -> Any:
+        """Opens a client for one call: its connections live as long as the event loop."""
         try:
             import openai
         except ModuleNotFoundError as error:
@@ -350,11 +295,11 @@ class _Server:
                 "models behind servers need the openai package; run: pip install -r requirements/servers.txt"
             ) from error
         logging.getLogger("openai").setLevel(logging.WARNING)  # it would log whole requests
-        return openai.OpenAI(
-            base_url=self.address,
+        return openai.AsyncOpenAI(
+            base_url=self._addresses[0],
             api_key=_key() or "none",  # else it would send the one in OPENAI_API_KEY
             max_retries=RETRIES,
-            http_client=openai.DefaultHttpxClient(
+            http_client=openai.DefaultAsyncHttpxClient(
                 timeout=openai.Timeout(self._max_seconds, connect=min(CONNECT_SECONDS, self._max_seconds)),
                 follow_redirects=False,  # the key is for this server
             ),

@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ class TextModel:
     Attributes:
         model_id: A name of `PACKAGED`, a hub id, or a local folder.
         name: What makes answers differ: model, and engine or precision.
-        tokens_written: How many tokens it has written so far, padding not counted.
+        tokens_written: So far, padding not counted.
         batches: How many prompts are worked on at a time.
     """
 
@@ -191,11 +192,7 @@ class _TransformersModel:
         self.model = open_model(AutoModelForCausalLM, model_id, quantization, source=source, **options)
         self.tokenizer = tokenizer
         self._model_id = model_id
-        self._line_ends: list[int] | None = None
-        self._shared: tuple[list[int], Any] = (
-            [],
-            None,
-        )  # tokens read once for all, and what was made of them
+        self._shared: tuple[list[int], Any] = ([], None)  # tokens read once for all; what was made of them
 
     @property
     def special_tokens(self) -> list[str]:
@@ -204,12 +201,9 @@ class _TransformersModel:
         Some models list tokens of their template as common ones (Qwen's ``<tool_call>``); common added
         tokens that are plain words stay allowed.
         """
-        added = [
-            token.content
-            for token in self.tokenizer.added_tokens_decoder.values()
-            if token.special or any(sign in token.content for sign in "<>[]|")
-        ]
-        return list(dict.fromkeys((*self.tokenizer.all_special_tokens, *added)))
+        added = self.tokenizer.added_tokens_decoder.values()
+        unsafe = [token.content for token in added if token.special or set(token.content) & set("<>[]|")]
+        return list(dict.fromkeys((*self.tokenizer.all_special_tokens, *unsafe)))
 
     def chat_prompt(self, message: str) -> str:
         """Wraps a message in the model's chat template, the answer's opening included."""
@@ -268,12 +262,12 @@ class _TransformersModel:
         stated = self.model.generation_config.eos_token_id
         listed = stated if isinstance(stated, list) else [stated]
         ends = [end for end in (self.tokenizer.eos_token_id, *listed) if end is not None]
-        if stops_at_line_end:
-            if self._line_ends is None:
-                texts = self.tokenizer.batch_decode([[token] for token in range(len(self.tokenizer))])
-                self._line_ends = [token for token, text in enumerate(texts) if "\n" in text]
-            ends += self._line_ends
-        return list(dict.fromkeys(ends))
+        return list(dict.fromkeys(ends + self._line_ends if stops_at_line_end else ends))
+
+    @cached_property
+    def _line_ends(self) -> list[int]:
+        texts = self.tokenizer.batch_decode([[token] for token in range(len(self.tokenizer))])
+        return [token for token, text in enumerate(texts) if "\n" in text]
 
     def _read_once(self, start: list[int]) -> tuple[list[int], Any]:
         """Returns tokens with what the model keeps of them; nothing where they are too few to matter."""
@@ -302,13 +296,6 @@ def _common_start(rows: list[list[int]]) -> list[int]:
 
 
 def cut(new: list[int], ends: list[int]) -> list[int]:
-    """Returns new tokens up to the first that ends an answer; padding follows it.
-
-    Args:
-        new: What `generate` wrote.
-        ends: Tokens that end an answer.
-    """
-    for place, token in enumerate(new):
-        if token in ends:
-            return new[: place + 1]
-    return new
+    """Returns what `generate` wrote up to the first token that ends an answer; padding follows it."""
+    end = next((place for place, token in enumerate(new) if token in ends), len(new))
+    return new[: end + 1]

@@ -1,4 +1,4 @@
-"""A real OpenAI-compatible server on loopback, ``transformers serve``, and a proxy that does harm."""
+"""OpenAI-compatible servers on loopback: a real one, ``transformers serve``, and one that does harm."""
 
 import contextlib
 import http.client
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -61,22 +62,22 @@ def answers(port):
         connection.close()
 
 
-class FaultProxy:
-    """Stands before a server; each chat request takes the next fault, and is passed on when there is none.
+class FaultServer:
+    """Answers each chat request by its content, until a fault is due.
 
-    A fault is "cut", "slow", "drip", "garbage", "no-choices", "huge", "gone" (for good), or a status with
-    headers and a body.
+    Each request takes the next fault: "cut", "slow", "drip", "gone", or a status with headers and a body.
     """
 
-    def __init__(self, upstream=None):
+    def __init__(self, *models):
         self.faults = []
         self.gone_after = None
+        self.models = (200, {}, json.dumps({"data": [{"id": name} for name in models]}).encode())
         self.arrivals, self.requests, self.headers = [], [], []
         self.under_way = self.max_under_way = 0
         self.hold = threading.Event()  # while it is clear, requests wait
         self.hold.set()
         self._lock = threading.Lock()
-        proxy = self
+        server = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -85,62 +86,47 @@ class FaultProxy:
                 pass
 
             def do_GET(self):
-                self.answer(*proxy.fetch(upstream, "GET", self.path, None))
+                self.answer(*server.models)
 
             def do_POST(self):
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                with proxy._lock:
-                    proxy.arrivals.append(time.monotonic())
-                    proxy.requests.append(json.loads(body))
-                    proxy.headers.append({name.lower(): value for name, value in self.headers.items()})
-                    proxy.under_way += 1
-                    proxy.max_under_way = max(proxy.max_under_way, proxy.under_way)
-                    fault = proxy.faults.pop(0) if proxy.faults else None
-                    if proxy.gone_after is not None and len(proxy.requests) > proxy.gone_after:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with server._lock:
+                    server.arrivals.append(time.monotonic())
+                    server.requests.append(body)
+                    server.headers.append({name.lower(): value for name, value in self.headers.items()})
+                    server.under_way += 1
+                    server.max_under_way = max(server.max_under_way, server.under_way)
+                    fault = server.faults.pop(0) if server.faults else None
+                    if server.gone_after is not None and len(server.requests) > server.gone_after:
                         fault = "gone"
-                try:
-                    proxy.hold.wait(30)
-                    self.harm(fault, body)
-                except OSError:
-                    pass  # whoever asked has hung up
-                finally:
-                    with proxy._lock:
-                        proxy.under_way -= 1
+                server.hold.wait(30)
+                with contextlib.suppress(OSError):  # whoever asked has hung up
+                    self.harm(fault, completion(body))
+                with server._lock:
+                    server.under_way -= 1
 
-            def harm(self, fault, body):
-                if isinstance(fault, tuple):
-                    return self.answer(*fault)
+            def harm(self, fault, said):
+                self.close_connection = isinstance(fault, str)
                 if fault == "gone":
-                    self.close_connection = True
-                    return self.connection.close()
-                if fault == "slow":
-                    time.sleep(3)
-                if fault == "garbage":
-                    return self.answer(200, {}, b"<html>an error page</html>")
-                if fault == "no-choices":
-                    return self.answer(200, {}, b'{"choices": []}')
-                if fault == "huge":
-                    return self.answer(200, {}, b" " * (5 << 20))
-                status, headers, said = proxy.fetch(upstream, "POST", self.path, body)
-                if fault in ("cut", "drip"):
-                    self.send_response(status)
-                    self.send_header("Content-Length", str(len(said)))
-                    self.end_headers()
-                    if fault == "drip":
-                        for letter in said[:30]:
-                            self.wfile.write(bytes([letter]))
-                            time.sleep(0.1)
-                    self.wfile.write(said[: len(said) // 2])
-                    self.close_connection = True
-                    return None
-                return self.answer(status, headers, said)
+                    self.connection.close()
+                elif isinstance(fault, tuple):
+                    self.answer(*fault)
+                else:
+                    whole = fault in (None, "slow")
+                    time.sleep(3 if fault == "slow" else 0)
+                    self.answer(
+                        200, {}, said if whole else said[: len(said) // 2], len(said), fault == "drip"
+                    )
 
-            def answer(self, status, headers, body):
+            def answer(self, status, headers, body, length=None, drips=False):
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
-                self.send_header("Content-Length", str(len(body)))
+                self.send_header("Content-Length", str(length or len(body)))
                 self.end_headers()
+                for letter in body[:30] if drips else b"":
+                    self.wfile.write(bytes([letter]))
+                    time.sleep(0.1)
                 self.wfile.write(body)
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -148,17 +134,13 @@ class FaultProxy:
         self.address = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
-    @staticmethod
-    def fetch(upstream, method, path, body):
-        host = upstream.removeprefix("http://").partition("/")[0]
-        connection = http.client.HTTPConnection(host, timeout=60)
-        try:
-            connection.request(method, path, body, {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            return response.status, {"Content-Type": "application/json"}, response.read()
-        finally:
-            connection.close()
-
     def close(self):
         self._server.shutdown()
         self._server.server_close()
+
+
+def completion(body):
+    """What such a server says: two words of its own for every content."""
+    number = zlib.crc32(json.dumps(body["messages"]).encode())
+    answer = {"choices": [{"message": {"content": f"a red dog number {number}"}}]}
+    return json.dumps(answer | {"usage": {"prompt_tokens": 10, "completion_tokens": 5}}).encode()

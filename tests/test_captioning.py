@@ -1,7 +1,6 @@
 """Captions by the tiny BLIP captioner, and by tiny random models of the hub's kinds."""
 
 import json
-import logging
 import shutil
 from pathlib import Path
 
@@ -43,11 +42,8 @@ def test_blip_describes_as_its_captioner_does(blip_folder):
     assert captions == [one_line(text, MAX_WORDS) or "an image" for text in plain]
     assert len(set(captions)) > 1
     assert captioning.caption([]) == []
-
-
-def test_blip_by_its_file(blip_folder):
-    by_file = Captioning(f"{blip_folder}/captioner.pth", "fp32").caption(pictures()[:2])
-    assert by_file == Captioning(blip_folder, "fp32").caption(pictures()[:2])
+    by_file = Captioning(f"{blip_folder}/captioner.pth", "fp32")
+    assert by_file.caption(images[:2]) == captions[:2]
 
 
 def test_blip_of_the_hub_goes_the_same_way(blip_folder, monkeypatch):
@@ -68,20 +64,9 @@ def test_blip_of_the_hub_goes_the_same_way(blip_folder, monkeypatch):
     assert fetched == ["Salesforce/blip-image-captioning-base"]
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4", True])
-def test_blip_takes_no_bitsandbytes(blip_folder, precision):
+def test_blip_takes_no_bitsandbytes(blip_folder):
     with pytest.raises(ValueError, match=r"got int. for a BLIP captioner, expected fp16, bf16 or fp32"):
-        Captioning(blip_folder, precision).caption(pictures())
-
-
-def test_blip_has_plain_attention_only_and_says_so(blip_folder, caplog):
-    with caplog.at_level(logging.INFO):
-        captioning = Captioning(f"{blip_folder}/", "fp32")
-        captioning.caption(pictures()[:1])
-        captioning.release()
-        captioning.caption(pictures()[:1])
-    said = [message for message in caplog.messages if "attention" in message]
-    assert len(said) == 1 and "attention: eager (Blip" in said[0]
+        Captioning(blip_folder, True).caption(pictures())
 
 
 def test_empty_captions_are_counted(blip_folder, monkeypatch):
@@ -135,14 +120,6 @@ def test_the_prompt_is_the_templates_read_once(vlm_folders, kind):
         assert tokenizer.decode(told).endswith(f"{CAPTION} [/INST]")
     assert (output[:, : ids.shape[1]] == ids).all()
     assert output.shape[1] - ids.shape[1] <= MAX_TOKENS
-
-
-def test_generation_settings_that_come_with_a_model_do_not_change_greedy_decoding(vlm_folders, tmp_path):
-    plain = Captioning(vlm_folders["llava_next"], "fp32").caption(pictures())
-    shutil.copytree(vlm_folders["llava_next"], tmp_path / "model")
-    config = {"do_sample": True, "temperature": 5.0, "repetition_penalty": 3.0, "eos_token_id": 1}
-    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(config))
-    assert Captioning(str(tmp_path / "model"), "fp32").caption(pictures()) == plain
 
 
 def test_every_end_that_the_model_lists_ends_a_caption(vlm_folders, tmp_path):
@@ -208,12 +185,6 @@ def test_the_name_is_what_makes_captions_differ():
         Captioning("some/model", "int2")
     with pytest.raises(ValueError, match="batch size: got 0, expected at least 1"):
         Captioning("some/model", "fp32", batch_size=0)
-
-
-def test_a_missing_model_is_named_in_one_line():
-    with pytest.raises(ValueError, match="the model /no/such cannot be opened, expected a folder") as caught:
-        Captioning("/no/such", "fp32").caption(pictures())
-    assert "\n" not in str(caught.value)
 
 
 def test_a_model_without_eyes_is_named_in_one_line(language_model):

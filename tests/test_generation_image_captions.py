@@ -76,14 +76,6 @@ def test_each_image_is_captioned_once(open_captions, model):
     assert captions.counts() == "11 captions made, 0 reused"
 
 
-def test_another_run_finds_them(open_captions, model):
-    open_captions().captions_of(ids(3, 1))
-    captioner = RedCaptioner(model)
-    captions = open_captions(captioner)
-    assert captions.captions_of(ids(1, 5, 3)) == said(1, 5, 3)
-    assert captioner.batches == [1] and counts(captions) == (2, 1, 0)
-
-
 def test_moved_renamed_and_copied_pictures_are_not_captioned_again(open_captions, images, tmp_path):
     open_captions().captions_of(ids(1, 2, 3))
     images[1].path.rename(tmp_path / "renamed.png")
@@ -127,13 +119,6 @@ def test_a_broken_picture_has_the_empty_caption_and_is_tried_again(open_captions
     for number in (1, 2):
         PILImage.new("RGB", (2, 2), (number, 0, 0)).save(images[number].path)
     assert open_captions().captions_of(ids(0, 1, 2, 3)) == said(0, 1, 2, 3)
-
-
-def test_only_broken_pictures_need_no_captioner(open_captions, images, model):
-    captioner = RedCaptioner(model)
-    images[1].path.write_bytes(b"")
-    assert open_captions(captioner).captions_of(ids(1)) == [""]
-    assert captioner.batches == []
 
 
 def test_a_kill_loses_the_batch_that_was_being_made_alone(open_captions, model):
@@ -188,15 +173,6 @@ def test_other_weights_precision_or_prompt_are_another_captioner(open_captions, 
 def test_an_image_of_another_collection_is_refused(open_captions):
     with pytest.raises(ValueError, match=r"got image id 'other.png', expected one of the collection's 11"):
         open_captions().captions_of(["1.png", "other.png"])
-
-
-def test_a_captioner_that_forgets_one_is_caught(open_captions, model):
-    class Forgetful(RedCaptioner):
-        def caption(self, images):
-            return super().caption(images)[1:]
-
-    with pytest.raises(ValueError, match="zip"):
-        open_captions(Forgetful(model)).captions_of(ids(1, 2))
 
 
 def test_a_model_is_known_by_all_files_that_change_what_it_says(tmp_path):

@@ -116,8 +116,3 @@ def test_captions_and_rewrites_come_out(llava_next, llama, precision):
     check_layers(editing._model._model.model, precision)
     rewrites = editing.rewrite(["a dog", "a cat", "food"], ["a red dog", "a man", "two cups"])
     assert len(rewrites) == 3 and any(rewrites)
-
-
-def test_int8_and_int4_are_other_captioners(llava_next):
-    names = {Captioning(llava_next, precision).name for precision in ("int8", "int4", "fp16")}
-    assert len(names) == 3
