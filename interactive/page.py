@@ -1,14 +1,13 @@
 """The page's routes. Slow work goes to two threads: one searches, the other captions and rewrites.
 
 Every action is answered with the page's main part as it is then: finished if the work took less than a
-second, otherwise saying what is being done and how many are ahead; the browser then waits at ``/progress``.
+second, otherwise saying what is being done and how many are ahead; the browser then asks at ``/progress``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import queue
 import secrets
 import time
 from collections import deque
@@ -23,30 +22,51 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from index.decode import BrokenImage
-from interactive.actions import Action, Actions, integer, sentence
 from interactive.guard import read_body, read_form
-from interactive.pictures import LARGE_PIXELS, MAX_UPLOADED_BYTES, SMALL_PIXELS, jpeg
-from interactive.saved import MAX_BYTES, export_rounds, save_session
-from interactive.search_context import SearchContext, UserError
-from interactive.session import Options, Say, Session
-from interactive.study import Study
-from interactive.view import captions_shown, view
-from interactive.visitors import TooManySessions, Visitor, Visitors, Worker
+from interactive.pictures import LARGE_PIXELS, MAX_UPLOADED_BYTES, SMALL_PIXELS, jpeg, read_upload
+from interactive.saved import MAX_BYTES, export_rounds, open_session, save_session
+from interactive.session import (
+    EDITED,
+    MAX_LETTERS,
+    MAX_SHOWN,
+    Options,
+    Say,
+    SearchContext,
+    Session,
+    UserError,
+    changes_between,
+)
+from interactive.study import Study, measure, with_target
+from interactive.visitors import Closed, State, TooBusy, Visitor, Visitors, Worker
 
 log = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
 COOKIE = "session"
 QUICK_SECONDS = 1.0  # a response waits this long for the work
-POLL_SECONDS = 20.0
-TICK_SECONDS = 0.05
 DESCRIBED_AT_ONCE = 4
+SAMPLES = 12  # pictures of the collection on the empty page
 FILE_BYTES = {"/by-picture": MAX_UPLOADED_BYTES, "/open": MAX_BYTES}  # paths whose body is a file
+STRATEGY_LABELS = {
+    "original": "Your words only",
+    "append": "Append captions",
+    "append-anchored": "Append, anchored to your words",
+    "rewrite": "Rewrite the last query",
+    "rewrite-original": "Rewrite your words",
+    "rewrite-anchored": "Rewrite, anchored to your words",
+    "rewrite-chosen": "Rewrite, best of several",
+    "rocchio": "Move towards liked pictures (Rocchio)",
+    "fusion": "Words, captions and pictures combined",
+    "slerp": "Turn towards the captions (Slerp)",
+}
+
+# Changes a copy of a visitor's state; returns what the visitor should know of the effect, or nothing.
+Action = Callable[[State, Mapping[str, Any], Say], str | None]
 
 
 class Page:
@@ -69,11 +89,11 @@ class Page:
         describe: bool = True,
         names_shown: bool = False,
     ) -> None:
-        """Starts the threads.
+        """Makes the threads.
 
         Args:
             context: The collection and its models.
-            options: Everybody's initial options.
+            options: Everybody's initial options, and those of the study.
             study: Hands out pictures to find.
             describe: Whether all shown pictures are captioned when there is nothing else to do.
             names_shown: Whether the pictures' names in the collection may be shown.
@@ -81,10 +101,11 @@ class Page:
         self.context = context
         self.visitors = Visitors(lambda: Session(context, options))
         self.study = study
-        self._actions = Actions(context, options, study)
+        self.searching, self.writing = Worker("searching"), Worker("writing")
         self._describe = describe
         self._names_shown = names_shown
         self._undescribed: deque[str] = deque(maxlen=256)
+        self._is_describing = False  # whether that waits for its turn
         self._templates = jinja2.Environment(
             loader=jinja2.FileSystemLoader(HERE / "templates"),
             autoescape=True,
@@ -92,11 +113,25 @@ class Page:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self.searching = Worker("searching")
-        self.writing = Worker("writing", idle=self._describe_some)
 
     def app(self) -> Starlette:
         """Returns the ASGI application, still without its `interactive.guard.Guard`."""
+        quick: dict[str, Action] = {
+            "/search": self._search,
+            "/round": lambda state, form, say: _outside_study(state).go_to(_integer(form, "number")),
+            "/options": self._set_options,
+            "/over": lambda state, form, say: _outside_study(state).start_over(),
+            "/open": self._open,
+            "/found": self._found,
+            "/study": self._begin_task,
+            "/give-up": lambda state, form, say: self._end_task(state, found=False),
+        }
+        slow: dict[str, Action] = {
+            "/by-picture": self._search_picture,
+            "/more": lambda state, form, say: _continued(state).next_round(say=say),
+            "/propose": lambda state, form, say: _continued(state).propose(say) and None,
+            "/edited": lambda state, form, say: _continued(state).next_round(form.get("text", ""), say),
+        }
         routes = [
             Route("/", partial(self._html, template="page.html.j2")),
             Route("/view", partial(self._html, template="main.html.j2")),
@@ -109,7 +144,7 @@ class Page:
             Route("/mark", self.mark, methods=["POST"]),
             Mount("/static", StaticFiles(directory=HERE / "static")),
         ]
-        for worker, actions in ((self.searching, self._actions.quick), (self.writing, self._actions.slow)):
+        for worker, actions in ((self.searching, quick), (self.writing, slow)):
             for path, action in actions.items():
                 routes.append(Route(path, self._endpoint(worker, action), methods=["POST"]))
         return Starlette(
@@ -143,30 +178,19 @@ class Page:
     # What a visitor sees
 
     async def _html(self, request: Request, template: str) -> Response:
-        visitor = self.visitors.find(request.cookies.get(COOKIE))
-        # Somebody new is not remembered before they do something.
-        return HTMLResponse(self._render(template, visitor or Visitor("", self.visitors.new_session())))
+        visitor = self.visitors.find(request.cookies.get(COOKIE)) or self.visitors.stranger()
+        return HTMLResponse(self._render(template, visitor))
 
     async def progress(self, request: Request) -> Response:
-        """Answers as soon as something differs from what the browser knows, after `POLL_SECONDS` at most."""
-        visitor = self.visitors.find(request.cookies.get(COOKIE))
-        if visitor is None:
-            return JSONResponse({"state": "gone", "busy": False, "stage": "", "ahead": 0, "captions": {}})
-        known = request.query_params.get("known", "")
-        until = time.monotonic() + POLL_SECONDS
-        visitor.polls += 1
-        poll = visitor.polls
-        while True:
-            busy, (stage, ahead), captions = visitor.is_waiting, visitor.status, captions_shown(visitor)
-            state = f"{busy} {stage} {ahead} {len(captions)}"
-            is_latest = visitor.polls == poll  # a newer poll of the same visitor ends this one
-            if state != known or not is_latest or time.monotonic() > until:
-                return JSONResponse(
-                    {"state": state, "busy": busy, "stage": stage, "ahead": ahead, "captions": captions}
-                )
-            if await request.is_disconnected():
-                return Response(status_code=204)
-            await asyncio.sleep(TICK_SECONDS)
+        """What is being done for a visitor, how many are ahead, and the captions there are by now."""
+        visitor = self._known(request)
+        stage, ahead = visitor.status
+        session = visitor.state.session
+        shown = [self._picture(image_id) for image_id in (session.current.shown_ids if session.turns else ())]
+        captions = {each["number"]: each["caption"] for each in shown if each["caption"]}
+        return JSONResponse(
+            {"busy": visitor.is_waiting, "stage": stage, "ahead": ahead, "captions": captions}
+        )
 
     async def _jpeg(self, request: Request, side: int) -> Response:
         try:
@@ -183,20 +207,20 @@ class Page:
 
     async def save(self, request: Request) -> Response:
         """The session as a file that can be opened again."""
-        return _download(save_session(self._known(request).steady_session), "session.json")
+        return _download(save_session(self._known(request).state.session), "session.json")
 
     async def export(self, request: Request) -> Response:
         """The rounds up to the one on view, as an experiment's records; with the target once declared."""
-        visitor = self._known(request)
-        declared = visitor.verdict["records"] if visitor.verdict else []
-        return _download(export_rounds(declared or visitor.steady_session.records()), "rounds.jsonl")
+        state = self._known(request).state
+        declared = state.verdict["records"] if state.verdict else []
+        return _download(export_rounds(declared or state.session.records()), "rounds.jsonl")
 
     async def measures(self, request: Request) -> Response:
         """The measures of a session whose target was declared."""
-        visitor = self._known(request)
-        if visitor.verdict is None:
+        verdict = self._known(request).state.verdict
+        if verdict is None:
             raise HTTPException(409, "Declare a picture found first.")
-        return JSONResponse(visitor.verdict["measures"], headers=_attachment("measures.json"))
+        return JSONResponse(verdict["measures"], headers=_attachment("measures.json"))
 
     # What a visitor does
 
@@ -205,75 +229,134 @@ class Page:
         form = await read_form(request)
         visitor = self._known(request)
         mark = form.get("mark", "")
-        try:
-            if visitor.is_waiting:
-                raise UserError("wait for the next round")
-            if mark not in ("like", "dislike", "none"):
-                raise UserError(f"mark: got {mark[:20]!r}, expected like, dislike or none")
-            image_id = self.context.id_of(integer(form, "picture"))
-            visitor.session.mark(image_id, mark)  # type: ignore[arg-type]  # checked above
-        except UserError as error:
-            if _is_fetch(request):
-                raise
-            visitor.notice = (sentence(error), True)
-        else:
-            if mark == "like" and self.context.known_caption(image_id) is None:
-                self._undescribed.appendleft(image_id)  # before those that are only shown
-                self.writing.wake()
-        if not _is_fetch(request):
-            return RedirectResponse("/", 303)
-        record = visitor.session.current.record
+        if visitor.is_waiting:
+            raise UserError("wait for the next round")
+        if mark not in ("like", "dislike", "none"):
+            raise UserError(f"mark: got {mark[:20]!r}, expected like, dislike or none")
+        image_id = self.context.id_of(_integer(form, "picture"))
+        visitor.state.session.mark(image_id, mark)  # type: ignore[arg-type]  # checked above
+        if mark == "like":
+            self._undescribed.appendleft(image_id)  # before those that are only shown
+            self._describe_soon()
+        record = visitor.state.session.current.record
         return JSONResponse({"liked": len(record.liked), "disliked": len(record.disliked)})
 
     def _endpoint(self, worker: Worker, action: Action) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
+            form: Mapping[str, Any]
             if (max_bytes := FILE_BYTES.get(request.url.path)) is None:
-                return await self._act(request, worker, action, await read_form(request))
-            words = unquote(request.headers.get("x-words", ""))
-            form = {"file": await read_body(request, max_bytes), "words": words}
-            return await self._act(request, worker, action, form)
+                form = await read_form(request)
+            else:
+                words = unquote(request.headers.get("x-words", ""))
+                form = {"file": await read_body(request, max_bytes), "words": words}
+            token = request.cookies.get(COOKIE)
+            try:
+                visitor = self.visitors.find(token) or self.visitors.welcome()
+                if visitor.is_waiting:
+                    raise HTTPException(409, "Your last request is still being worked on.")
+                visitor.job = worker.submit(partial(self._work, visitor, action, form))
+            except TooBusy as error:
+                headers = {"Retry-After": "5"}
+                raise HTTPException(
+                    429, "Too many people are searching; try again in a moment.", headers
+                ) from error
+            await asyncio.wait([asyncio.wrap_future(visitor.job.future)], timeout=QUICK_SECONDS)
+            response = HTMLResponse(self._render("main.html.j2", visitor))
+            if visitor.token != token:
+                response.set_cookie(COOKIE, visitor.token, httponly=True, samesite="strict", path="/")
+            return response
 
         return endpoint
 
-    async def _act(
-        self, request: Request, worker: Worker, action: Action, form: Mapping[str, Any]
-    ) -> Response:
-        token = request.cookies.get(COOKIE)
+    def _work(self, visitor: Visitor, action: Action, form: Mapping[str, Any], say: Say) -> None:
+        """Does an action in a thread; the state is as before if it fails, and a notice says why."""
+        state, begun = visitor.state.copy(), time.monotonic()
+        task = state.task
         try:
-            visitor = self.visitors.find(token) or self.visitors.welcome()
-            if visitor.is_waiting:
-                raise HTTPException(409, "Your last request is still being worked on.")
-            visitor.before = visitor.session.copy()
-            visitor.job = job = worker.submit(lambda say: self._timed(visitor, action, form, say))
-        except (TooManySessions, queue.Full) as error:
-            raise HTTPException(
-                429, "Too many people are searching; try again in a moment.", headers={"Retry-After": "5"}
-            ) from error
-        until = time.monotonic() + QUICK_SECONDS
-        while not job.future.done() and time.monotonic() < until:
-            await asyncio.sleep(0.005)
-        response = (
-            HTMLResponse(self._render("main.html.j2", visitor))
-            if _is_fetch(request)
-            else RedirectResponse("/", 303)
-        )
-        if visitor.token != token:
-            response.set_cookie(COOKIE, visitor.token, httponly=True, samesite="strict", path="/")
-        return response
+            visitor.notice = (_sentence(action(state, form, say) or ""), False)
+            visitor.state = state
+        except Closed:
+            raise
+        except UserError as error:
+            visitor.notice = (_sentence(error), True)
+        except Exception as error:
+            visitor.notice = (_log_failure(error), True)
+        if task is not None:
+            task.waiting_seconds += time.monotonic() - begun
+        if self._describe and visitor.state.session.turns:
+            self._undescribed.extend(visitor.state.session.current.shown_ids)
+            self._describe_soon()
 
-    def _timed(self, visitor: Visitor, action: Action, form: Mapping[str, Any], say: Say) -> None:
-        begun, task = time.monotonic(), visitor.task
+    def _search(self, state: State, form: Mapping[str, Any], say: Say) -> None:
+        if state.task is not None and state.session.turns:
+            raise UserError("this search has begun; edit the query instead")
+        _continued(state).search(form.get("text", ""), say=say)
+
+    def _search_picture(self, state: State, form: Mapping[str, Any], say: Say) -> None:
+        session = _outside_study(state)
+        say("Reading your picture")
+        session.search(form["words"], read_upload(form["file"]), say)
+
+    def _open(self, state: State, form: Mapping[str, Any], say: Say) -> None:
+        _outside_study(state)
+        state.session = open_session(form["file"].decode("utf-8", errors="replace"), self.context)
+
+    def _set_options(self, state: State, form: Mapping[str, Any], say: Say) -> str:
+        session = _outside_study(state)
         try:
-            action(visitor, form, say)
-        finally:
-            if task is not None:
-                task.waiting_seconds += time.monotonic() - begun
-            if self._describe and visitor.session.turns:
-                self._undescribed.extend(visitor.session.current.shown_ids)
-                self.writing.wake()
+            threshold = float(form["threshold"]) if form.get("threshold") else None
+        except ValueError as error:
+            raise UserError("the minimum similarity is not a number") from error
+        shown, shows_again = _integer(form, "shown"), form.get("shows_again") == "on"
+        return session.set_options(Options(form.get("strategy", ""), shown, threshold, shows_again), say)
 
-    def _describe_some(self) -> bool:
-        """Captions a few pictures that somebody sees; runs in the writing thread when it is idle."""
+    def _found(self, state: State, form: Mapping[str, Any], say: Say) -> None:
+        image_id = self.context.id_of(_integer(form, "picture"))
+        session, task = state.session, state.task
+        session.require_shown(image_id)
+        if task is not None:
+            if image_id != task.target:
+                task.wrong += 1
+                raise UserError("that is a different picture; keep looking")
+            self._end_task(state, found=True)
+            return
+        turns = session.turns[: session.position + 1]
+        records = with_target(turns, image_id, self.context.retriever, "found")
+        state.verdict = {
+            "records": records,
+            "measures": measure(records, len(self.context.ids)),
+            "study": None,
+            "picture": self.context.number_of(image_id),
+        }
+
+    def _begin_task(self, state: State, form: Mapping[str, Any], say: Say) -> None:
+        _outside_study(state)
+        say("Choosing a picture")
+        state.task = self.study.begin(state.name, state.tasks_given)
+        state.session = self.visitors.new_session()
+        state.tasks_given += 1
+
+    def _end_task(self, state: State, found: bool) -> None:
+        if state.task is None:
+            raise UserError("there is no picture to find; begin the study first")
+        state.verdict = {
+            "records": [],
+            "measures": self.study.end(state.task, state.session, found),
+            "study": "found" if found else "abandoned",
+            "picture": self.context.number_of(state.task.target),
+        }
+        state.task, state.session = None, self.visitors.new_session()
+
+    # Behind it
+
+    def _describe_soon(self) -> None:
+        if self._undescribed and not self._is_describing:
+            self._is_describing = True
+            self.writing.submit(self._describe_some, is_visitors=False)
+
+    def _describe_some(self, say: Say) -> None:
+        """Captions a few pictures that somebody sees, and goes on after the visitors who wait."""
+        self._is_describing = False  # first: what is added from here on asks for another turn
         some: dict[str, None] = {}
         while self._undescribed and len(some) < DESCRIBED_AT_ONCE:
             image_id = self._undescribed.popleft()
@@ -281,7 +364,7 @@ class Page:
                 some[image_id] = None
         if some:
             self.context.captions_of(list(some))
-        return bool(some)
+        self._describe_soon()
 
     def _known(self, request: Request) -> Visitor:
         visitor = self.visitors.find(request.cookies.get(COOKIE))
@@ -289,19 +372,64 @@ class Page:
             raise HTTPException(409, "Your session has ended; search again.")
         return visitor
 
+    def _picture(self, image_id: str) -> dict[str, Any]:
+        """Returns what may be said of a picture: its number, and its caption if it has been made."""
+        return {
+            "number": self.context.number_of(image_id),
+            "caption": self.context.known_caption(image_id) or "",
+        }
+
     def _render(self, template: str, visitor: Visitor) -> str:
-        job = visitor.job
-        if job is not None and job.future.done():  # what the work raised becomes a notice, once
-            visitor.job = None
-            if (error := job.future.exception()) is not None:
-                visitor.notice = (
-                    sentence(error) if isinstance(error, UserError) else _log_failure(error),
-                    True,
-                )
-        values = view(visitor, self.study, self._names_shown, self._describe)
-        html = self._templates.get_template(template).render(values)
-        visitor.notice = ("", False)
-        return html
+        is_busy = visitor.is_waiting  # asked first: a state that comes meanwhile is fetched again
+        state, notice = visitor.state, ("", False)
+        if not is_busy:
+            notice, visitor.notice = visitor.notice, notice
+        session, task, ids = state.session, state.task, self.context.ids
+        return self._templates.get_template(template).render(
+            state=state,
+            session=session,
+            turn=session.current if session.turns else None,
+            busy=is_busy,
+            stage=visitor.status[0] or "Working",
+            notice=notice,
+            task=task,
+            task_seconds=int(self.study.clock() - task.begun) if task else 0,
+            context=self.context,
+            picture=self._picture,
+            samples=ids[:: max(1, len(ids) // SAMPLES)][:SAMPLES],
+            strategies=[(name, STRATEGY_LABELS.get(name, name)) for name in self.context.strategies],
+            changes_between=changes_between,
+            names_shown=self._names_shown,
+            describes=self._describe,
+            EDITED=EDITED,
+            MAX_LETTERS=MAX_LETTERS,
+            MAX_SHOWN=MAX_SHOWN,
+        )
+
+
+def _continued(state: State) -> Session:
+    """Returns the session, and forgets the verdict on its earlier rounds."""
+    state.verdict = None
+    return state.session
+
+
+def _outside_study(state: State) -> Session:
+    """Returns the session; refuses what would distort the counts of a study."""
+    if state.task is not None:
+        raise UserError("not while you are looking for a picture; find it, or give up")
+    return _continued(state)
+
+
+def _integer(form: Mapping[str, Any], name: str) -> int:
+    text = form.get(name, "")
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise UserError(f"{name}: got {text[:20]!r}, expected a number")
+    return int(text)
+
+
+def _sentence(clause: object) -> str:
+    text = str(clause)
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
 def _log_failure(error: BaseException) -> str:
@@ -319,14 +447,10 @@ def _attachment(name: str) -> dict[str, str]:
     return {"Content-Disposition": f'attachment; filename="{name}"'}
 
 
-def _is_fetch(request: Request) -> bool:
-    return "x-fragment" in request.headers
-
-
 async def _refused(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         return PlainTextResponse(error.detail, error.status_code, headers=error.headers)
-    return PlainTextResponse(sentence(error), 409)
+    return PlainTextResponse(_sentence(error), 409)
 
 
 async def _failed(request: Request, error: Exception) -> Response:

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from index.decode import FORMATS, BrokenImage, open_image
-from interactive.search_context import UserError
+from interactive.session import UserError
 
 SMALL_PIXELS = 384  # longest side in the grid, sharp on high-density screens
 LARGE_PIXELS = 1024

@@ -10,8 +10,7 @@ from contextlib import ExitStack
 from experiments.run_folder import run_folder
 from experiments.setup import Setup
 from index.faiss_index import ImageIndex
-from interactive.search_context import SearchContext
-from interactive.session import Options
+from interactive.session import Options, SearchContext
 from interactive.study import Study
 from settings import InteractiveSettings
 

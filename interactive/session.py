@@ -7,23 +7,28 @@ The target is unknown while a person searches; `interactive.study.with_target` f
 from __future__ import annotations
 
 import copy
+import hashlib
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from evaluation.report import mark_changes
+from experiments.setup import Setup
 from feedback.history import NextQuery, Strategy
 from feedback.protocols import Protocol
-from feedback.rounds import next_searches, search_round, take_feedback
+from feedback.rounds import Captions, next_searches, search_round, take_feedback
+from feedback.strategies import STRATEGIES
 from feedback.users import View
-from interactive.search_context import SearchContext, UserError
 from records import Feedback, Query, Round
-from retriever import SearchQuery
+from retriever import Retriever, SearchQuery
 
+EDITABLE = tuple(name for name, entry in STRATEGIES.items() if entry.moves_query)
 MAX_SHOWN = 40  # below feedback.rounds.DEPTH: a ranking no longer than what is shown means nothing is left
 MAX_ROUNDS = 50
 MAX_LETTERS = 500  # of a query
@@ -35,6 +40,85 @@ Say = Callable[[str], None]
 
 def _silently(stage: str) -> None:
     """Reports progress to nobody."""
+
+
+class UserError(ValueError):
+    """Something that cannot be done as asked. The message names no path and may be shown to anyone."""
+
+
+@dataclass(frozen=True)
+class SearchContext:
+    """What all sessions share. The models are only used from the threads of `interactive.visitors`.
+
+    Attributes:
+        name: Name of the collection, for people.
+        retriever: Searches the collection.
+        captions: Captions of its pictures; each is made once.
+        describe: Captions a picture from outside the collection.
+        strategy: Returns a strategy by name.
+        paths: The picture files, by image id.
+        strategies: Names of the strategies on offer.
+    """
+
+    name: str
+    retriever: Retriever
+    captions: Captions
+    describe: Callable[[Image.Image], str]
+    strategy: Callable[[str], Strategy]
+    paths: Mapping[str, Path]
+    strategies: tuple[str, ...] = EDITABLE
+    _known_captions: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, setup: Setup, strategy: str) -> SearchContext:
+        """Takes what a person's session needs from an experiment's setup.
+
+        The initial strategy is on offer even if it ranks by scores, which nobody can edit.
+        """
+        settings = setup.settings
+        return cls(
+            name=settings.dataset if settings.split == "all" else f"{settings.dataset} {settings.split}",
+            retriever=setup.retriever,
+            captions=setup.captions,
+            describe=setup.captions.describe,
+            strategy=setup.strategy,
+            paths={image.id: image.path for image in setup.dataset.images},
+            strategies=EDITABLE if strategy in EDITABLE else (*EDITABLE, strategy),
+        )
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """The image ids, by row of the index."""
+        return self.retriever.index.ids
+
+    @cached_property
+    def version(self) -> str:
+        """Identifies the collection in picture URLs, so that no browser cache shows another one's."""
+        return hashlib.sha256("\n".join(self.ids).encode("utf-8", "surrogatepass")).hexdigest()[:8]
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {image_id: row for row, image_id in enumerate(self.ids)}
+
+    def number_of(self, image_id: str) -> int:
+        """Returns a picture's number in URLs and forms: its row in the index; KeyError if it is not there."""
+        return self._numbers[image_id]
+
+    def id_of(self, number: int) -> str:
+        """Returns the id of a picture's number; UserError if the index has no such picture."""
+        if not 0 <= number < len(self.ids):
+            raise UserError(f"picture: got number {number}, expected 0 to {len(self.ids) - 1}")
+        return self.ids[number]
+
+    def captions_of(self, image_ids: Sequence[str]) -> list[str]:
+        """Returns captions, making those that are missing, and remembers them for `known_caption`."""
+        captions = self.captions.captions_of(image_ids)
+        self._known_captions.update(zip(image_ids, captions, strict=True))
+        return captions
+
+    def known_caption(self, image_id: str) -> str | None:
+        """Returns a picture's caption if it has been asked for before; calls no model."""
+        return self._known_captions.get(image_id)
 
 
 @dataclass(frozen=True)
@@ -79,18 +163,14 @@ class Turn:
     Attributes:
         record: The round.
         search: The query as searched: its text, with the vector or scores made from it.
-        strategy: The strategy that produced the query.
-        shows_again: Whether pictures from earlier rounds were candidates.
-        hidden: Number of pictures that the minimum similarity hides.
-        set_aside: Marks of pictures that options now hide; they count again once shown again.
+        options: By which it was searched; their strategy is the one that produced the query.
+        marks: All marks by image id. Those of pictures that the options now hide count again once shown.
     """
 
     record: Round
     search: SearchQuery
-    strategy: str
-    shows_again: bool
-    hidden: int = 0
-    set_aside: Mapping[str, Mark] = field(default_factory=dict)
+    options: Options
+    marks: Mapping[str, Mark] = field(default_factory=dict)
 
     @property
     def shown_ids(self) -> tuple[str, ...]:
@@ -98,10 +178,14 @@ class Turn:
         return self.record.image_ids[: self.record.shown]
 
     @property
-    def marks(self) -> dict[str, Mark]:
-        """All marks by image id, those set aside included."""
-        liked: dict[str, Mark] = dict.fromkeys(self.record.liked, "like")
-        return {**self.set_aside, **liked, **dict.fromkeys(self.record.disliked, "dislike")}
+    def hidden(self) -> int:
+        """Number of pictures that the minimum similarity hides."""
+        return min(self.options.shown, len(self.record.image_ids)) - self.record.shown
+
+    @property
+    def set_aside(self) -> int:
+        """Number of marks on pictures that the options hide."""
+        return sum(mark != "none" and image_id not in self.shown_ids for image_id, mark in self.marks.items())
 
     def with_marks(self, marks: Mapping[str, Mark]) -> Turn:
         """Returns the round with other marks, in the order shown; captions must be asked for again."""
@@ -109,9 +193,8 @@ class Turn:
             tuple(image_id for image_id in self.shown_ids if marks.get(image_id) == kind)
             for kind in ("like", "dislike")
         )
-        set_aside = {image_id: mark for image_id, mark in marks.items() if image_id not in self.shown_ids}
         record = replace(self.record, liked=liked, disliked=disliked, captions=())
-        return replace(self, record=record, set_aside=set_aside)
+        return replace(self, record=record, marks=dict(marks))
 
 
 @dataclass(frozen=True)
@@ -269,17 +352,12 @@ class Session:
             return "the new options apply from the next search on; the rounds so far stay as they are"
         turn = self.current
         coming = NextQuery(turn.search, turn.record.fallback)
-        new = self._search(self._query, self.past, coming, turn.strategy, None, say)
+        new = self._search(self._query, self.past, coming, turn.options.strategy, None, say)
         self.turns[self.position] = new = new.with_marks(turn.marks)
         self.proposal = None
-        if len(new.set_aside) <= len(turn.set_aside):
+        if new.set_aside <= turn.set_aside:
             return ""
-        if len(new.set_aside) == 1:
-            return "1 marked picture is no longer shown; its mark counts again once the options show it again"
-        return (
-            f"{len(new.set_aside)} marked pictures are no longer shown; "
-            "their marks count again once the options show them again"
-        )
+        return f"marks on pictures no longer shown ({new.set_aside}) count again once the options show them"
 
     def go_to(self, number: int) -> None:
         """Steps to another round; later rounds stay until a new one follows this one.
@@ -291,11 +369,24 @@ class Session:
             raise UserError(f"round: got {number + 1}, expected 1 to {len(self.turns)}")
         self.position, self.proposal = number, None
 
-    def resume(self, turns: Sequence[Turn], position: int, picture: np.ndarray | None) -> None:
-        """Continues saved rounds; see `interactive.saved`."""
-        first = turns[0].record
-        self._query = Query(first.query_id, first.text, None, frozenset())
-        self.turns, self.position, self.proposal, self.picture = list(turns), position, None, picture
+    def replay(
+        self, query_id: str, coming: NextQuery, options: Options, marks: Mapping[str, Mark],
+        captions: Sequence[str],
+    ) -> None:  # fmt: skip
+        """Adds a saved round by searching it again; see `interactive.saved`.
+
+        Raises:
+            ValueError: If the search, or the captions of the liked pictures, do not fit.
+        """
+        if self._query is None:
+            self._query = Query(query_id, coming.search.text or "", None, frozenset())
+        self.options = options
+        past = [turn.record for turn in self.turns]
+        turn = self._search(self._query, past, coming, options.strategy, None, _silently).with_marks(marks)
+        if len(captions) not in (0, len(turn.record.liked)):
+            raise ValueError("captions do not fit")
+        record = replace(turn.record, captions=tuple(captions))
+        self.turns.append(replace(turn, record=record, search=coming.search))
 
     def copy(self) -> Session:
         """Returns an independent session in the same state."""
@@ -328,12 +419,12 @@ class Session:
             search = replace(search, vector=search.vector + picture)  # both of unit length: equal weights
         asked, protocol = [NextQuery(search, coming.fallback)], self.options.protocol
         record = search_round([query], [past], asked, len(past), self.context.retriever, protocol)[0]
-        hidden = 0
-        if self.options.threshold is not None and search.scores is None:
-            hidden = sum(score < self.options.threshold for score in record.scores[: record.shown])
-        if hidden:  # hidden pictures were not seen: later rounds may show them, so nothing is exhausted
-            record = replace(record, shown=record.shown - hidden, stop="")
-        return Turn(record, search, strategy, self.options.shows_again, hidden)
+        threshold = self.options.threshold
+        if threshold is not None and search.scores is None:
+            hidden = sum(score < threshold for score in record.scores[: record.shown])
+            if hidden:  # hidden pictures were not seen: later rounds may show them, so nothing is exhausted
+                record = replace(record, shown=record.shown - hidden, stop="")
+        return Turn(record, search, replace(self.options, strategy=strategy))
 
     def _take_feedback(self, say: Say) -> tuple[Query, Strategy]:
         """Records the person's marks, with captions of the liked pictures."""

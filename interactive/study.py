@@ -21,8 +21,7 @@ from typing import Any
 from evaluation.measures import evaluate
 from evaluation.runs import append_rounds, read_rounds
 from files import append_lines, write_json
-from interactive.search_context import SearchContext, UserError
-from interactive.session import Session, Turn
+from interactive.session import SearchContext, Session, Turn, UserError
 from records import Query, Round
 from retriever import Retriever
 
@@ -49,7 +48,7 @@ def with_target(
     """
     records, seen = [], frozenset()
     for number, turn in enumerate(turns):
-        excluded = frozenset() if turn.shows_again else seen
+        excluded = frozenset() if turn.options.shows_again else seen
         is_candidate = target not in excluded
         rank = int(retriever.rank([turn.search], [target], [excluded])[0]) if is_candidate else None
         records.append(

@@ -11,8 +11,7 @@ from typing import TextIO
 from files import write_bytes
 from interactive.pictures import MAX_UPLOADED_BYTES, read_upload
 from interactive.saved import MAX_BYTES, open_session, save_session
-from interactive.search_context import SearchContext, UserError
-from interactive.session import Options, Session
+from interactive.session import Options, SearchContext, Session, UserError
 
 log = logging.getLogger(__name__)
 

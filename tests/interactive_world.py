@@ -11,8 +11,7 @@ from PIL import Image, ImageDraw
 from feedback.strategies import make_strategy
 from feedback.strategies.collection import Collection
 from index.faiss_index import FaissIndex
-from interactive.search_context import SearchContext
-from interactive.session import Options
+from interactive.session import Options, SearchContext
 from interactive.study import Study
 from retriever import Retriever
 

@@ -15,11 +15,11 @@ let searched = "";  // by the last search that worked
 
 // Talking to the server
 
-async function send(address, body, headers = {}) {
+async function send(address, body, headers) {
   const alertLine = $("#alert");
   alertLine.hidden = true;
   try {
-    const answer = await fetch(address, { method: "POST", body, headers: { "X-Fragment": "1", ...headers } });
+    const answer = await fetch(address, { method: "POST", body, headers });
     if (answer.ok) return answer;
     complain(await answer.text());
   } catch {
@@ -92,24 +92,25 @@ function show(html, address) {
   watch();
 }
 
-// Waits at /progress while something is worked on, or captions for the shown pictures are still to come.
+// Asks at /progress while something is worked on, or captions for the shown pictures are still to come.
 async function watch() {
   const turn = ++polling;
-  let known = "";
   const waitsForCaptions = () => $(main().hasAttribute("data-describes") ? "[data-undescribed]" : ".like[data-undescribed]");
-  while (turn === polling && (isBusy() || waitsForCaptions())) {
-    let state;
-    try {
-      const answer = await fetch(`/progress?known=${encodeURIComponent(known)}`);
-      if (!answer.ok) throw new Error(answer.statusText);
-      state = await answer.json();
-    } catch {
-      await new Promise((done) => setTimeout(done, 2000));
-      continue;
-    }
+  let pause = 100, known = "";  // the pause, in milliseconds, grows while nothing is new
+  while (isBusy() || waitsForCaptions()) {
+    await new Promise((done) => setTimeout(done, pause));
     if (turn !== polling) return;
-    known = state.state;
-    if (known === "gone") return;
+    let text = "";
+    try {
+      const answer = await fetch("/progress");
+      if (answer.status === 409) return settle();  // we are not remembered any more
+      if (answer.ok) text = await answer.text();
+    } catch { /* the server may come back */ }
+    if (turn !== polling) return;
+    pause = text && text !== known ? 200 : Math.min(pause * 1.3, isBusy() ? 500 : 2000);
+    if (!text) continue;
+    known = text;
+    const state = JSON.parse(text);
     describe(state.captions);
     if (isBusy() && !state.busy) {
       const answer = await fetch("/view");
