@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TextIO
 
-from records import Image, Query, Skip
+from records import Dataset, Image, Query, Skip
 
 log = logging.getLogger(__name__)
 
@@ -46,46 +46,41 @@ class Line:
     flaw: str = ""  # why it cannot be used; empty when it can
 
 
-@dataclass(frozen=True)
-class Captions:
-    """What a captions file says about some images."""
-
-    images: tuple[Image, ...]  # in the order given, captions filled in
-    queries: tuple[Query, ...]  # one for each usable caption, in the file's order
-    skipped: tuple[Skip, ...]  # lines left out
-
-
-def read_captions(path: Path, images: Sequence[Image], next_command: str) -> Captions:
-    """Reads a captions table for images that are there; see `table_lines` and `caption_images`."""
-    return caption_images(path, table_lines(path, next_command), images, next_command)
-
-
-def caption_images(path: Path, lines: Iterable[Line], images: Sequence[Image], next_command: str) -> Captions:
+def captioned_dataset(
+    name: str,
+    folder: Path,
+    images: Sequence[Image],
+    skipped: tuple[Skip, ...],
+    path: Path,
+    lines: Iterable[Line],
+    next_command: str,
+) -> Dataset:
     """Gives images their captions; each usable caption is a query for the image that it describes.
 
     Args:
-        path: The file, for the messages.
-        lines: Of it, with the images' ids for names.
+        name: The dataset's.
+        folder: Of its images.
         images: The collection.
+        skipped: What was left out so far.
+        path: The captions file, for the messages.
+        lines: Of it, with the images' ids for names.
         next_command: What to do when the file is of no use; ends the error message.
 
     Returns:
-        Images with captions, queries with id `image_name#comment_number`, and the lines left out.
+        Images with captions, queries with id `image_name#comment_number`, and all that was left out.
 
     Raises:
         ValueError: If no line can be used.
     """
-    used, skipped = usable_lines(path, lines, {image.id for image in images}, next_command)
+    used, left_out = usable_lines(path, lines, {image.id for image in images}, next_command)
     captions: dict[str, list[str]] = {}
+    queries = []
     for line in used:
         captions.setdefault(line.image_name, []).append(line.comment)
-    queries = (
-        Query(f"{name}#{line.comment_number}", line.comment, name, frozenset({name}))
-        for line in used
-        for name in [line.image_name]
-    )
-    captioned = (replace(image, captions=tuple(captions.get(image.id, ()))) for image in images)
-    return Captions(tuple(captioned), tuple(queries), skipped)
+        query_id = f"{line.image_name}#{line.comment_number}"
+        queries.append(Query(query_id, line.comment, line.image_name, frozenset({line.image_name})))
+    captioned = tuple(replace(image, captions=tuple(captions.get(image.id, ()))) for image in images)
+    return Dataset(name, folder, captioned, tuple(queries), skipped + left_out)
 
 
 def usable_lines(
@@ -101,7 +96,7 @@ def usable_lines(
         path: The file, for the messages.
         lines: Of it.
         known: Image names that are there.
-        next_command: What to do when the file is of no use; ends the error message.
+        next_command: As for `captioned_dataset`.
         unknown: What to say of a name that is not known.
 
     Returns:
@@ -169,7 +164,7 @@ def table_lines(path: Path, next_command: str) -> Iterator[Line]:
         path: UTF-8, with or without a byte order mark, any line ends. The first line that is not empty names
             the columns, unless it is a token file. Without a column of numbers, an image's comments are
             numbered from 0 in the file's order.
-        next_command: What to do when the file is of no use; ends the error messages.
+        next_command: As for `captioned_dataset`.
 
     Yields:
         Lines; with a flaw where the number of fields is not that of the columns.

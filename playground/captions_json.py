@@ -66,13 +66,7 @@ def read_lists(path: Path, keys: Sequence[str], form: str, next_command: str) ->
 def coco_lines(path: Path, next_command: str) -> Iterator[Line]:
     """Reads COCO's captions; an image's comments are numbered from 0 in COCO's order.
 
-    Args:
-        path: Such as `captions_val2017.json`.
-        next_command: What to do when the file is of no use; ends the error messages.
-
-    Raises:
-        FileNotFoundError: If the file is missing.
-        ValueError: If it is not of this form.
+    Arguments and errors are those of `read_lists`.
     """
     form = "COCO's captions: an object with images (id, file_name) and annotations (image_id, caption)"
     images, annotations = read_lists(path, ("images", "annotations"), form, next_command)
@@ -95,18 +89,10 @@ def coco_lines(path: Path, next_command: str) -> Iterator[Line]:
 
 
 def split_images(path: Path, next_command: str) -> tuple[SplitImage, ...]:
-    """Reads a Karpathy file.
-
-    Args:
-        path: Such as `dataset_flickr30k.json`.
-        next_command: What to do when the file is of no use; ends the error messages.
-
-    Returns:
-        Its images, in the file's order.
+    """Returns the images of a Karpathy file, in its order; arguments and errors are those of `read_lists`.
 
     Raises:
-        FileNotFoundError: If the file is missing.
-        ValueError: If it is not of this form, or an image lacks its name, its split or its sentences.
+        ValueError: Also if an image lacks its name, its split or its sentences.
     """
     form = "Karpathy's splits: an object with images (filename, split, sentences)"
     (entries,) = read_lists(path, ("images",), form, next_command)

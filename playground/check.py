@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from records import Dataset
 from settings import DATA_FOLDER, DEFAULT_SPLITS
@@ -17,14 +16,6 @@ from settings import DATA_FOLDER, DEFAULT_SPLITS
 log = logging.getLogger(__name__)
 
 _LISTED = 10
-
-
-class Size(NamedTuple):
-    """How much a whole split holds, by the word of its authors."""
-
-    images: int
-    queries: int
-    of: str = "the whole split"
 
 
 @dataclass(frozen=True)
@@ -36,7 +27,7 @@ class Check:
         read: Its reader.
         how_to_get: Where its files come from and go; printed when it is not usable.
         pieces: What may lie in its folder, and what it is for; the path of a folder ends in a slash.
-        sizes: Of its splits, where known; several where the reader serves several datasets.
+        sizes: What its whole splits hold, by the word of their authors, as far as known.
         download: Command that gets it, if there is one.
     """
 
@@ -44,13 +35,8 @@ class Check:
     read: Callable[[Path, str], Dataset]
     how_to_get: str
     pieces: Mapping[str, str]
-    sizes: Mapping[str, tuple[Size, ...]] = field(default_factory=dict)
+    sizes: Mapping[str, str] = field(default_factory=dict)
     download: str = ""
-
-    @property
-    def default_split(self) -> str:
-        """Read when none is asked for."""
-        return DEFAULT_SPLITS.get(self.name, "all")
 
     def parser(self) -> argparse.ArgumentParser:
         """Returns the command line; a dataset may add to it."""
@@ -60,7 +46,7 @@ class Check:
             epilog=self.how_to_get,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        root, split = DATA_FOLDER / self.name, self.default_split
+        root, split = DATA_FOLDER / self.name, DEFAULT_SPLITS.get(self.name, "all")
         parser.add_argument("--root", type=Path, default=root, help=f"its folder (default: {root})")
         parser.add_argument("--split", default=split, help=f"the part to read (default: {split})")
         return parser
@@ -71,11 +57,7 @@ class Check:
         return self.run(options.root, options.split)
 
     def run(self, root: Path, split: str) -> int:
-        """Reads the dataset and reports on it.
-
-        Returns:
-            The exit status: 0 when the dataset is usable, else 1.
-        """
+        """Reads the dataset and reports on it; returns the exit status: 0 when it is usable, else 1."""
         start_log()
         log.info("%s in %s", self.name, root)
         for path, use in self.pieces.items():
@@ -87,20 +69,12 @@ class Check:
             if self.download:
                 log.info("next: %s", self.download)
             return 1
-        self._report(dataset, split)
-        flags = f" --dataset {self.name}"
-        flags += f" --root {shlex.quote(str(root))}" if root != DATA_FOLDER / self.name else ""
-        flags += f" --split {split}" if split != self.default_split else ""
-        log.info("next: python embed_image_as_faiss.py%s", flags)
-        return 0
-
-    def _report(self, dataset: Dataset, split: str) -> None:
-        images, queries, skipped = len(dataset.images), len(dataset.queries), dataset.skipped
+        skipped = dataset.skipped
         log.info(
             "usable: %d images (%d without a caption), %d queries, %d left out (split %s)",
-            images,
+            len(dataset.images),
             sum(not image.captions for image in dataset.images),
-            queries,
+            len(dataset.queries),
             len(skipped),
             split,
         )
@@ -108,10 +82,13 @@ class Check:
             log.info("  left out: %s: %s", skip.what, skip.why)
         if len(skipped) > _LISTED:
             log.info("  and %d more", len(skipped) - _LISTED)
-        sizes = self.sizes.get(split, ())
-        if not any((whole.images, whole.queries) == (images, queries) for whole in sizes):
-            for whole in sizes:
-                log.info("%s has %d images and %d queries", whole.of, whole.images, whole.queries)
+        if split in self.sizes:
+            log.info("the whole split has %s", self.sizes[split])
+        flags = f" --dataset {self.name}"
+        flags += f" --root {shlex.quote(str(root))}" if root != DATA_FOLDER / self.name else ""
+        flags += f" --split {split}" if split != DEFAULT_SPLITS.get(self.name, "all") else ""
+        log.info("next: python embed_image_as_faiss.py%s", flags)
+        return 0
 
 
 def start_log() -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from playground.captions import CAPTIONS_FILE, Line, caption_images, table_lines
+from playground.captions import CAPTIONS_FILE, captioned_dataset, table_lines
 from playground.captions_json import split_images, split_lines
-from playground.check import Check, Size
+from playground.check import Check
 from playground.image_folder import list_images
 from records import Dataset
 
@@ -18,18 +18,14 @@ IMAGE_FOLDERS = ("flickr30k_images", "Images", "Flicker8k_Dataset")
 CAPTIONS_FILES = (
     CAPTIONS_FILE, "results.csv", "captions.txt", "results_20130124.token", "Flickr8k.token.txt",
 )  # fmt: skip
-SPLIT_FILE = "dataset_flickr30k.json"
-SPLIT_LISTS = {
-    "train": "Flickr_8k.trainImages.txt",
-    "val": "Flickr_8k.devImages.txt",
-    "test": "Flickr_8k.testImages.txt",
-}
+SPLIT_FILES = ("dataset_flickr30k.json", "dataset_flickr8k.json")
+SPLITS = ("train", "val", "test")
 # The 158,915th caption of "all" is line 20,001 of Kaggle's results.csv, which lacks a separator.
 SIZES = {
-    "all": (Size(31_783, 158_915, "Flickr30k"), Size(8_091, 40_455, "Flickr8k")),
-    "train": (Size(29_000, 145_000, "Flickr30k's split"), Size(6_000, 30_000, "Flickr8k's split")),
-    "val": (Size(1_014, 5_070, "Flickr30k's split"), Size(1_000, 5_000, "Flickr8k's split")),
-    "test": (Size(1_000, 5_000),),
+    "all": "31,783 images and 158,915 queries, Flickr8k 8,091 and 40,455",
+    "train": "29,000 images and 145,000 queries, Flickr8k's 6,000 and 30,000",
+    "val": "1,014 images and 5,070 queries, Flickr8k's 1,000 and 5,000",
+    "test": "1,000 images and 5,000 queries",
 }
 DOWNLOAD = "bash playground/download_flickr30k.sh"
 HOW_TO_GET = f"""Flickr30k: {DOWNLOAD}
@@ -45,50 +41,40 @@ def read(root: Path, split: str) -> Dataset:
     """Reads Flickr30k, or Flickr8k.
 
     Args:
-        root: Holds one of `IMAGE_FOLDERS`, and the first there is of `CAPTIONS_FILES` and Karpathy's file.
-        split: "all"; or, with Karpathy's file or Flickr8k's `SPLIT_LISTS`, "train", "val" or "test".
+        root: Holds one of `IMAGE_FOLDERS`, and the first there is of `CAPTIONS_FILES` or Karpathy's file.
+        split: "all"; or, with Karpathy's file, one of `SPLITS`.
 
     Raises:
         FileNotFoundError: If the folder, or the file with captions or splits, is missing.
         ValueError: If the split is another, or the data is of no use.
     """
-    if split not in ("all", *SPLIT_LISTS):
-        raise ValueError(f"flickr30k: got split {split!r}, expected one of all, {', '.join(SPLIT_LISTS)}")
+    if split not in ("all", *SPLITS):
+        raise ValueError(f"flickr30k: got split {split!r}, expected one of all, {', '.join(SPLITS)}")
     folder = next((root / name for name in IMAGE_FOLDERS if (root / name).is_dir()), root / IMAGE_FOLDERS[0])
     if (folder / folder.name).is_dir():  # as archives have it
         folder = folder / folder.name
     images, skipped = list_images(folder, _ADVICE)
-    path, lines = _captions_file(root, split)
-    if split != "all":
-        if path.name == SPLIT_FILE:
-            names = {image.name for image in split_images(path, _ADVICE) if image.split == split}
-        else:
-            names = set((root / SPLIT_LISTS[split]).read_text(encoding="utf-8-sig").split())
-            lines = [line for line in lines if line.image_name in names]
-        images = tuple(image for image in images if image.id in names)
-    captions = caption_images(path, lines, images, _ADVICE)
-    return Dataset("flickr30k", folder, captions.images, captions.queries, skipped + captions.skipped)
-
-
-def _captions_file(root: Path, split: str) -> tuple[Path, list[Line]]:
-    """Finds the captions; Karpathy's where a split is asked for that Flickr8k's lists do not name."""
     places = (root, *(root / name for name in IMAGE_FOLDERS))
     tables = [place / name for place in places for name in CAPTIONS_FILES if (place / name).exists()]
-    path = root / SPLIT_FILE
-    if tables and (split == "all" or ((root / SPLIT_LISTS[split]).exists() and not path.exists())):
-        return tables[0], list(table_lines(tables[0], _ADVICE))
-    if split == "all" and not path.exists():
-        raise FileNotFoundError(
-            f"{root}: no captions file, expected one of {', '.join((*CAPTIONS_FILES, SPLIT_FILE))}; {_ADVICE}"
-        )
-    wanted = [image for image in split_images(path, _ADVICE) if split in ("all", image.split)]
-    return path, list(split_lines(wanted, lambda image: image.name))
+    path = next((root / name for name in SPLIT_FILES if (root / name).exists()), root / SPLIT_FILES[0])
+    if split == "all" and tables:
+        path, lines = tables[0], table_lines(tables[0], _ADVICE)
+    elif split == "all" and not path.exists():
+        named = ", ".join((*CAPTIONS_FILES, SPLIT_FILES[0]))
+        raise FileNotFoundError(f"{root}: no captions file, expected one of {named}; {_ADVICE}")
+    else:
+        wanted = [image for image in split_images(path, _ADVICE) if split in ("all", image.split)]
+        lines = split_lines(wanted, lambda image: image.name)
+        if split != "all":
+            names = {image.name for image in wanted}
+            images = tuple(image for image in images if image.id in names)
+    return captioned_dataset("flickr30k", folder, images, skipped, path, lines, _ADVICE)
 
 
 if __name__ == "__main__":
     PIECES = {
         f"{IMAGE_FOLDERS[0]}/": "the pictures",
         **dict.fromkeys(CAPTIONS_FILES, "captions, one of these files is enough"),
-        SPLIT_FILE: "Karpathy's captions and splits",
+        SPLIT_FILES[0]: "Karpathy's captions and splits",
     }
-    sys.exit(Check("flickr30k", read, HOW_TO_GET, PIECES, sizes=SIZES, download=DOWNLOAD).main())
+    sys.exit(Check("flickr30k", read, HOW_TO_GET, PIECES, SIZES, DOWNLOAD).main())

@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from playground.captions import CAPTIONS_FILE, read_captions
+from playground.captions import CAPTIONS_FILE, captioned_dataset, table_lines
 from playground.check import Check
 from records import Dataset, Image, Skip
 
@@ -42,8 +42,8 @@ def read(root: Path, split: str) -> Dataset:
     images, skipped = list_images(root, _ADVICE)
     if not (root / CAPTIONS_FILE).exists():
         return Dataset("image_folder", root, images, (), skipped)
-    captions = read_captions(root / CAPTIONS_FILE, images, _ADVICE)
-    return Dataset("image_folder", root, captions.images, captions.queries, skipped + captions.skipped)
+    path = root / CAPTIONS_FILE
+    return captioned_dataset("image_folder", root, images, skipped, path, table_lines(path, _ADVICE), _ADVICE)
 
 
 def list_images(

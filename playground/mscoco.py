@@ -10,9 +10,9 @@ import re
 import sys
 from pathlib import Path
 
-from playground.captions import CAPTIONS_FILE, caption_images, table_lines
+from playground.captions import CAPTIONS_FILE, captioned_dataset, table_lines
 from playground.captions_json import SplitImage, coco_lines, split_images, split_lines
-from playground.check import Check, Size
+from playground.check import Check
 from playground.image_folder import list_images
 from records import Dataset, Image, Skip
 
@@ -22,7 +22,10 @@ SPLIT_FILE = "dataset_coco.json"
 SPLIT_FOLDERS = ("val2014", "train2014", "val2017", "train2017")
 FOLD_SIZE = 1000
 SPLITS = ("train", "restval", "val", "test", *(f"test-1k-{fold}" for fold in range(1, 6)))
-SIZES = {"all": (Size(5_000, 25_014),), "val": (Size(5_000, 25_010),), "test": (Size(5_000, 25_010),)}
+SIZES = {
+    "all": "5,000 images and 25,014 queries",
+    **dict.fromkeys(("val", "test"), "5,000 images and 25,010 queries"),
+}
 DOWNLOAD = "bash playground/download_mscoco.sh"
 HOW_TO_GET = f"""MSCOCO: {DOWNLOAD}
 or unpack val2017.zip and annotations_trainval2017.zip (https://cocodataset.org/#download) into
@@ -65,8 +68,7 @@ def read(root: Path, split: str) -> Dataset:
         there = by_number.get(image.coco_id)
         return there.id if there else image.name
 
-    captions = caption_images(path, split_lines(wanted, id_of), images, _ADVICE)
-    return Dataset("mscoco", root, captions.images, captions.queries, skipped + captions.skipped)
+    return captioned_dataset("mscoco", root, images, skipped, path, split_lines(wanted, id_of), _ADVICE)
 
 
 def _read_val2017(root: Path) -> Dataset:
@@ -78,8 +80,7 @@ def _read_val2017(root: Path) -> Dataset:
             f"{root}: no captions file, expected one of {', '.join(CAPTIONS_FILES)}; {_ADVICE}"
         )
     lines = (coco_lines if path.suffix == ".json" else table_lines)(path, _ADVICE)
-    captions = caption_images(path, lines, images, _ADVICE)
-    return Dataset("mscoco", folder, captions.images, captions.queries, skipped + captions.skipped)
+    return captioned_dataset("mscoco", folder, images, skipped, path, lines, _ADVICE)
 
 
 def _numbered_images(root: Path) -> tuple[dict[int | None, Image], tuple[Skip, ...]]:
@@ -107,4 +108,4 @@ if __name__ == "__main__":
         **dict.fromkeys(CAPTIONS_FILES, "captions of val2017, one of these files is enough"),
         SPLIT_FILE: "Karpathy's captions and splits",
     }
-    sys.exit(Check("mscoco", read, HOW_TO_GET, PIECES, sizes=SIZES, download=DOWNLOAD).main())
+    sys.exit(Check("mscoco", read, HOW_TO_GET, PIECES, SIZES, DOWNLOAD).main())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from playground.captions import Line, table_lines, usable_lines
@@ -56,7 +56,7 @@ def read(root: Path, split: str) -> Dataset:
         FileNotFoundError: If frames or sentences are missing.
         ValueError: If the split is another, the data is of no use, or videos wait for the extraction.
     """
-    path, all_lines = _sentences(root, split)
+    path, all_lines, everything = _sentences(root, split)
     frames, skipped = _frames(root)
     named = {line.image_name for line in all_lines}
     broken = tuple(skip for skip in read_broken(root / FRAME_FOLDER) if skip.what in named)
@@ -67,10 +67,17 @@ def read(root: Path, split: str) -> Dataset:
             f"{waiting[0]}; go on with: {_EXTRACT} --split {split}"
         )
     lines, left_out = usable_lines(path, all_lines, frames, _ADVICE, "no frames of the video")
-    wanted = dict.fromkeys(line.image_name for line in lines)
-    captions = _captions(root, wanted, lines)
+    captions: dict[str, list[str]] = {line.image_name: [] for line in lines}  # of all that is there
+    for line in everything:
+        if line.image_name in captions and not line.flaw and line.comment.strip():
+            captions[line.image_name].append(" ".join(line.comment.split()))
+    for line in lines:
+        if line.comment not in captions[line.image_name]:
+            captions[line.image_name].append(line.comment)
     images = tuple(
-        Image(frame.id, frame.path, captions[video]) for video in wanted for frame in frames[video]
+        Image(frame.id, frame.path, tuple(said))
+        for video, said in captions.items()
+        for frame in frames[video]
     )
     queries = tuple(
         Query(
@@ -94,8 +101,7 @@ def extract(root: Path, split: str, per_video: int = PER_VIDEO) -> None:
 
     Raises:
         FileNotFoundError: If videos or sentences are missing.
-        ModuleNotFoundError: If PyAV is missing.
-        ValueError: If the split is another, or there are frames taken otherwise.
+        ModuleNotFoundError, ValueError: As `extract_frames`, and if the split is another.
     """
     videos, skipped = list_videos(root)
     if not videos:
@@ -148,70 +154,50 @@ def _frames(root: Path) -> tuple[dict[str, list[Image]], tuple[Skip, ...]]:
     return frames, skipped
 
 
-def _sentences(root: Path, split: str) -> tuple[Path, list[Line]]:
+def _sentences(root: Path, split: str) -> tuple[Path, list[Line], list[Line]]:
+    """Returns the file of a split, the lines of the split, and all lines of the JSON files that are there."""
     if split not in SPLITS:
         raise ValueError(f"msrvtt: got split {split!r}, expected one of {', '.join(SPLITS)}")
+    paths = [root / name for name in SENTENCE_FILES if (root / name).is_file()]
+    if paths and paths[0].name == SENTENCE_FILES[0]:  # it holds all
+        paths = paths[:1]
+    known = [pair for path in paths for pair in _json_lines(path)]
+    everything = [line for line, _ in known]
     if split == ONE_SENTENCE_SPLIT:
-        return root / TEST_FILE, list(table_lines(root / TEST_FILE, _ADVICE))
-    paths = _sentence_files(root)
+        return root / TEST_FILE, list(table_lines(root / TEST_FILE, _ADVICE)), everything
     if not paths:
         raise FileNotFoundError(
             f"{root}: no sentences, expected {SENTENCE_FILES[0]}, or {' and '.join(SENTENCE_FILES[1:])}; "
             f"{_ADVICE}"
         )
-    lines = [line for path in paths for line in _json_lines(path, split)]
-    if split != "all" and not any(line.image_name for line in lines):
-        found = Counter(name for path in paths for name in _splits_of(path).values())
-        listed = ", ".join(f"{count} of {name!r}" for name, count in found.most_common(3))
+    if split != "all" and not any(own == split for _, own in known):
+        found = Counter(own for line, own in known if not line.flaw)
+        listed = ", ".join(f"{count} of {own!r}" for own, count in found.most_common(3))
         raise ValueError(
-            f"{paths[0]}: got videos {listed or 'of no split'}, expected some of {split!r}; put "
+            f"{paths[0]}: got sentences {listed or 'of no split'}, expected some of {split!r}; put "
             f"{' and '.join(SENTENCE_FILES[1:])} in its place, or use --split {ONE_SENTENCE_SPLIT}"
         )
-    return paths[0], lines
+    return paths[0], [line for line, own in known if line.flaw or split in ("all", own)], everything
 
 
-def _sentence_files(root: Path) -> list[Path]:
-    paths = [root / name for name in SENTENCE_FILES if (root / name).is_file()]
-    return paths[:1] if paths and paths[0].name == SENTENCE_FILES[0] else paths  # it holds all
-
-
-def _json_lines(path: Path, split: str) -> Iterator[Line]:
-    (sentences,) = read_lists(path, ("sentences",), _FORM, _ADVICE)
-    split_of = _splits_of(path)
-    numbers: Counter[str] = Counter()
-    for place, sentence in enumerate(sentences):
-        where, video, caption = f"sentence {place}", sentence.get("video_id"), sentence.get("caption")
-        if not isinstance(video, str) or not isinstance(caption, str):
-            yield Line(where, "", flaw="not of the expected form")
-            continue
-        if video not in split_of:
-            yield Line(where, video, flaw="the file does not name this video")
-        elif split in ("all", split_of[video]):
-            yield Line(where, video, str(numbers[video]), caption)
-        numbers[video] += 1
-
-
-def _splits_of(path: Path) -> dict[str, str]:
-    """Returns the split of each video that a file names."""
-    (videos,) = read_lists(path, ("videos",), _FORM, _ADVICE)
-    return {
+def _json_lines(path: Path) -> Iterator[tuple[Line, str]]:
+    """Yields the sentences of a JSON file, each with the split of its video."""
+    videos, sentences = read_lists(path, ("videos", "sentences"), _FORM, _ADVICE)
+    split_of = {
         video["video_id"]: str(video.get("split"))
         for video in videos
         if isinstance(video.get("video_id"), str)
     }
-
-
-def _captions(root: Path, wanted: Mapping[str, None], lines: tuple[Line, ...]) -> dict[str, tuple[str, ...]]:
-    """Returns all sentences of each video: of the JSON files where they are there, else of these lines."""
-    texts: dict[str, list[str]] = {video: [] for video in wanted}
-    for path in _sentence_files(root):
-        for line in _json_lines(path, "all"):
-            if line.image_name in texts and not line.flaw and line.comment.strip():
-                texts[line.image_name].append(" ".join(line.comment.split()))
-    for line in lines:
-        if line.comment not in texts[line.image_name]:
-            texts[line.image_name].append(line.comment)
-    return {video: tuple(of_video) for video, of_video in texts.items()}
+    numbers: Counter[str] = Counter()
+    for place, sentence in enumerate(sentences):
+        where, video, caption = f"sentence {place}", sentence.get("video_id"), sentence.get("caption")
+        if not isinstance(video, str) or not isinstance(caption, str):
+            yield Line(where, "", flaw="not of the expected form"), ""
+        elif video not in split_of:
+            yield Line(where, video, flaw="the file does not name this video"), ""
+        else:
+            yield Line(where, video, str(numbers[video]), caption), split_of[video]
+            numbers[video] += 1
 
 
 def _main() -> int:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PER_VIDEO = 8
-SAME_WITHIN = 4  # of 64 bits
+SAME_WITHIN = 4  # of 64 bits: a frame that near to an earlier one of its video is dropped
 BROKEN_FILE = "broken_videos.csv"
 _SETTINGS_FILE = "frames.json"
 _JPEG_QUALITY = 92
@@ -48,29 +48,22 @@ class Extraction:
     broken: tuple[Skip, ...]  # videos that gave no frame or too few, and why
 
 
-def extract_frames(
-    videos: Mapping[str, Path], folder: Path, per_video: int = PER_VIDEO, same_within: int = SAME_WITHIN
-) -> Extraction:
+def extract_frames(videos: Mapping[str, Path], folder: Path, per_video: int = PER_VIDEO) -> Extraction:
     """Takes the frames of videos, or of those that are not there yet.
 
     Args:
         videos: File by name; the name becomes that of the folder with its frames.
         folder: Where to write.
         per_video: Frames to take of each, before near-duplicates are dropped.
-        same_within: A frame is dropped if its `difference_hash` differs in at most so many of 64 bits from
-            that of an earlier frame of the video; -1 drops none.
 
     Raises:
         ModuleNotFoundError: If PyAV is missing.
-        ValueError: If a number is out of range, or the folder holds frames taken with others.
+        ValueError: If the number is out of range, or the folder holds frames taken with another.
     """
-    if per_video < 1 or not -1 <= same_within < 64:
-        raise ValueError(
-            f"got {per_video} frames a video, the same within {same_within} bits; expected at least 1 frame "
-            "and -1 to 63 bits"
-        )
+    if per_video < 1:
+        raise ValueError(f"got {per_video} frames a video, expected at least 1")
     _import_av()  # before a folder is made
-    _claim(folder, {"per_video": per_video, "same_within": same_within})
+    _claim(folder, {"per_video": per_video, "same_within": SAME_WITHIN})
     broken = {skip.what: skip.why for skip in read_broken(folder)}
     open_ones = [name for name in videos if not (folder / name).is_dir()]
     written = dropped = 0
@@ -79,7 +72,7 @@ def extract_frames(
         broken.pop(name, None)
         if flaw:
             broken[name] = flaw
-        kept = drop_duplicates(frames, same_within)
+        kept = drop_duplicates(frames)
         dropped += len(frames) - len(kept)
         written += len(kept)
         if kept:
@@ -130,13 +123,13 @@ def sample_frames(path: Path, count: int) -> tuple[list[tuple[int, Picture]], st
     return frames, ""
 
 
-def drop_duplicates(frames: list[tuple[int, Picture]], same_within: int) -> list[tuple[int, Picture]]:
-    """Drops frames whose `difference_hash` differs from an earlier one's in at most `same_within` bits."""
+def drop_duplicates(frames: list[tuple[int, Picture]]) -> list[tuple[int, Picture]]:
+    """Drops frames whose `difference_hash` differs from an earlier one's in at most `SAME_WITHIN` bits."""
     kept: list[tuple[int, Picture]] = []
     hashes: list[int] = []
     for place, picture in frames:
         own = difference_hash(picture)
-        if all((own ^ other).bit_count() > same_within for other in hashes):
+        if all((own ^ other).bit_count() > SAME_WITHIN for other in hashes):
             kept.append((place, picture))
             hashes.append(own)
     return kept

@@ -99,7 +99,6 @@ def test_flickr30k_is_fetched_counted_put_in_place_and_checked(kaggle):
 
 HOSTILE = {
     "a way up": (["flickr30k_images/../../outside.jpg"], []),
-    "a way up the other way": (["flickr30k_images\\..\\..\\outside.jpg"], []),
     "an absolute path": (["/tmp/outside.jpg"], []),
     "a link to write through": (["way/outside.jpg"], [("way", "..")]),
 }

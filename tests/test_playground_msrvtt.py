@@ -58,8 +58,6 @@ def test_near_duplicates_are_dropped_by_the_difference_hash(tmp_path):
     assert (done.extracted, done.frames, done.dropped) == (1, 3, 5)
     names = sorted(path.name for path in (tmp_path / "frames" / "v").iterdir())
     assert names == ["00.jpg", "02.jpg", "06.jpg"]  # a gap where a frame was dropped
-    everything = extract_frames({"v": tmp_path / "videos" / "v.mp4"}, tmp_path / "all", 8, same_within=-1)
-    assert (everything.frames, everything.dropped) == (8, 0)
 
 
 def test_the_hash_compares_neighbouring_cells():
@@ -106,9 +104,8 @@ def test_frames_taken_in_two_ways_are_not_mixed(tmp_path):
     extract_frames({"v": tmp_path / "v.mp4"}, tmp_path / "frames", per_video=4)
     with pytest.raises(ValueError, match=r"taken otherwise \(per_video: 4 there, 6 now\)"):
         extract_frames({"v": tmp_path / "v.mp4"}, tmp_path / "frames", per_video=6)
-    for wrong in ((0, 4), (8, 64), (8, -2)):
-        with pytest.raises(ValueError, match="expected at least 1 frame"):
-            extract_frames({}, tmp_path / "other", *wrong)
+    with pytest.raises(ValueError, match="got 0 frames a video, expected at least 1"):
+        extract_frames({}, tmp_path / "other", 0)
     assert not (tmp_path / "other").exists()
 
 
@@ -256,7 +253,7 @@ def test_a_file_that_knows_no_other_split_is_said_to(root):
     write_json(root / "MSRVTT_data.json", everything, TRAIN_SENTENCES + TEST_SENTENCES)
     assert len(open_dataset("msrvtt", root, "all").queries) == 6
     with pytest.raises(
-        ValueError, match="got videos 4 of 'train', expected some of 'test'; put train_val_video"
+        ValueError, match="got sentences 6 of 'train', expected some of 'test'; put train_val_video"
     ):
         open_dataset("msrvtt", root, "test")
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from playground import open_dataset
-from playground.captions import read_captions, table_lines
+from playground.captions import captioned_dataset, table_lines
 from playground.captions_json import coco_lines
 from records import Image
 
@@ -57,7 +57,9 @@ def check_captions(captions, images):
 def read_or_refuse(path, images):
     """Reads, or refuses with an error of one line that begins with the file."""
     try:
-        captions = read_captions(path, images, "run: python -m x")
+        captions = captioned_dataset(
+            "x", path.parent, images, (), path, table_lines(path, ""), "run: python -m x"
+        )
     except ValueError as error:
         assert "\n" not in str(error) and str(error).startswith(str(path))
         return None

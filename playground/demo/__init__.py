@@ -10,7 +10,7 @@ import csv
 from dataclasses import replace
 from pathlib import Path
 
-from playground.captions import read_captions
+from playground.captions import captioned_dataset, table_lines
 from playground.demo.generate import ensure_split
 from playground.image_folder import list_images
 from records import Dataset
@@ -33,17 +33,17 @@ def read(root: Path, split: str) -> Dataset:
     folder = ensure_split(root, split)
     redraw = f"remove {folder} to have it drawn again"
     images, skipped = list_images(folder / "images", redraw)
-    captions = read_captions(folder / "images_captions.csv", images, redraw)
-    queries = captions.queries
-    relevant_path = folder / "relevant.csv"
-    if relevant_path.is_file():
-        relevant: dict[str, set[str]] = {}
-        with relevant_path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                query_id = f"{row['image_name']}#{row['comment_number']}"
-                relevant.setdefault(query_id, set()).add(row["relevant_image"])
-        queries = tuple(
-            replace(query, relevant=query.relevant | frozenset(relevant.get(query.id, ())))
-            for query in queries
-        )
-    return Dataset("demo", folder / "images", captions.images, queries, skipped + captions.skipped)
+    path = folder / "images_captions.csv"
+    lines = table_lines(path, redraw)
+    dataset = captioned_dataset("demo", folder / "images", images, skipped, path, lines, redraw)
+    if not (folder / "relevant.csv").is_file():  # a split to train on
+        return dataset
+    relevant: dict[str, set[str]] = {}
+    with (folder / "relevant.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            query_id = f"{row['image_name']}#{row['comment_number']}"
+            relevant.setdefault(query_id, set()).add(row["relevant_image"])
+    queries = (
+        replace(query, relevant=query.relevant.union(relevant.get(query.id, ()))) for query in dataset.queries
+    )
+    return replace(dataset, queries=tuple(queries))

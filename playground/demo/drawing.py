@@ -22,14 +22,7 @@ _MASTER = 288  # side of the rasterised originals in pixels, a little over the l
 
 
 def render(scene: Scene, size: int) -> Image.Image:
-    """Draws a scene.
-
-    Args:
-        scene: The scene.
-        size: Side of the picture in pixels.
-
-    Returns:
-        An RGB picture, size x size.
+    """Draws a scene as an RGB picture of size x size pixels.
 
     Raises:
         ModuleNotFoundError: If a demo package is missing; the message names the command.

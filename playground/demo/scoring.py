@@ -20,12 +20,7 @@ def object_scores(captions: Sequence[str], seeds: Sequence[int]) -> dict[str, fl
 
     Returns:
         "object precision", "object recall", and "setting accuracy" among the captions that name a setting.
-
-    Raises:
-        ValueError: If there are not as many captions as scenes.
     """
-    if len(captions) != len(seeds):
-        raise ValueError(f"got {len(captions)} captions and {len(seeds)} scenes, expected as many")
     named = there = right = settings_named = settings_right = 0
     for caption, seed in zip(captions, seeds, strict=True):
         scene = make_scene(seed)
