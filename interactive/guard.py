@@ -33,17 +33,11 @@ HEADERS = {
 class Guard:
     """ASGI middleware: refuses what does not come from the page itself, and adds the security headers.
 
-    Unlike Starlette's TrustedHostMiddleware it accepts any plain IP address: no name is looked up for one, so
-    none can be rebound.
+    The Host header may hold `names`, localhost and, unlike with Starlette's TrustedHostMiddleware, any plain
+    IP address: no name is looked up for one, so none can be rebound.
     """
 
     def __init__(self, app: ASGIApp, names: Sequence[str]) -> None:
-        """Wraps the page.
-
-        Args:
-            app: The page.
-            names: Names that the Host header may hold, besides localhost and IP addresses.
-        """
         self._app = app
         self._names = frozenset(("localhost", *(name.lower() for name in names)))
 
@@ -80,11 +74,7 @@ class Guard:
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """Reads a request's body, but stops when it is too long or too slow.
-
-    Raises:
-        HTTPException: 413 or 408.
-    """
+    """Reads a request's body; HTTPException 413 or 408 when it is too long or too slow."""
     too_long = HTTPException(413, f"That is too large; the limit is {max_bytes / 2**20:.3g} MB.")
     length = request.headers.get("content-length", "0")
     if not length.isdigit() or int(length) > max_bytes:
@@ -105,11 +95,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
 
 async def read_form(request: Request) -> dict[str, str]:
-    """Reads a form's fields.
-
-    Raises:
-        HTTPException: 413, 408 or 400.
-    """
+    """Reads a form's fields; HTTPException 413, 408 or 400 when it cannot."""
     data = await read_body(request, MAX_FORM_BYTES)
     try:
         return dict(parse_qsl(data.decode("utf-8"), keep_blank_values=True, max_num_fields=16))

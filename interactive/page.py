@@ -27,21 +27,12 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from index.decode import BrokenImage
+from interactive import session as sessions
 from interactive.guard import read_body, read_form
 from interactive.pictures import LARGE_PIXELS, MAX_UPLOADED_BYTES, SMALL_PIXELS, jpeg, read_upload
 from interactive.saved import MAX_BYTES, export_rounds, open_session, save_session
-from interactive.session import (
-    EDITED,
-    MAX_LETTERS,
-    MAX_SHOWN,
-    Options,
-    Say,
-    SearchContext,
-    Session,
-    UserError,
-    changes_between,
-)
-from interactive.study import Study, measure, with_target
+from interactive.session import Options, Say, SearchContext, Session, UserError
+from interactive.study import Study, with_target
 from interactive.visitors import Closed, State, TooBusy, Visitor, Visitors, Worker
 
 log = logging.getLogger(__name__)
@@ -93,7 +84,7 @@ class Page:
 
         Args:
             context: The collection and its models.
-            options: Everybody's initial options, and those of the study.
+            options: Everybody's at first, and those of the study.
             study: Hands out pictures to find.
             describe: Whether all shown pictures are captioned when there is nothing else to do.
             names_shown: Whether the pictures' names in the collection may be shown.
@@ -140,7 +131,6 @@ class Page:
             Route("/picture/{number:int}", partial(self._jpeg, side=LARGE_PIXELS)),
             Route("/session.json", self.save),
             Route("/rounds.jsonl", self.export),
-            Route("/measures.json", self.measures),
             Route("/mark", self.mark, methods=["POST"]),
             Mount("/static", StaticFiles(directory=HERE / "static")),
         ]
@@ -214,13 +204,6 @@ class Page:
         state = self._known(request).state
         declared = state.verdict["records"] if state.verdict else []
         return _download(export_rounds(declared or state.session.records()), "rounds.jsonl")
-
-    async def measures(self, request: Request) -> Response:
-        """The measures of a session whose target was declared."""
-        verdict = self._known(request).state.verdict
-        if verdict is None:
-            raise HTTPException(409, "Declare a picture found first.")
-        return JSONResponse(verdict["measures"], headers=_attachment("measures.json"))
 
     # What a visitor does
 
@@ -321,11 +304,9 @@ class Page:
             self._end_task(state, found=True)
             return
         turns = session.turns[: session.position + 1]
-        records = with_target(turns, image_id, self.context.retriever, "found")
         state.verdict = {
-            "records": records,
-            "measures": measure(records, len(self.context.ids)),
-            "study": None,
+            "records": with_target(turns, image_id, self.context.retriever, "found"),
+            "result": None,
             "picture": self.context.number_of(image_id),
         }
 
@@ -341,8 +322,7 @@ class Page:
             raise UserError("there is no picture to find; begin the study first")
         state.verdict = {
             "records": [],
-            "measures": self.study.end(state.task, state.session, found),
-            "study": "found" if found else "abandoned",
+            "result": self.study.end(state.task, state.session, found),
             "picture": self.context.number_of(state.task.target),
         }
         state.task, state.session = None, self.visitors.new_session()
@@ -398,12 +378,12 @@ class Page:
             picture=self._picture,
             samples=ids[:: max(1, len(ids) // SAMPLES)][:SAMPLES],
             strategies=[(name, STRATEGY_LABELS.get(name, name)) for name in self.context.strategies],
-            changes_between=changes_between,
             names_shown=self._names_shown,
             describes=self._describe,
-            EDITED=EDITED,
-            MAX_LETTERS=MAX_LETTERS,
-            MAX_SHOWN=MAX_SHOWN,
+            changes_between=sessions.changes_between,
+            EDITED=sessions.EDITED,
+            MAX_LETTERS=sessions.MAX_LETTERS,
+            MAX_SHOWN=sessions.MAX_SHOWN,
         )
 
 
@@ -440,11 +420,8 @@ def _log_failure(error: BaseException) -> str:
 
 
 def _download(text: str, name: str) -> Response:
-    return Response(text, media_type="application/json", headers=_attachment(name))
-
-
-def _attachment(name: str) -> dict[str, str]:
-    return {"Content-Disposition": f'attachment; filename="{name}"'}
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return Response(text, media_type="application/json", headers=headers)
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -39,13 +39,7 @@ def jpeg(path: Path, side: int) -> bytes:
 
 
 def read_upload(data: bytes) -> Image.Image:
-    """Reads an uploaded picture; its size is checked before a pixel is decoded.
-
-    Args:
-        data: The file's bytes; its name is never looked at.
-
-    Returns:
-        A picture in mode RGB.
+    """Reads an uploaded picture's bytes as RGB; its size is checked before a pixel is decoded.
 
     Raises:
         UserError: If it is too large, or no picture.

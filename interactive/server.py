@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import socket
 from contextlib import ExitStack
+from pathlib import Path
 
 from experiments.run_folder import run_folder
 from experiments.setup import Setup
@@ -23,9 +24,7 @@ MAX_CONNECTIONS = 256
 def run_interactive(settings: InteractiveSettings, index: ImageIndex | None = None) -> None:
     """Lets a person search, on a page or in the terminal, until they stop.
 
-    Args:
-        settings: See `InteractiveSettings`.
-        index: Opened, where it is no folder that the settings name.
+    The index is given opened where it is no folder that the settings name.
 
     Raises:
         FileNotFoundError: If dataset or checkpoint are missing.
@@ -78,22 +77,15 @@ def run_interactive(settings: InteractiveSettings, index: ImageIndex | None = No
 def open_context(
     settings: InteractiveSettings, index: ImageIndex | None = None
 ) -> tuple[SearchContext, Study]:
-    """Opens a collection for searching, and the study over it.
-
-    Args:
-        settings: Resolved.
-        index: Opened, where it is no folder that the settings name.
-    """
+    """Opens a collection for searching, and the study over it; the settings are resolved."""
     setup = Setup.open(settings, index=index)
     context = SearchContext.of(setup, settings.strategy)
     folders = ExitStack()  # the study's folder stays locked until the process ends
-    study = Study(
-        context,
-        lambda: folders.enter_context(run_folder(settings, setup.identity())),
-        settings.strategy,
-        seed=settings.seed,
-    )
-    return context, study
+
+    def open_folder() -> Path:
+        return folders.enter_context(run_folder(settings, setup.identity()))
+
+    return context, Study(context, open_folder, settings.strategy, settings.seed)
 
 
 def is_loopback(host: str) -> bool:

@@ -96,13 +96,9 @@ class SearchContext:
         """Identifies the collection in picture URLs, so that no browser cache shows another one's."""
         return hashlib.sha256("\n".join(self.ids).encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
-    @cached_property
-    def _numbers(self) -> dict[str, int]:
-        return {image_id: row for row, image_id in enumerate(self.ids)}
-
     def number_of(self, image_id: str) -> int:
         """Returns a picture's number in URLs and forms: its row in the index; KeyError if it is not there."""
-        return self._numbers[image_id]
+        return self.retriever.index.row_of[image_id]
 
     def id_of(self, number: int) -> str:
         """Returns the id of a picture's number; UserError if the index has no such picture."""
@@ -210,6 +206,9 @@ class _Marks:
 class Session:
     """The rounds of one person.
 
+    What cannot be done raises UserError: no search yet, no further round, text that is blank or too long, a
+    picture that is not shown.
+
     Attributes:
         context: The collection and its models.
         options: The latest options.
@@ -234,11 +233,7 @@ class Session:
 
     @property
     def current(self) -> Turn:
-        """The round on view.
-
-        Raises:
-            UserError: If nothing has been searched yet.
-        """
+        """The round on view."""
         if not self.turns:
             raise UserError("nothing has been searched yet; search first")
         return self.turns[self.position]
@@ -249,11 +244,7 @@ class Session:
         return [turn.record for turn in self.turns[: self.position]]
 
     def records(self) -> list[Round]:
-        """Returns the records up to the round on view.
-
-        Raises:
-            UserError: If nothing has been searched yet.
-        """
+        """Returns the records up to the round on view."""
         return [*self.past, self.current.record]
 
     def search(self, words: str, picture: Image.Image | None = None, say: Say = _silently) -> None:
@@ -266,9 +257,6 @@ class Session:
             words: May be blank if there is a picture.
             picture: In mode RGB.
             say: Called with what is being done.
-
-        Raises:
-            UserError: If the words are too long, or blank without a picture.
         """
         text = checked_text(words) if words.strip() or picture is None else ""
         vector = None
@@ -287,37 +275,21 @@ class Session:
         self._query, self.turns, self.picture = query, [turn], vector
 
     def mark(self, image_id: str, mark: Mark) -> None:
-        """Likes or dislikes a shown picture, or takes that back.
-
-        Raises:
-            UserError: If it is not shown in this round.
-        """
+        """Likes or dislikes a shown picture, or takes that back."""
         turn = self.current
         self.require_shown(image_id)
         self.turns[self.position] = turn.with_marks({**turn.marks, image_id: mark})
         self.proposal = None
 
     def propose(self, say: Say = _silently) -> NextQuery:
-        """Captions the liked pictures and asks the strategy for the next query; searches nothing.
-
-        Raises:
-            UserError: If nothing has been searched, or no further round is possible.
-        """
+        """Captions the liked pictures and asks the strategy for the next query; searches nothing."""
         query, strategy = self._take_feedback(say)
         say("Writing the next query" if self.current.record.liked else "Preparing the next round")
         self.proposal = next_searches([query], [self.records()], strategy)[0]
         return self.proposal
 
     def next_round(self, text: str | None = None, say: Say = _silently) -> None:
-        """Searches the next round.
-
-        Args:
-            text: The person's version of the query; None takes the strategy's.
-            say: Called with what is being done.
-
-        Raises:
-            UserError: If nothing has been searched, no further round is possible, or the text is unusable.
-        """
+        """Searches the next round with the person's version of the query; None takes the strategy's."""
         query = self._continuing()
         edited = None if text is None else checked_text(text)
         if edited is not None and (self.proposal is None or edited != self.proposal.search.text):
@@ -333,11 +305,7 @@ class Session:
     def set_options(self, options: Options, say: Say = _silently) -> str:
         """Changes the options. The latest round is shown by them at once; earlier ones stay as they are.
 
-        Returns:
-            What the person should know of the effect, as a clause; empty if there is nothing to tell.
-
-        Raises:
-            UserError: If the strategy is not on offer.
+        Returns a clause about the effect, for the person; empty if there is nothing to tell.
         """
         if options.strategy not in self.context.strategies:
             raise UserError(
@@ -360,11 +328,7 @@ class Session:
         return f"marks on pictures no longer shown ({new.set_aside}) count again once the options show them"
 
     def go_to(self, number: int) -> None:
-        """Steps to another round; later rounds stay until a new one follows this one.
-
-        Raises:
-            UserError: If there is no such round.
-        """
+        """Steps to another round; later rounds stay until a new one follows this one."""
         if not 0 <= number < len(self.turns):
             raise UserError(f"round: got {number + 1}, expected 1 to {len(self.turns)}")
         self.position, self.proposal = number, None
@@ -373,13 +337,8 @@ class Session:
         self, query_id: str, coming: NextQuery, options: Options, marks: Mapping[str, Mark],
         captions: Sequence[str],
     ) -> None:  # fmt: skip
-        """Adds a saved round by searching it again; see `interactive.saved`.
-
-        Raises:
-            ValueError: If the search, or the captions of the liked pictures, do not fit.
-        """
-        if self._query is None:
-            self._query = Query(query_id, coming.search.text or "", None, frozenset())
+        """Adds a saved round by searching it again; a ValueError if search or captions do not fit."""
+        self._query = self._query or Query(query_id, coming.search.text or "", None, frozenset())
         self.options = options
         past = [turn.record for turn in self.turns]
         turn = self._search(self._query, past, coming, options.strategy, None, _silently).with_marks(marks)
@@ -395,7 +354,7 @@ class Session:
         return other
 
     def changes(self) -> list[tuple[str, str]]:
-        """Compares this round's query with the previous one; see `changes_between`."""
+        """Compares this round's query with the one before; see `changes_between`."""
         text = self.current.record.text
         return changes_between(self.past[-1].text if self.past else text, text)
 
@@ -405,14 +364,9 @@ class Session:
             raise UserError("that picture is not shown in this round")
 
     def _search(
-        self,
-        query: Query,
-        past: list[Round],
-        coming: NextQuery,
-        strategy: str,
-        picture: np.ndarray | None,
+        self, query: Query, past: list[Round], coming: NextQuery, strategy: str, picture: np.ndarray | None,
         say: Say,
-    ) -> Turn:
+    ) -> Turn:  # fmt: skip
         say("Searching")
         search = self.context.retriever.prepared([coming.search])[0]
         if picture is not None and search.vector is not None:
@@ -455,11 +409,7 @@ def changes_between(before: str, after: str) -> list[tuple[str, str]]:
 
 
 def checked_text(text: str) -> str:
-    """Returns a query on one line, without control characters.
-
-    Raises:
-        UserError: If it is blank, or longer than `MAX_LETTERS`.
-    """
+    """Returns a query on one line, without control characters; UserError if it is blank or too long."""
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
     if not line:
         raise UserError("the query is empty; describe a picture in a few words")

@@ -1,4 +1,4 @@
-"""Sessions with a known target: measured as experiments are, one by one or in a find-this-picture study.
+"""Sessions with a known target, and the find-this-picture study, measured as experiments are.
 
 A study shows a target and counts rounds and seconds. Its folder holds ``rounds.jsonl`` (records, as of any
 run), ``tasks.jsonl`` (one line when a target is shown and one when its search ends) and ``measures.json``,
@@ -65,16 +65,6 @@ def with_target(
     return records
 
 
-def measure(records: Sequence[Round], image_count: int) -> dict[str, Any]:
-    """Measures one session as an experiment's run is measured.
-
-    Args:
-        records: From `with_target`.
-        image_count: Size of the collection.
-    """
-    return evaluate(records, len(records), image_count=image_count).to_json() | {"images": image_count}
-
-
 @dataclass
 class Task:
     """One picture to find.
@@ -118,11 +108,7 @@ class Study:
         return self.open_folder()
 
     def begin(self, participant: str, number: int) -> Task:
-        """Chooses a picture at random and records that it was shown.
-
-        Args:
-            participant: Who searches.
-            number: Number of the participant's task, from 0; no picture comes twice.
+        """Chooses a participant's picture of this number, from 0, at random; records that it was shown.
 
         Raises:
             UserError: If the participant has had every picture.
@@ -137,15 +123,9 @@ class Study:
         return task
 
     def end(self, task: Task, session: Session, found: bool) -> dict[str, Any]:
-        """Records a finished search and measures all of them again.
+        """Records a finished search, which may have no round, and measures all of them again.
 
-        Args:
-            task: What was to be found.
-            session: The search; without rounds if the person gave up before the first one.
-            found: Whether it was found; otherwise it was abandoned.
-
-        Returns:
-            The line written to ``tasks.jsonl``.
+        Returns the line written to ``tasks.jsonl``.
         """
         seconds = self.clock() - task.begun
         turns = session.turns[: session.position + 1]
@@ -164,17 +144,15 @@ class Study:
             "wrong_pictures": task.wrong,
         }
         self._write(line)
-        self.measure()
+        self._measure()
         return line
 
-    def measure(self) -> None:
+    def _measure(self) -> None:
         """Writes ``measures.json`` from the two other files."""
         events = [json.loads(line) for line in (self.folder / "tasks.jsonl").read_text("utf-8").splitlines()]
         ended = [event for event in events if event["event"] != "shown"]
         ended_ids = {event["query_id"] for event in ended}  # a kill may separate rounds from their last line
-        records = [
-            record for record in read_rounds(self.folder / "rounds.jsonl") if record.query_id in ended_ids
-        ]
+        records = [each for each in read_rounds(self.folder / "rounds.jsonl") if each.query_id in ended_ids]
         queries = [
             Query(event["query_id"], event["words"], event["target"], frozenset((event["target"],)))
             for event in ended

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shlex
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -38,44 +40,30 @@ class Terminal:
         options: Options,
         *,
         describe: bool = True,
-        lines: TextIO = sys.stdin,
+        lines: Iterable[str] | None = None,
         out: TextIO = sys.stdout,
     ) -> None:
-        """Prepares a session.
+        """Prepares a session that answers lines, typed ones when None.
 
-        Args:
-            context: The collection and its models.
-            options: How the session searches.
-            describe: Whether all shown pictures are captioned, not only liked ones.
-            lines: Where commands come from.
-            out: Where answers go.
+        Where `describe`, all shown pictures are captioned, not only liked ones.
         """
         self._context = context
         self._session = Session(context, options)
         self._describe = describe
-        self._lines = lines
+        self._lines = _typed() if lines is None else lines
         self._out = out
 
     def run(self) -> None:
         """Answers lines until /quit or the end of the input."""
         self._write(f"{len(self._context.ids):,} pictures in {self._context.name}. /help lists the commands.")
-        if self._lines.isatty():
-            import readline  # noqa: F401  lets lines be edited and recalled
-        while (line := self._read()) is not None and line != "/quit":
+        for line in self._lines:
+            if line.strip() == "/quit":
+                break
             try:
-                self._answer(line)
+                self._answer(line.strip())
             except (ValueError, OSError, ModuleNotFoundError) as error:
                 log.debug("traceback", exc_info=True)
                 self._write(f"! {error}")
-
-    def _read(self) -> str | None:
-        if self._lines is sys.stdin and self._lines.isatty():
-            try:
-                return input("> ").strip()
-            except EOFError:
-                return None
-        line = self._lines.readline()
-        return line.strip() if line else None
 
     def _answer(self, line: str) -> None:
         session = self._session
@@ -166,6 +154,18 @@ class Terminal:
         lines = ("".join(c if c.isprintable() else "?" for c in line) for line in text.split("\n"))
         self._out.write("\n".join(lines) + "\n")
         self._out.flush()
+
+
+def _typed() -> Iterator[str]:
+    """Yields lines of the standard input; in a terminal they can be edited and recalled."""
+    if not sys.stdin.isatty():
+        yield from sys.stdin
+        return
+    import readline  # noqa: F401  changes what input() does
+
+    with contextlib.suppress(EOFError):
+        while True:
+            yield input("> ")
 
 
 def _path(rest: str) -> Path:

@@ -63,17 +63,12 @@ class Worker:
     """
 
     def __init__(self, name: str) -> None:
-        """Makes a thread of this name."""
         self.is_closed = False
         self._thread = ThreadPoolExecutor(1, name)
         self._jobs: list[Job] = []  # the one that runs, then those that wait
 
     def submit(self, work: Work, is_visitors: bool = True) -> Job:
-        """Puts work at the end of the queue; what it raises is logged.
-
-        Args:
-            work: Called with a function that takes the current stage in words.
-            is_visitors: Whether a visitor waits for it.
+        """Puts work at the end of the queue: a function that tells its stages; what it raises is logged.
 
         Raises:
             TooBusy: If a visitor's work finds too many jobs waiting already.
@@ -171,15 +166,13 @@ class Visitor:
 
 
 class Visitors:
-    """The latest visitors by cookie."""
+    """The latest visitors by cookie.
+
+    Attributes:
+        new_session: Makes an empty session.
+    """
 
     def __init__(self, new_session: Callable[[], Session], max_visitors: int = MAX_VISITORS) -> None:
-        """Starts empty.
-
-        Args:
-            new_session: Makes an empty session.
-            max_visitors: How many are remembered at a time.
-        """
         self.new_session = new_session
         self._max_visitors = max_visitors
         self._visitors: OrderedDict[str, Visitor] = OrderedDict()  # longest unseen first

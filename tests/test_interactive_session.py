@@ -16,7 +16,7 @@ from evaluation.runs import read_rounds
 from feedback.protocols import PROTOCOLS
 from interactive.saved import open_session, save_session
 from interactive.session import EDITED, MAX_LETTERS, MAX_SHOWN, Options, Session, UserError, checked_text
-from interactive.study import measure, with_target
+from interactive.study import with_target
 from records import Feedback
 
 
@@ -367,9 +367,7 @@ def test_declaring_a_target_ranks_it_in_every_round_as_brute_force_does(played, 
         assert record.target_rank == len(better) + 1
         seen |= set(turn.shown_ids)
     assert [record.stop for record in records] == ["", "", "found"]
-    means = measure(records, len(IMAGE_IDS))["means_per_round"]
-    assert means["Recall@10"][-1] == 1.0
-    assert means == evaluate(records, 3, image_count=150).summary()
+    assert evaluate(records, 3, image_count=150).summary()["Recall@10"][-1] == 1.0
 
 
 def test_a_target_overlooked_keeps_its_earlier_rank(session, context):  # noqa: F811
@@ -378,8 +376,7 @@ def test_a_target_overlooked_keeps_its_earlier_rank(session, context):  # noqa: 
     session.next_round()
     records = with_target(session.turns, target, context.retriever, "abandoned")
     assert [record.target_rank for record in records] == [5, None]
-    means = measure(records, 150)["means_per_round"]
-    assert means["Mean rank"] == [5, 5]
+    assert evaluate(records, 2, image_count=150).summary()["Mean rank"] == [5, 5]
 
 
 def test_a_study_counts_rounds_and_seconds_and_writes_the_experiments_measures(study, context, options):  # noqa: F811
