@@ -44,15 +44,18 @@ def write_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file under a temporary name beside `path`, flushes it to disk, then renames it to `path`.
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Has the block write a file under a temporary name, flushes it to disk, then renames it to `path`.
 
     The temporary name is always the same, so that the next write removes what a kill left; two processes
     must therefore not write one file at the same time (see `locked_folder`).
 
     Args:
         path: The file to create or replace; its folder exists.
-        write: Called with the temporary path; writes the whole content there.
+
+    Yields:
+        The temporary path, beside `path`.
 
     Raises:
         WriteFailed: (an OSError) If the system refuses; an old file stays as it was.
@@ -60,14 +63,25 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(path.name + ".building")
     with write_errors(path):
         try:
-            write(temporary)
+            yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _flush_folder(path.parent)
+        if os.name != "nt":  # so that the rename itself survives a power cut
+            descriptor = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls `write` with a temporary path and renames what it writes to `path`; see `replaced`."""
+    with replaced(path) as temporary:
+        write(temporary)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -104,26 +118,21 @@ def read_json(path: Path) -> dict[str, Any]:
 def settings_that_differ(
     theirs: Mapping[str, Any], ours: Mapping[str, Any], names: Iterable[str] | None = None
 ) -> str:
-    """Compares the settings saved in a folder with those given now.
-
-    Args:
-        theirs: Saved; a missing one counts as None.
-        ours: Given now.
-        names: Those that matter; all of `ours` when None.
+    """Compares the settings saved in a folder with those given now, of which `names` matter (None: all).
 
     Returns:
         For an error message, such as ``seed: 0 there, 1 now``; empty if all that matter agree. Of a SHA-256
         the first eight digits.
     """
+
+    def short(name: str, value: Any) -> str:
+        return repr(value[:8] if name.endswith("_sha256") and isinstance(value, str) else value)
+
     return ", ".join(
-        f"{name}: {_short(name, theirs.get(name))} there, {_short(name, ours[name])} now"
+        f"{name}: {short(name, theirs.get(name))} there, {short(name, ours[name])} now"
         for name in (ours if names is None else names)
         if theirs.get(name) != ours[name]
     )
-
-
-def _short(name: str, value: Any) -> str:
-    return repr(value[:8] if name.endswith("_sha256") and isinstance(value, str) else value)
 
 
 def parse_json(data: bytes) -> Any:
@@ -139,13 +148,9 @@ def parse_json(data: bytes) -> Any:
 
 
 def append_lines(path: Path, values: Iterable[Any]) -> None:
-    """Appends values to a JSON Lines file and waits until they are on the disk.
+    """Appends values to a JSON Lines file, making it if it is missing, and waits until they are on the disk.
 
     A torn last line, which a kill leaves, is cut off first; otherwise the next line would be glued to it.
-
-    Args:
-        path: The file; made when it is missing, its folder too.
-        values: What `json` can write.
 
     Raises:
         WriteFailed: (an OSError) If the system refuses; the last line may be torn then.
@@ -179,9 +184,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
-                log.warning(
-                    "%s: left out a torn last line of %d bytes; resume the run to redo it", path, len(line)
-                )
+                said = "%s: left out a torn last line of %d bytes; resume the run to redo it"
+                log.warning(said, path, len(line))
                 return
             try:
                 yield number, parse_json(line)
@@ -249,14 +253,3 @@ def _end_of_last_line(file: Any) -> int:
             return start + found + 1
         position = start
     return 0
-
-
-def _flush_folder(folder: Path) -> None:
-    """Makes the rename itself survive a power cut, where the system lets a folder be opened."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

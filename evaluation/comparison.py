@@ -16,7 +16,7 @@ class Difference:
 
     Attributes:
         mean: Difference of the means over the queries.
-        low: Lower end of the interval.
+        low: Lower end of the 95 percent interval.
         high: Upper end. An interval that holds 0 shows no difference.
         query_count: Queries behind it.
         p_value: Of no difference, two-sided, from the same resamples as the interval.
@@ -29,45 +29,26 @@ class Difference:
     p_value: float
 
 
-def compare(
-    first: Measures,
-    second: Measures,
-    measure: str,
-    round_number: int = -1,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Difference:
-    """Compares two runs of the same queries by one measure in one round.
+def compare(first: Measures, second: Measures, measure: str, seed: int = 0) -> Difference:
+    """Compares the last rounds of two runs of the same queries by one measure.
 
     Args:
         first: The run to compare with.
         second: The run in question.
-        measure: Name of a per-query measure, such as ``Recall@10``.
-        round_number: Which round; -1 is the last of each run.
-        resamples: See `paired_bootstrap`.
+        measure: Name of a per-query measure that both have, such as ``Recall@10``.
         seed: See `paired_bootstrap`.
 
-    Returns:
-        The difference of the means, with its 95 percent interval.
-
     Raises:
-        ValueError: If the runs hold different queries, or lack the measure or the round.
+        ValueError: If the runs hold different queries.
     """
-    values = []
-    for position, measures in (("first", first), ("second", second)):
-        if measure not in measures.values:
-            raise ValueError(
-                f"the {position} run has no measure {measure!r}; it has {', '.join(measures.values)}"
-            )
-        rows = measures.values[measure]
-        if not -len(rows) <= round_number < len(rows):
-            raise ValueError(f"the {position} run has no round {round_number}; it has {len(rows)} rounds")
-        row = rows[round_number]
-        known = np.isfinite(row)
-        values.append(
-            {query: value for query, value, use in zip(measures.query_ids, row, known, strict=True) if use}
-        )
-    before, after = values
+    before, after = (
+        {
+            query: value
+            for query, value in zip(run.query_ids, run.values[measure][-1], strict=True)
+            if np.isfinite(value)
+        }
+        for run in (first, second)
+    )
     if before.keys() != after.keys():
         only = {"first": sorted(before.keys() - after.keys()), "second": sorted(after.keys() - before.keys())}
         differing = "; ".join(
@@ -78,44 +59,30 @@ def compare(
         raise ValueError(
             f"the runs have different queries for {measure}: {differing}; run both on the same queries"
         )
-    differences = np.array([after[query] - before[query] for query in before])
-    return paired_bootstrap(differences, resamples, seed)
+    return paired_bootstrap(np.array([after[query] - before[query] for query in before]), seed=seed)
 
 
-def paired_bootstrap(
-    differences: np.ndarray, resamples: int = 10_000, seed: int = 0, confidence: float = 0.95
-) -> Difference:
+def paired_bootstrap(differences: np.ndarray, resamples: int = 10_000, seed: int = 0) -> Difference:
     """Puts a percentile interval around a mean of paired differences.
 
     Queries are drawn with replacement, each keeping its pair, so that what makes a query hard for both runs
     cancels out.
 
     Args:
-        differences: float64 (queries,), second minus first.
+        differences: float64 (queries,), second minus first; at least one, all finite.
         resamples: How many times to draw.
         seed: Of the random numbers; the same seed gives the same interval.
-        confidence: Share of resampled means inside the interval.
 
     Returns:
         Mean difference with its interval and p-value. With b resampled means, the p-value is the smaller of
         (1 + means <= 0) / (b + 1) and (1 + means >= 0) / (b + 1), times two, at most 1: it falls below 0.05
         about where the 95 percent interval leaves 0 out.
 
-    Raises:
-        ValueError: If there are no differences, one is not finite, or ``resamples`` or ``confidence`` is out
-            of range.
-
     Source:
         Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 13 and 15; Davison and
         Hinkley, Bootstrap Methods (1997), section 4.2, for counting the sample itself; Sakai, SIGIR 2006, for
         retrieval.
     """
-    if differences.ndim != 1 or not len(differences) or not np.isfinite(differences).all():
-        raise ValueError(
-            f"expected one finite difference per query, got an array of shape {differences.shape}"
-        )
-    if resamples < 1 or not 0 < confidence < 1:
-        raise ValueError(f"resamples is {resamples} (at least 1), confidence {confidence} (between 0 and 1)")
     random = np.random.default_rng(seed)
     count = len(differences)
     block = max(1, 2_000_000 // count)  # draws of about 16 MB at a time, however many queries there are
@@ -125,8 +92,7 @@ def paired_bootstrap(
             for start in range(0, resamples, block)
         ]
     )
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
+    low, high = np.quantile(means, [0.025, 0.975])
     rarer = min((means <= 0).sum(), (means >= 0).sum())
     p_value = min(1.0, 2 * (1 + int(rarer)) / (resamples + 1))
     return Difference(float(differences.mean()), float(low), float(high), count, p_value)
@@ -138,14 +104,9 @@ def mean_over_seeds(runs: Sequence[Measures]) -> Measures:
     A query then stands once in a comparison, however many seeds were played, and the bootstrap over queries
     speaks of the mean over these seeds.
 
-    Args:
-        runs: At least one.
-
     Raises:
-        ValueError: If there is none, or they differ in queries, rounds or measures.
+        ValueError: If they differ in queries, rounds or measures.
     """
-    if not runs:
-        raise ValueError("no runs to average")
     first = runs[0]
     shapes = [{name: array.shape for name, array in run.values.items()} for run in runs]
     if any(run.query_ids != first.query_ids for run in runs) or any(shape != shapes[0] for shape in shapes):

@@ -25,6 +25,8 @@ import numpy as np
 from evaluation.sessions import Session, build_sessions
 from records import Query, Round
 
+K = 10  # of the relevant-set measures; a shorter list counts as it is, precision still divides by K
+CUTOFFS = (1, 5, K)  # of Recall and Hits
 QUERIES_AT_ONCE = 10_000  # given to ir-measures, which wants dictionaries
 
 DEFINITIONS = {
@@ -56,22 +58,15 @@ class Measures:
 
     Attributes:
         query_ids: The queries, in the order of the columns of ``values``.
-        k: The cutoff that names such as ``F1@10`` carry.
         values: For each measure a float64 array (rounds, queries); NaN where the measure has no meaning for
             the query. A measure without meaning for every query is absent.
     """
 
     query_ids: tuple[str, ...]
-    k: int
     values: dict[str, np.ndarray]
 
     def summary(self) -> dict[str, list[float]]:
-        """Returns for each measure its mean in each round; also the median rank.
-
-        Example:
-            Two queries with targets at ranks 4 and 20 give ``{"Recall@10": [0.5], "Mean rank": [12.0],
-            ...}``.
-        """
+        """Returns for each measure its mean in each round; also the median rank."""
         means = {name: np.nanmean(values, axis=1).tolist() for name, values in self.values.items()}
         if "Mean rank" in means:
             means["Median rank"] = np.nanmedian(self.values["Mean rank"], axis=1).tolist()
@@ -82,10 +77,10 @@ class Measures:
         summary = self.summary()
         counted = {name: int(np.isfinite(values[0]).sum()) for name, values in self.values.items()}
         return {
-            "k": self.k,
+            "k": K,
             "query_count": len(self.query_ids),
             "queries_with_a_target": counted.get("Mean rank", 0),
-            "queries_with_relevant_images": counted.get(f"P@{self.k}", 0),
+            "queries_with_relevant_images": counted.get(f"P@{K}", 0),
             "means_per_round": summary,
             "definitions": {name: DEFINITIONS[name] for name in dict.fromkeys(map(_definition, summary))},
         }
@@ -96,7 +91,6 @@ def evaluate(
     round_count: int,
     queries: Sequence[Query] | None = None,
     image_count: int | None = None,
-    k: int = 10,
 ) -> Measures:
     """Measures a run.
 
@@ -106,8 +100,6 @@ def evaluate(
         queries: The queries that were asked, so that those the run lacks are scored as failures instead of
             being dropped. None: the queries that the run holds.
         image_count: Size of the collection; the rank of a query that the run lacks.
-        k: Cutoff of the relevant-set measures and the largest of Recall and Hits (besides 1 and 5). A list
-            shorter than k counts as it is: precision still divides by k.
 
     Returns:
         Per-query values of every measure, shape (round_count, queries).
@@ -120,46 +112,26 @@ def evaluate(
         A target at ranks 8, 2, 6: Recall@5 is 0, 1, 0; Hits@5 is 0, 1, 1; MRR 1/8, 1/2, 1/6; the best ranks
         are 8, 2, 2, so BRI is log 8, then (log 8 + log 2) / 2, then (log 8 / 2 + log 2 + log 2 / 2) / 2.
     """
-    if k < 1:
-        raise ValueError(f"k is {k}; expected at least 1")
-    return measure_sessions(build_sessions(rounds, round_count, queries, k), round_count, image_count, k)
+    return measure_sessions(build_sessions(rounds, round_count, queries), round_count, image_count)
 
 
 def measure_sessions(
-    sessions: Sequence[Session], round_count: int, image_count: int | None = None, k: int = 10
+    sessions: Sequence[Session], round_count: int, image_count: int | None = None
 ) -> Measures:
-    """Measures a run whose records have been grouped, with at least k images of each list.
-
-    Args:
-        sessions: Of `build_sessions`.
-        round_count: As `evaluate`, like the other arguments, the result and the errors.
-        image_count: As `evaluate`.
-        k: As `evaluate`.
-    """
-    ranks = target_ranks(sessions, round_count, image_count)
-    values = target_measures(ranks, sorted({1, 5, k}), image_count)
-    values |= relevant_measures(sessions, round_count, k) | session_measures(sessions, round_count)
+    """Measures a run whose records `build_sessions` has grouped; all else as `evaluate`."""
+    values = _target_measures(_target_ranks(sessions, round_count, image_count), image_count)
+    values |= _relevant_measures(sessions, round_count) | _session_measures(sessions, round_count)
     return Measures(
         query_ids=tuple(session.query_id for session in sessions),
-        k=k,
         values={name: array for name, array in values.items() if not np.isnan(array).all()},
     )
 
 
-def target_ranks(sessions: Sequence[Session], round_count: int, image_count: int | None = None) -> np.ndarray:
-    """Collects the target's rank in each round, carried forward.
+# Each of these returns float64 (round_count, queries), NaN where a measure has no meaning for the query.
 
-    Args:
-        sessions: One per query.
-        round_count: Rows of the result.
-        image_count: Size of the collection, to check against.
 
-    Returns:
-        float64 (round_count, queries); NaN for a query without a target, infinite for one without rounds.
-
-    Raises:
-        ValueError: If a rank exceeds ``image_count``.
-    """
+def _target_ranks(sessions: Sequence[Session], round_count: int, image_count: int | None) -> np.ndarray:
+    """Collects the target's rank in each round, carried forward; infinite for a query without rounds."""
     ranks = np.full((round_count, len(sessions)), np.nan)
     for column, session in enumerate(sessions):
         if session.target is None:
@@ -175,22 +147,8 @@ def target_ranks(sessions: Sequence[Session], round_count: int, image_count: int
     return ranks
 
 
-def target_measures(
-    ranks: np.ndarray, cutoffs: Sequence[int], image_count: int | None = None
-) -> dict[str, np.ndarray]:
+def _target_measures(ranks: np.ndarray, image_count: int | None) -> dict[str, np.ndarray]:
     """Computes Recall, Hits, MRR, rank and BRI from the ranks of the targets.
-
-    Args:
-        ranks: float64 (rounds, queries), 1 is best; NaN for a query without a target, infinite for one that
-            never ran: it scores 0, and its rank is the worst.
-        cutoffs: The k of Recall@k and Hits@k.
-        image_count: The worst rank.
-
-    Returns:
-        float64 arrays of the shape of ``ranks``.
-
-    Raises:
-        ValueError: If a rank is infinite and ``image_count`` is None.
 
     Source:
         Hits@k: Levy et al., "Chatting Makes Perfect" (ChatIR), arXiv:2305.20062.
@@ -207,8 +165,8 @@ def target_measures(
     finite = np.where(missing, np.nan if image_count is None else image_count, ranks)
     best = np.minimum.accumulate(ranks, axis=0)
     known = ~np.isnan(ranks)
-    values = {f"Recall@{k}": np.where(known, ranks <= k, np.nan) for k in cutoffs}
-    values |= {f"Hits@{k}": np.where(known, best <= k, np.nan) for k in cutoffs}
+    values = {f"Recall@{k}": np.where(known, ranks <= k, np.nan) for k in CUTOFFS}
+    values |= {f"Hits@{k}": np.where(known, best <= k, np.nan) for k in CUTOFFS}
     log_best = np.log(np.minimum.accumulate(finite, axis=0))
     steps = np.arange(1, len(ranks))[:, None]
     area = np.cumsum((log_best[1:] + log_best[:-1]) / 2, axis=0)
@@ -219,16 +177,8 @@ def target_measures(
     }
 
 
-def relevant_measures(sessions: Sequence[Session], round_count: int, k: int) -> dict[str, np.ndarray]:
-    """Computes P@k, R@k, F1@k, RR@k and nDCG@k of each round's list.
-
-    Args:
-        sessions: One per query.
-        round_count: Rows of the results.
-        k: Cutoff.
-
-    Returns:
-        float64 arrays (round_count, queries); NaN for a query without relevant images.
+def _relevant_measures(sessions: Sequence[Session], round_count: int) -> dict[str, np.ndarray]:
+    """Computes P, R, F1, RR and nDCG of the first K of each round's list.
 
     Source:
         Residual collection: Chang, Cirillo and Razon 1971; Salton and Buckley 1990. All but F1 are computed
@@ -237,14 +187,8 @@ def relevant_measures(sessions: Sequence[Session], round_count: int, k: int) -> 
     """
     import ir_measures
 
-    measures = {
-        f"P@{k}": ir_measures.P @ k,
-        f"R@{k}": ir_measures.R @ k,
-        f"RR@{k}": ir_measures.RR @ k,
-        f"nDCG@{k}": ir_measures.nDCG @ k,
-    }
-    names = {measure: name for name, measure in measures.items()}
-    values = {name: np.full((round_count, len(sessions)), np.nan) for name in measures}
+    measures = [measure @ K for measure in (ir_measures.P, ir_measures.R, ir_measures.RR, ir_measures.nDCG)]
+    values = {str(measure): np.full((round_count, len(sessions)), np.nan) for measure in measures}
     columns = [column for column, session in enumerate(sessions) if session.relevant]
     parts = [columns[start : start + QUERIES_AT_ONCE] for start in range(0, len(columns), QUERIES_AT_ONCE)]
     for number, part in itertools.product(range(round_count), parts):
@@ -255,21 +199,14 @@ def relevant_measures(sessions: Sequence[Session], round_count: int, k: int) -> 
             qrels[str(column)] = dict.fromkeys(session.relevant if state is None else state.relevant, 1)
             if state is not None:
                 # Falling scores keep the order; ir-measures would break ties by image id.
-                run[str(column)] = {image: -float(place) for place, image in enumerate(state.image_ids[:k])}
-        for metric in ir_measures.iter_calc(list(measures.values()), qrels, run):
-            values[names[metric.measure]][number, int(metric.query_id)] = metric.value
-    return values | {f"F1@{k}": harmonic_mean(values[f"P@{k}"], values[f"R@{k}"])}
+                run[str(column)] = {image: -float(place) for place, image in enumerate(state.image_ids[:K])}
+        for metric in ir_measures.iter_calc(measures, qrels, run):
+            values[str(metric.measure)][number, int(metric.query_id)] = metric.value
+    return values | {f"F1@{K}": _harmonic_mean(values[f"P@{K}"], values[f"R@{K}"])}
 
 
-def session_measures(sessions: Sequence[Session], round_count: int) -> dict[str, np.ndarray]:
+def _session_measures(sessions: Sequence[Session], round_count: int) -> dict[str, np.ndarray]:
     """Computes recall, precision and F1 over everything shown so far.
-
-    Args:
-        sessions: One per query.
-        round_count: Rows of the results.
-
-    Returns:
-        float64 arrays (round_count, queries); NaN for a query without relevant images.
 
     Source:
         R^T: Zhu et al., "Enhancing Interactive Image Retrieval With Query Rewriting Using Large Language
@@ -296,16 +233,12 @@ def session_measures(sessions: Sequence[Session], round_count: int) -> dict[str,
     return {
         "Session recall": recall,
         "Session precision": precision,
-        "Session F1": harmonic_mean(precision, recall),
+        "Session F1": _harmonic_mean(precision, recall),
     }
 
 
-def harmonic_mean(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
-    """Returns F1 = 2 P R / (P + R) element by element, 0 where both are 0, NaN where either is NaN.
-
-    Example:
-        One relevant image among the first 10: P = 0.1, R = 1, F1 = 0.2 / 1.1 = 2 / 11.
-    """
+def _harmonic_mean(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
+    """Returns F1 = 2 P R / (P + R) element by element, 0 where both are 0, NaN where either is NaN."""
     total = precision + recall
     return np.where(total == 0, 0.0, 2 * precision * recall / np.where(total == 0, 1.0, total))
 

@@ -37,25 +37,25 @@ TEMPLATE = "report.html.j2"
 
 @dataclass
 class Thumbnails:
-    """Pictures met so far: a CSS class for each, or None for one that could not be read."""
+    """Pictures met so far: a CSS class for each and its data, or none for one that could not be read."""
 
     folder: Path
-    classes: dict[str, str | None] = field(default_factory=dict)
+    classes: dict[str, str] = field(default_factory=dict)
     data: dict[str, str] = field(default_factory=dict)
 
-    def css_class(self, image_id: str) -> str | None:
-        """Returns the class whose background is the picture, or None when the file cannot be read."""
+    def css_class(self, image_id: str) -> str:
+        """Returns the class whose background is the picture; empty when the file cannot be read."""
         if image_id not in self.classes:
             encoded = _encode_thumbnail(self.folder / image_id)
-            name = None if encoded is None else f"i{len(self.data)}"
-            if name is not None and encoded is not None:
+            name = f"i{len(self.data)}" if encoded else ""
+            if encoded:
                 self.data[name] = encoded
             self.classes[image_id] = name
         return self.classes[image_id]
 
     def missing(self) -> list[str]:
         """Returns the ids of the pictures that could not be read."""
-        return [image_id for image_id, name in self.classes.items() if name is None]
+        return [image_id for image_id, name in self.classes.items() if not name]
 
 
 def write_report(
@@ -74,23 +74,11 @@ def write_report(
         sessions: The run's records, as `evaluation.sessions.build_sessions` groups them.
         title: Heading of the report.
         control: What to call the run without feedback, if ``measures.json`` has one.
-
-    Returns:
-        The path of the report.
-
-    Raises:
-        FileNotFoundError: If a file of the run is missing.
-        ValueError: If one is broken.
     """
     import jinja2
 
-    for name in ("rounds.jsonl", "settings.json", "measures.json", "recall_f1.png"):
-        if not (run_folder / name).is_file():
-            raise FileNotFoundError(f"{run_folder / name} is missing; finish the run before its report")
     settings, measures = (read_json(run_folder / name) for name in ("settings.json", "measures.json"))
-    means = measures.get("means_per_round")
-    if not isinstance(means, dict) or not means:
-        raise ValueError(f"{run_folder / 'measures.json'}: no means_per_round; evaluate the run again")
+    means = measures["means_per_round"]
     cases = choose_cases(sessions)
     listed = sessions[:LISTED_QUERIES]
     records: dict[str, list[Round]] = {session.query_id: [] for session in listed}
@@ -117,7 +105,7 @@ def write_report(
     html = environment.get_template(TEMPLATE).render(
         title=title,
         facts=_facts(settings, (run_folder / "rounds.jsonl").stat().st_mtime),
-        settings=_flatten(settings),
+        settings=settings,
         measures=measures,
         table=_table(means, measures.get("scrolling"), control),
         plot=base64.b64encode((run_folder / "recall_f1.png").read_bytes()).decode(),
@@ -137,19 +125,12 @@ def write_report(
 
 
 def choose_cases(sessions: Sequence[Session], count: int = CASES) -> dict[str, list[Session]]:
-    """Picks the queries that gained most, those that lost most, and some that were never found.
+    """Picks at most `count` queries each that gained most, lost most, or were never found, under headings.
 
     The gain is log(first rank / last rank) of the target, so that 20 to 2 counts as much as 1,000 to 100;
     without a target, the growth of the share of relevant images shown. Never found are those of which no
     round showed the target (or any relevant image); the worst rank comes first. Ties go by query id. No query
     stands in two groups.
-
-    Args:
-        sessions: All queries.
-        count: At most how many of each.
-
-    Returns:
-        The chosen queries under a heading each.
     """
     played = [session for session in sessions if session.rounds]
     gains = sorted((-_gain(session), session.query_id, place) for place, session in enumerate(played))
@@ -172,16 +153,9 @@ def choose_cases(sessions: Sequence[Session], count: int = CASES) -> dict[str, l
 def mark_changes(before: str, after: str) -> list[tuple[str, str]]:
     """Compares two texts word by word.
 
-    Args:
-        before: Text of the round before.
-        after: Text of this round.
-
     Returns:
         Runs of words, each with "same", "added" or "removed", in reading order; a removal comes before what
-        replaced it.
-
-    Example:
-        ``mark_changes("a red dog", "a brown dog")`` gives ``("same", "a")``, ``("removed", "red")``,
+        replaced it: "a red dog" and "a brown dog" give ``("same", "a")``, ``("removed", "red")``,
         ``("added", "brown")`` and ``("same", "dog")``.
     """
     old, new = _words(before), _words(after)
@@ -242,7 +216,6 @@ def _describe_case(session: Session, records: list[Round], thumbnails: Thumbnail
                 "words": mark_changes(before, record.text),
                 "pictures": pictures,
                 "left_out": len(shown) - len(pictures),
-                "captions": [caption for caption in record.captions if caption],
             }
         )
     return {
@@ -280,15 +253,8 @@ def _describe_query(session: Session, records: Sequence[Round], round_count: int
 
 def _facts(settings: Mapping[str, Any], played: float) -> list[str]:
     """Names what a reader of the figures must know, as far as the settings tell."""
-    named = {
-        "strategy": "strategy {}",
-        "user": "simulated user {}",
-        "protocol": "protocol {}",
-        "dataset": "dataset {}",
-        "split": "split {}",
-        "seed": "seed {}",
-    }
-    facts = [text.format(settings[name]) for name, text in named.items() if settings.get(name) is not None]
+    names = ("strategy", "user", "protocol", "dataset", "split", "seed")
+    facts = [f"{name} {settings[name]}" for name in names if settings.get(name) is not None]
     facts.append(f"played {datetime.fromtimestamp(played, timezone.utc):%Y-%m-%d}")
     commit = _commit()
     return [*facts, f"commit {commit}"] if commit else facts
@@ -319,16 +285,6 @@ def _table(
             for title, summary in groups.items()
         },
     }
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    flat = []
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat += _flatten(value, f"{prefix}{name}.")
-        else:
-            flat.append((f"{prefix}{name}", str(value)))
-    return flat
 
 
 def _encode_thumbnail(path: Path) -> str | None:

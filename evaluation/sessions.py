@@ -18,6 +18,8 @@ from typing import Any
 
 from records import Query, Round
 
+DEPTH = 10  # images of a list that are kept where fewer were shown: the largest cutoff of the measures
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -59,11 +61,10 @@ class Session:
     rounds: tuple[Outcome, ...]
 
     def state(self, number: int) -> Outcome | None:
-        """Returns the outcome that stands for this query in round ``number``.
+        """Returns the outcome that stands for this query in round ``number``; None when there is none.
 
-        Returns:
-            The latest one up to that round in which the target was a candidate (without a target: in which
-            a relevant image had not been shown); None when there is none.
+        It is the latest one up to that round in which the target was a candidate (without a target: in which
+        a relevant image had not been shown).
         """
         for outcome in reversed(self.rounds[: number + 1]):
             if outcome.target_rank is not None or (self.target is None and outcome.relevant):
@@ -72,7 +73,7 @@ class Session:
 
 
 def build_sessions(
-    rounds: Iterable[Round], round_count: int, queries: Sequence[Query] | None = None, depth: int = 10
+    rounds: Iterable[Round], round_count: int, queries: Sequence[Query] | None = None
 ) -> tuple[Session, ...]:
     """Groups the records of a run by query and checks that they are complete.
 
@@ -81,7 +82,6 @@ def build_sessions(
         round_count: How many rounds the run was to have; a query has that many records unless it stopped.
         queries: The queries that were asked. Those the run lacks become sessions without rounds. None: only
             the queries that the run holds.
-        depth: How many images of each list to keep, where fewer were shown.
 
     Returns:
         One session per query, in the order of ``queries``, else in order of first appearance.
@@ -102,7 +102,7 @@ def build_sessions(
                 f"{known[0].number} it was {known[0].target!r}"
             )
         _check_record(record, round_count)
-        known.append(_outcome(record, depth, shared))
+        known.append(_outcome(record, shared))
     sessions: dict[str, Session] = {}
     for query_id in list(by_query):
         sessions[query_id] = _session(query_id, by_query.pop(query_id), round_count, shared)
@@ -113,19 +113,17 @@ def build_sessions(
     return tuple(sessions.values())
 
 
-def _outcome(record: Round, depth: int, shared: dict[Any, Any]) -> Outcome:
+def _outcome(record: Round, shared: dict[Any, Any]) -> Outcome:
     def same(ids: Iterable[str]) -> tuple[str, ...]:
         return tuple(shared.setdefault(image_id, image_id) for image_id in ids)
 
-    target, relevant = record.target, same(record.relevant)
-    if isinstance(target, str):
-        (target,) = same([target])
+    relevant = same(record.relevant)
     return Outcome(
         number=record.number,
-        target=target,
+        target=shared.setdefault(record.target, record.target),
         target_rank=record.target_rank,
         relevant=shared.setdefault(relevant, relevant),
-        image_ids=same(record.image_ids[: max(depth, record.shown)]),
+        image_ids=same(record.image_ids[: max(DEPTH, record.shown)]),
         shown=record.shown,
         stop=record.stop,
     )

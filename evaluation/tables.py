@@ -13,31 +13,15 @@ NOT_SHARES = ("Mean rank", "Median rank", "BRI")
 
 
 def format_table(summary: Mapping[str, Sequence[float]], columns: Sequence[str] | None = None) -> str:
-    """Lays out the means of a run.
+    """Lays out the means of a run, as `Measures.summary` gives them, as Markdown; shares in percent.
 
     Args:
-        summary: Means per round, as `evaluation.measures.Measures.summary` gives them.
+        summary: Means per round, by measure.
         columns: Measures to show, in order. None: the usual ones of those at hand.
-
-    Returns:
-        Lines joined by newlines, none at the end; shares in percent.
-
-    Raises:
-        ValueError: If a column is not in ``summary``, or there is none.
-
-    Example:
-        ::
-
-            | Round | Recall@10 | Mean rank |
-            | ----: | --------: | --------: |
-            |     0 |      50.0 |      12.0 |
     """
     if columns is None:
         usual = COLUMNS if "Mean rank" in summary else COLUMNS_WITHOUT_TARGET
         columns = [name for name in usual if name in summary]
-    absent = [name for name in columns if name not in summary]
-    if absent or not columns:
-        raise ValueError(f"no such measures: {', '.join(absent) or '(none)'}; at hand: {', '.join(summary)}")
     rows = [["Round", *columns]]
     for number in range(len(summary[columns[0]])):
         rows.append([str(number), *(format_value(name, summary[name][number]) for name in columns)])

@@ -16,23 +16,18 @@ space.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 from urllib.parse import quote
 
 from evaluation.sessions import Session
-from files import replace_file
+from files import replaced
 from records import Round
 
 
-def write_trec(
-    folder: Path,
-    rounds: Iterable[Round],
-    sessions: Sequence[Session],
-    round_count: int,
-    tag: str = "interactive",
-) -> list[Path]:
+def write_trec(folder: Path, rounds: Iterable[Round], sessions: Sequence[Session], round_count: int) -> None:
     """Writes a run as TREC files, line by line.
 
     Args:
@@ -40,35 +35,29 @@ def write_trec(
         rounds: The run's records, read once more: the sessions hold only the top of each list.
         sessions: The same records, as `evaluation.sessions.build_sessions` grouped them.
         round_count: How many rounds the run was to have.
-        tag: Name of the run, the last column.
-
-    Returns:
-        The files written.
 
     Raises:
-        ValueError: If an id or the tag is empty.
+        ValueError: If an id is empty.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    targets = folder / "target.qrels"
-    relevant = [folder / f"round{number}.relevant.qrels" for number in range(round_count)]
-    _write_lines(targets, _target_lines(sessions))
-    for number, path in enumerate(relevant):
-        _write_lines(path, _relevant_lines(sessions, number))
-    runs = [folder / f"round{number}.run" for number in range(round_count)]
+    with _opened(folder / "target.qrels") as file:
+        for session in sessions:
+            if session.target is not None:
+                file.write(f"{encode_id(session.query_id)} 0 {encode_id(session.target)} 1\n")
+    for number in range(round_count):
+        with _opened(folder / f"round{number}.relevant.qrels") as file:
+            for session in sessions:
+                file.writelines(_relevant_lines(session, number))
     by_query = {session.query_id: session for session in sessions}
-    label = encode_id(tag)
-
-    def fill(opened: Sequence[TextIO]) -> None:
+    with ExitStack() as stack:  # all open while the records are read once
+        runs = [stack.enter_context(_opened(folder / f"round{n}.run")) for n in range(round_count)]
         for record in rounds:
             session = by_query[record.query_id]
-            lines = list(_run_lines(record, label))
+            lines = list(_run_lines(record))
             for number in range(record.number, round_count):
                 state = session.state(number)
                 if state is not None and state.number == record.number:
-                    opened[number].writelines(lines)
-
-    _replace_together(runs, fill)
-    return [targets, *relevant, *runs]
+                    runs[number].writelines(lines)
 
 
 def encode_id(name: str) -> str:
@@ -90,42 +79,21 @@ def encode_id(name: str) -> str:
     )
 
 
-def _run_lines(record: Round, tag: str) -> Iterator[str]:
+def _run_lines(record: Round) -> Iterator[str]:
     query, count = encode_id(record.query_id), len(record.image_ids)
     for rank, image in enumerate(record.image_ids, start=1):
-        yield f"{query} Q0 {encode_id(image)} {rank} {count - rank + 1} {tag}\n"
+        yield f"{query} Q0 {encode_id(image)} {rank} {count - rank + 1} interactive\n"
 
 
-def _target_lines(sessions: Sequence[Session]) -> Iterator[str]:
-    for session in sessions:
-        if session.target is not None:
-            yield f"{encode_id(session.query_id)} 0 {encode_id(session.target)} 1\n"
+def _relevant_lines(session: Session, number: int) -> Iterator[str]:
+    state = session.state(number)
+    query = encode_id(session.query_id)
+    for image in sorted(session.relevant if state is None else state.relevant):
+        yield f"{query} 0 {encode_id(image)} 1\n"
 
 
-def _relevant_lines(sessions: Sequence[Session], number: int) -> Iterator[str]:
-    for session in sessions:
-        state = session.state(number)
-        query = encode_id(session.query_id)
-        for image in sorted(session.relevant if state is None else state.relevant):
-            yield f"{query} 0 {encode_id(image)} 1\n"
-
-
-def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    _replace_together([path], lambda opened: opened[0].writelines(lines))
-
-
-def _replace_together(paths: Sequence[Path], fill: Callable[[Sequence[TextIO]], None]) -> None:
-    """Replaces several files at once: all are open while they are filled, and each appears only complete."""
-
-    def open_next(opened: tuple[TextIO, ...]) -> None:
-        if len(opened) == len(paths):
-            fill(opened)
-            return
-
-        def write(temporary: Path) -> None:
-            with temporary.open("w", encoding="utf-8", newline="\n") as file:
-                open_next((*opened, file))
-
-        replace_file(paths[len(opened)], write)
-
-    open_next(())
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    """Opens a file for writing that appears only complete."""
+    with replaced(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        yield file

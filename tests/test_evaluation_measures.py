@@ -60,7 +60,7 @@ def runs(draw, collection=tuple(COLLECTION), shown=4, depth=12):
     return draw(st.permutations(rounds)), queries, round_count
 
 
-def brute_force(rounds, query, number, k, image_count):
+def brute_force(rounds, query, number, image_count, k=10):
     """One query in one round, the slow way from the definitions; no key where there is no meaning."""
     mine = sorted(
         (record for record in rounds if record.query_id == query.id), key=lambda record: record.number
@@ -113,14 +113,14 @@ def brute_force(rounds, query, number, k, image_count):
 
 
 @settings(max_examples=80, deadline=None)
-@given(runs(), st.sampled_from([3, 10, 15]))
-def test_every_measure_equals_brute_force(run, k):
+@given(runs())
+def test_every_measure_equals_brute_force(run):
     rounds, queries, round_count = run
-    measures = evaluate(rounds, round_count, queries, image_count=len(COLLECTION), k=k)
+    measures = evaluate(rounds, round_count, queries, image_count=len(COLLECTION))
     assert measures.query_ids == tuple(query.id for query in queries)
     summary = measures.summary()
     expected = [
-        {query.id: brute_force(rounds, query, number, k, len(COLLECTION)) for query in queries}
+        {query.id: brute_force(rounds, query, number, len(COLLECTION)) for query in queries}
         for number in range(round_count)
     ]
     names = {name for values in expected[0].values() for name in values}
@@ -133,27 +133,6 @@ def test_every_measure_equals_brute_force(run, k):
             assert summary[name][number] == pytest.approx(mean(known), rel=1e-6)
             if name == "Mean rank":
                 assert summary["Median rank"][number] == pytest.approx(median(known))
-
-
-def test_worked_example_of_the_target_measures():
-    others = COLLECTION[1:]
-    rounds = [
-        make_round("q", turn, [*others[: rank - 1], "0.jpg", *others[rank - 1 :]], "0.jpg", ["0.jpg"])
-        for turn, rank in enumerate([8, 2, 6])
-    ]
-    summary = evaluate(rounds, 3).summary()
-    assert summary["Recall@5"] == [0, 1, 0]
-    assert summary["Hits@5"] == [0, 1, 1]
-    assert summary["MRR"] == [1 / 8, 1 / 2, 1 / 6]
-    log8, log2 = math.log(8), math.log(2)
-    assert summary["BRI"] == pytest.approx([log8, (log8 + log2) / 2, (log8 / 2 + log2 + log2 / 2) / 2])
-
-
-def test_one_relevant_image_meets_the_ceiling_of_f1():
-    summary = evaluate([make_round("q", 0, COLLECTION, "3.jpg", ["3.jpg"])], 1).summary()
-    assert summary["P@10"] == [pytest.approx(0.1)]
-    assert summary["R@10"] == [1]
-    assert summary["F1@10"] == [pytest.approx(2 / 11)]
 
 
 def test_worked_example_of_the_session_measures():
@@ -172,20 +151,8 @@ def test_equal_scores_keep_the_order_of_the_list():
     # Tools behind ir-measures would put equal scores in the order of the ids.
     for ranking in (["b", "a"], ["a", "b"]):
         record = replace(make_round("q", 0, ranking, "a", ["a"]), scores=(0.5, 0.5))
-        summary = evaluate([record], 1, k=1).summary()
-        assert summary["P@1"] == summary["Recall@1"] == [float(ranking[0] == "a")]
-
-
-def test_stopped_query_is_carried_forward_and_still_averaged():
-    rounds = [
-        make_round("found", 0, COLLECTION, "0.jpg", ["0.jpg"], stop="found"),
-        make_round("lost", 0, COLLECTION[:20], "24.jpg", ["24.jpg"], rank=25),
-        make_round("lost", 1, COLLECTION[10:20], "24.jpg", ["24.jpg"], rank=15),
-    ]
-    measures = evaluate(rounds, 2)
-    assert measures.values["Recall@10"].tolist() == [[1, 0], [1, 0]]
-    assert measures.summary()["Mean rank"] == [13, 8]
-    assert measures.summary()["F1@10"] == pytest.approx([1 / 11, 1 / 11])
+        summary = evaluate([record], 1).summary()
+        assert summary["RR@10"] == summary["MRR"] == [1.0 if ranking[0] == "a" else 0.5]
 
 
 def test_target_shown_earlier_keeps_its_rank_when_the_query_goes_on():
@@ -222,12 +189,6 @@ def test_query_without_target_or_without_relevant_images_stays_out_of_those_mean
     written = measures.to_json()
     assert (written["query_count"], written["queries_with_relevant_images"]) == (2, 1)
     assert evaluate([make_round("b", 0, COLLECTION, None, [])], 1).summary() == {}
-
-
-def test_definitions_are_named_for_every_mean():
-    written = evaluate([make_round("q", 0, COLLECTION, "0.jpg", ["0.jpg"])], 1).to_json()
-    bases = {name.split("@")[0] for name in written["means_per_round"]}
-    assert {name.split("@")[0] for name in written["definitions"]} == bases
 
 
 FIRST = make_round("q", 0, COLLECTION, "24.jpg", ["24.jpg"])

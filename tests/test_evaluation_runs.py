@@ -11,13 +11,6 @@ from tests.test_evaluation_measures import make_round
 ROUNDS = [make_round("é 1", 0, ["a", "b"], "b", ["b"]), make_round("é 1", 1, ["b"], "b", ["b"], stop="found")]
 
 
-def test_records_survive(tmp_path):
-    path = tmp_path / "new" / "rounds.jsonl"
-    append_rounds(path, ROUNDS[:1])
-    append_rounds(path, ROUNDS[1:])
-    assert read_rounds(path) == ROUNDS
-
-
 def test_torn_last_line_is_left_out_reported_and_cut_off_before_appending(tmp_path, caplog):
     path = tmp_path / "rounds.jsonl"
     append_rounds(path, ROUNDS)
@@ -27,13 +20,6 @@ def test_torn_last_line_is_left_out_reported_and_cut_off_before_appending(tmp_pa
     assert "torn last line" in caplog.text
     append_rounds(path, ROUNDS[1:])
     assert read_rounds(path) == ROUNDS
-
-
-def test_whole_record_without_newline_counts_as_torn(tmp_path):
-    path = tmp_path / "rounds.jsonl"
-    append_rounds(path, ROUNDS)
-    path.write_bytes(path.read_bytes()[:-1])
-    assert read_rounds(path) == ROUNDS[:1]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import io
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.tables import as_csv, as_markdown
+from evaluation.tables import as_csv, as_markdown, format_table
 
 ROWS = [
     ["Run", "Recall@10", "difference"],
@@ -33,3 +33,14 @@ def test_markdown_is_aligned_and_keeps_bars_inside_cells():
 )
 def test_csv_is_read_back_as_it_was(rows):
     assert list(csv.reader(io.StringIO(as_csv(rows), newline=""))) == rows
+
+
+def test_a_runs_table_has_shares_in_percent_and_ranks_as_they_are():
+    summary = {"Recall@10": [0.5, 1.0], "Mean rank": [12.0, 1.0], "BRI": [2.0, 1.23456]}
+    assert format_table(summary, ["Mean rank", "BRI"]).splitlines() == [
+        "| Round | Mean rank |   BRI |",
+        "| ----: | --------: | ----: |",
+        "|     0 |      12.0 | 2.000 |",
+        "|     1 |       1.0 | 1.235 |",
+    ]
+    assert "|      50.0 |" in format_table(summary)
