@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import resource
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,11 +80,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """Runs the stages one after the other.
-
-    Returns:
-        A row a stage, with the peak memory of the process when it was done.
-    """
+    """Returns a row a stage, with the peak memory of the process when it was done."""
     from evaluation.measures import measure_sessions
     from evaluation.plots import plot_recall_f1
     from evaluation.report import write_report
@@ -123,11 +118,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]
 
 
 def _row(stage: str) -> dict[str, Any]:
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes here
-    return {
-        "stage": stage,
-        "peak memory, MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6,
-    }
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"stage": stage, "peak memory, MB": kilobytes * 1024 / 1e6}
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
     "<|start|>assistant\n"
 )
+SAID = "two men in front of a red house, one of them with a dog and the other with a large umbrella"
 Row = dict[str, Any]
 Open = Callable[[int], Any]
 Use = Callable[[Any, int, int], Any]
@@ -75,14 +76,10 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace) -> list[Row]:
-    """Makes the models where they are missing, and measures them.
-
-    Returns:
-        A row for each model, precision and batch.
+    """Makes the models where they are missing; returns a row for each model, precision and batch.
 
     Raises:
         ValueError: If there is no GPU, and the sizes are not tiny.
-        ModuleNotFoundError: If a precision needs a package that is not installed.
     """
     import torch
 
@@ -95,6 +92,9 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
 
 
 def _measure_all(arguments: argparse.Namespace, parent: Path) -> Iterator[Row]:
+    import captioning
+    import query_editing
+
     folders = {}
     for name, make in {"captioner": make_captioner, "rewriter": make_rewriter, "BLIP": make_blip}.items():
         folder = folders[name] = parent / (f"tiny-{name}" if arguments.tiny else name)
@@ -104,8 +104,24 @@ def _measure_all(arguments: argparse.Namespace, parent: Path) -> Iterator[Row]:
             make(folder, arguments.tiny)
             (folder / "complete").touch()
     for precision in arguments.precisions:
-        for name, open_model, use, max_tokens in _models(folders, precision):
-            yield from measure_model(name, precision, arguments.batches, open_model, use, max_tokens)
+        yield from measure_model(
+            "captioner",
+            precision,
+            arguments.batches,
+            partial(captioning.Captioning, str(folders["captioner"]), precision),
+            lambda model, batch, turn: model.caption(_pictures(batch)),
+            captioning.MAX_TOKENS,
+        )
+        yield from measure_model(
+            "rewriter",
+            precision,
+            arguments.batches,
+            partial(query_editing.QueryEditing, str(folders["rewriter"]), precision),
+            lambda model, batch, turn: model.rewrite(  # no query is asked twice
+                [f"{number} people with a dog, {turn}" for number in range(batch)], [SAID] * batch
+            ),
+            query_editing.MAX_TOKENS,
+        )
     yield from measure_model(
         "BLIP",
         "fp32",
@@ -117,13 +133,8 @@ def _measure_all(arguments: argparse.Namespace, parent: Path) -> Iterator[Row]:
 
 
 def make_captioner(folder: Path, tiny: bool) -> None:
-    """Saves LLaVA-1.6 over Mistral 7B with random weights, its processor included.
-
-    Args:
-        folder: Where to.
-        tiny: With tiny sizes.
-    """
-    from transformers import AutoModelForImageTextToText, LlavaNextProcessor
+    """Saves LLaVA-1.6 over Mistral 7B with random weights, its processor included."""
+    from transformers import AutoConfig, AutoModelForImageTextToText, LlavaNextProcessor
     from transformers.models.llava_next import LlavaNextImageProcessorPil
 
     tokenizer = _tokenizer(["<image>"])
@@ -131,7 +142,7 @@ def make_captioner(folder: Path, tiny: bool) -> None:
     vision = {**TINY, **TINY_IMAGE} if tiny else LLAVA_VISION
     side = vision["image_size"]
     pinpoints = [[side * height, side * width] for height, width in grid]
-    config = _configuration(
+    config = AutoConfig.for_model(
         "llava_next",
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_grid_pinpoints=pinpoints,
@@ -159,18 +170,13 @@ def make_captioner(folder: Path, tiny: bool) -> None:
 
 
 def make_rewriter(folder: Path, tiny: bool) -> None:
-    """Saves Llama-3.1 8B with random weights, a tokenizer included.
-
-    Args:
-        folder: Where to.
-        tiny: With tiny sizes.
-    """
-    from transformers import AutoModelForCausalLM
+    """Saves Llama-3.1 8B with random weights, a tokenizer included."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     tokenizer = _tokenizer(["<|start|>", "<|end|>"])
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(folder)
-    config = _configuration(
+    config = AutoConfig.for_model(
         "llama",
         **{"vocab_size": 128256, **(TINY_DECODER if tiny else DECODER)},
         max_position_embeddings=131072,
@@ -181,31 +187,20 @@ def make_rewriter(folder: Path, tiny: bool) -> None:
 
 
 def make_blip(folder: Path, tiny: bool) -> None:
-    """Saves BLIP base for retrieval with random weights, a vocabulary included.
-
-    Args:
-        folder: Where to.
-        tiny: With tiny sizes.
-    """
-    from transformers import BlipForImageTextRetrieval
+    """Saves BLIP base for retrieval with random weights, a vocabulary included."""
+    from transformers import AutoConfig, BlipForImageTextRetrieval
 
     sizes, words = (TINY, 512) if tiny else (BLIP_BASE, 30524)
     image = TINY_IMAGE if tiny else {"image_size": 384, "patch_size": 16}
     text = {**sizes, "vocab_size": words, "encoder_hidden_size": sizes["hidden_size"], "is_decoder": True,
             "bos_token_id": words - 2}  # fmt: skip
-    config = _configuration(
+    config = AutoConfig.for_model(
         "blip", image_text_hidden_size=256, text_config=text, vision_config={**sizes, **image}
     )
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     lines = [*special, *(f"word{number}" for number in range(words - 2 - len(special)))]  # BLIP adds two
     (folder / "vocab.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     _save_random(BlipForImageTextRetrieval._from_config, config, folder)
-
-
-def _configuration(kind: str, **values: Any) -> Any:
-    from transformers import AutoConfig
-
-    return AutoConfig.for_model(kind, **values)
 
 
 def _tokenizer(tokens: list[str]) -> Any:
@@ -238,31 +233,6 @@ def _save_random(make: Callable[..., Any], config: Any, folder: Path) -> None:
     model.save_pretrained(folder, max_shard_size="50GB")
     del model
     _free_memory()
-
-
-def _models(folders: dict[str, Path], precision: str) -> Iterator[tuple[str, Open, Use, int]]:
-    """Yields captioner and rewriter: name, how to open and use them, and the length of an answer."""
-    import captioning
-    import query_editing
-
-    said = "two men in front of a red house, one of them with a dog and the other with a large umbrella"
-
-    def rewrite(model: Any, batch: int, turn: int) -> None:
-        queries = [f"{number} people with a dog, {turn}" for number in range(batch)]  # none is asked twice
-        model.rewrite(queries, [said] * batch)
-
-    yield (
-        "captioner",
-        lambda batch: captioning.Captioning(str(folders["captioner"]), precision, batch),
-        lambda model, batch, turn: model.caption(_pictures(batch)),
-        captioning.MAX_TOKENS,
-    )
-    yield (
-        "rewriter",
-        lambda batch: query_editing.QueryEditing(str(folders["rewriter"]), precision, batch),
-        rewrite,
-        query_editing.MAX_TOKENS,
-    )
 
 
 def _open_blip(folder: Path, batch: int) -> Any:

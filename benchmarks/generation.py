@@ -1,7 +1,6 @@
 """How fast rewrites are written: this project's `TextModel` in its engines against transformers' `generate`.
 
     python -m benchmarks.generation
-    python -m benchmarks.generation --busy 1        # beside another busy process
 
 Rewrites the demo's vague queries with captions of other scenes, by SmolLM2-135M. Cold is a fresh process:
 opening the model, and its first answer. Warm, the ways take turns in one process. Only tokens of the answers
@@ -16,7 +15,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from benchmarks.timing import Watch, busy_neighbors, in_a_process, in_turns, parser, report
+from benchmarks.timing import Watch, in_a_process, in_turns, parser, report
 from settings import PROJECT, run_script
 
 log = logging.getLogger(__name__)
@@ -44,26 +43,24 @@ def main() -> None:
     )
     read.add_argument("--repeats", type=int, default=3, help="turns of each way; their median counts")
     read.add_argument("--threads", type=int, default=2, help="threads of the cold starts")
-    read.add_argument("--busy", type=int, default=0, help="busy processes beside it")
     arguments = read.parse_args()
-    with busy_neighbors(arguments.busy):
-        rows = measure(arguments)
-    report("generation", arguments, rows)
+    report("generation", arguments, measure(arguments))
 
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measures all ways.
+    """Returns a row for each way and batch.
 
-    Returns:
-        A row for each way and batch, with how many times as many rewrites a second as the first way in its
-        first batch, and the share of answers equal to those of the same way in the first batch.
+    Compared are the speed of the first way in its first batch, and the answers of the same way in the first
+    batch.
     """
+    from generation.openvino_engine import is_installed
+
     prompts, ways = vague_prompts(arguments.prompts), arguments.ways
-    if "auto" in ways and not _has_openvino():
+    if "auto" in ways and not is_installed():
         log.warning("OpenVINO is left out: it is not installed; pip install openvino-genai")
         ways = [way for way in ways if way != "auto"]
     cold = {way: in_a_process(arguments.threads, _cold, way, prompts[0]) for way in ways}
-    opened = {way: open_way(way, max(arguments.batches)) for way in ways}
+    opened = {way: _open(way, max(arguments.batches)) for way in ways}
     for write in opened.values():
         write(prompts[:1], 1)  # so that nothing is set up on the clock
     timed = in_turns(
@@ -109,21 +106,14 @@ def vague_prompts(count: int) -> list[str]:
     ]
 
 
-def open_way(way: str, max_batch: int) -> Write:
-    """Opens the model in one of `WAYS`."""
-    return _generate() if way == GENERATE else _text_model(way, max_batch)
-
-
 def _cold(way: str, prompt: str) -> float:
     watch = Watch()
-    open_way(way, 1)([prompt], 1)
+    _open(way, 1)([prompt], 1)
     return watch.wall()
 
 
-def _has_openvino() -> bool:
-    from generation.openvino_engine import is_installed
-
-    return is_installed()
+def _open(way: str, max_batch: int) -> Write:
+    return _generate() if way == GENERATE else _text_model(way, max_batch)
 
 
 def _generate() -> Write:
@@ -137,27 +127,28 @@ def _generate() -> Write:
     tokenizer, model = open_plain(MODEL)
     ends = [tokenizer.eos_token_id, *line_ends(tokenizer)]
 
-    def answer(rows: Sequence[list[int]]) -> list[list[int]]:
-        inputs = tokenizer.pad({"input_ids": list(rows)}, return_tensors="pt")
-        with torch.inference_mode():
-            output = model.generate(
-                **inputs,
-                max_new_tokens=MAX_TOKENS,
-                do_sample=False,
-                eos_token_id=ends,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        new = output[:, inputs["input_ids"].shape[1] :].tolist()
-        return [cut(row, ends) for row in new]
-
     def write(prompts: Sequence[str], batch: int) -> Answers:
-        rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in prompts]
-        order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+        order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
         answers: dict[int, list[int]] = {}
         for start in range(0, len(order), batch):
             places = order[start : start + batch]
-            answers |= zip(places, answer([rows[place] for place in places]), strict=True)
-        texts = tokenizer.batch_decode([answers[row] for row in range(len(rows))], skip_special_tokens=True)
+            inputs = tokenizer(
+                [prompts[place] for place in places],
+                add_special_tokens=False,
+                padding=True,
+                return_tensors="pt",
+            )
+            with torch.inference_mode():
+                output = model.generate(
+                    **inputs,
+                    max_new_tokens=MAX_TOKENS,
+                    do_sample=False,
+                    eos_token_id=ends,
+                    pad_token_id=tokenizer.pad_token_id,
+                )
+            new = output[:, inputs["input_ids"].shape[1] :].tolist()
+            answers |= zip(places, (cut(row, ends) for row in new), strict=True)
+        texts = tokenizer.batch_decode([answers[row] for row in range(len(order))], skip_special_tokens=True)
         return texts, sum(map(len, answers.values()))
 
     return write

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.timing import Watch, parser, report
-from records import Query, Round
+from records import Query
 from settings import ExperimentSettings, run_script
 
 if TYPE_CHECKING:
@@ -52,12 +52,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Runs the queries in each way.
-
-    Returns:
-        A row a way: queries an hour, seconds by stage, and the share of queries whose target has the same
-        rank in all rounds as in the sequential run.
-    """
+    """Returns a row a way; "same ranks" is the share of queries whose targets rank as in the first way."""
     from experiments.setup import Setup
 
     with tempfile.TemporaryDirectory() as name:
@@ -117,7 +112,10 @@ def _ours(
         seconds = watch.wall()
         records = read_rounds(path)
     stages = {stage: account.seconds for stage, account in setup.costs.spent[setup.costs.run].items()}
-    return _row(way, queries, seconds, stages, target_ranks(records), known)
+    ranks: dict[str, list[int]] = {}
+    for record in records:
+        ranks.setdefault(record.query_id, []).append(record.target_rank or 0)
+    return _row(way, queries, seconds, stages, ranks, known)
 
 
 def _row(
@@ -141,15 +139,6 @@ def _row(
         "_stages": dict(stages),
         "_other_ranks": others,
     }
-
-
-def target_ranks(records: Sequence[Round]) -> dict[str, list[int]]:
-    """Returns the target's rank in each round, by query."""
-    ranks: dict[str, list[int]] = {}
-    for record in records:
-        if record.target_rank is not None:
-            ranks.setdefault(record.query_id, []).append(record.target_rank)
-    return ranks
 
 
 def spread(queries: Sequence[Query], count: int) -> list[Query]:

@@ -40,14 +40,7 @@ class SequentialLoop:
     def __init__(
         self, dataset: Dataset, retriever: Retriever, caption_model: str, rewrite_model: str
     ) -> None:
-        """Opens the models.
-
-        Args:
-            dataset: The collection.
-            retriever: Only its encoder and its vectors are used.
-            caption_model: A BLIP captioner.
-            rewrite_model: A packaged language model, see `generation.text_model.PACKAGED`.
-        """
+        """Opens a BLIP captioner and a packaged language model; uses the retriever's encoder and vectors."""
         self.seconds: dict[str, float] = defaultdict(float)
         self._encoder = retriever.encoder
         self._paths = {image.id: image.path for image in dataset.images}
@@ -61,23 +54,8 @@ class SequentialLoop:
         self._ends = [self._tokenizer.eos_token_id, *line_ends(self._tokenizer)]
 
     def run(self, query: Query, protocol: Protocol, round_count: int) -> list[int]:
-        """Runs one query.
-
-        Args:
-            query: With a target.
-            protocol: Its numbers; the steps are the published ones.
-            round_count: Most rounds.
-
-        Returns:
-            The target's rank in each round.
-
-        Raises:
-            ValueError: If the query has no target.
-        """
-        if query.target is None:
-            raise ValueError(
-                f"query {query.id}: got no target, expected one: the published protocol needs it"
-            )
+        """Runs a query with a target by the published steps; returns the target's rank in each round."""
+        assert query.target is not None
         text, said, taken, ranks = query.text, [query.text], set(), []
         for number in range(round_count):
             with self._timed("encode"):
@@ -125,14 +103,7 @@ class SequentialLoop:
 
 
 def open_plain(model_id: str) -> tuple[Any, Any]:
-    """Opens a packaged language model by transformers alone, in float32.
-
-    Args:
-        model_id: Of `generation.text_model.PACKAGED`.
-
-    Returns:
-        The tokenizer, which pads on the left, and the model.
-    """
+    """Opens a packaged model by transformers alone: a tokenizer that pads left, and a float32 model."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     source, options = source_of(model_id)

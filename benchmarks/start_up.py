@@ -10,6 +10,7 @@ another process holds stay). Warm runs take turns, each in a process of its own.
 from __future__ import annotations
 
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -21,21 +22,11 @@ from typing import Any
 from benchmarks.timing import Watch, parser, report
 from settings import PROJECT, run_script
 
-EXPERIMENT = "multi_modal_query_expansion.py"
-DEMO = ("--dataset", "demo")
 COMMANDS = {
-    "help": (EXPERIMENT, "--help"),
-    "search": ("interactive_search.py", *DEMO, "--text", "a dog on a beach"),
-    "demo": (
-        EXPERIMENT,
-        *DEMO,
-        "--strategy",
-        "rewrite-anchored",
-        "--caption-numbers",
-        "4",
-        "--queries",
-        "200",
-    ),
+    "help": "multi_modal_query_expansion.py --help",
+    "search": 'interactive_search.py --dataset demo --text "a dog on a beach"',
+    "demo": "multi_modal_query_expansion.py --dataset demo --strategy rewrite-anchored --caption-numbers 4"
+    " --queries 200",
 }
 GOALS = {"help": 1.0, "search": 3.0}  # seconds, warm
 
@@ -50,18 +41,7 @@ def main() -> None:
 
 
 def measure(names: list[str], runs: int) -> list[dict[str, Any]]:
-    """Times commands.
-
-    Args:
-        names: Of `COMMANDS`.
-        runs: Warm runs of each.
-
-    Returns:
-        A row a command: seconds by the wall clock and of CPU time.
-
-    Raises:
-        ValueError: If a command fails.
-    """
+    """Returns a row a command: seconds by the wall clock and of CPU time."""
     cold = {}
     for name in names:
         _run(name)  # uncounted: what is made once is made
@@ -73,7 +53,7 @@ def measure(names: list[str], runs: int) -> list[dict[str, Any]]:
             warm[name].append(_run(name))
     return [
         {
-            "command": "python " + " ".join(COMMANDS[name]),
+            "command": f"python {COMMANDS[name]}",
             "cold, s": cold[name],
             "warm, s, min": min(wall for wall, _ in taken),
             "median": statistics.median(wall for wall, _ in taken),
@@ -101,9 +81,10 @@ def _run(name: str) -> tuple[float, float]:
     """Runs a command and returns its wall-clock and CPU seconds, user's and system's."""
     with tempfile.TemporaryDirectory() as folder:
         watch = Watch()
-        process = subprocess.Popen(
-            _command(name, folder), cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        command = [sys.executable, *shlex.split(COMMANDS[name])]
+        command += ["--output", f"{folder}/run"] if name == "demo" else []
+        silent = subprocess.DEVNULL
+        process = subprocess.Popen(command, cwd=PROJECT, stdout=silent, stderr=silent)
         _, status, used = os.wait4(process.pid, 0)
         seconds = watch.wall()
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -112,11 +93,6 @@ def _run(name: str) -> tuple[float, float]:
             f"{name}: got exit status {process.returncode}, expected 0; run {COMMANDS[name]} alone"
         )
     return seconds, used.ru_utime + used.ru_stime
-
-
-def _command(name: str, folder: str) -> list[str]:
-    command = [sys.executable, *COMMANDS[name]]
-    return [*command, "--output", folder + "/run"] if name == "demo" else command
 
 
 if __name__ == "__main__":

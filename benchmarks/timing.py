@@ -1,4 +1,4 @@
-"""What the benchmarks share: clocks, fresh processes, busy neighbors, and how results are written down."""
+"""What the benchmarks share: clocks, fresh processes, and how results are written down."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import os
 import platform
 import resource
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -25,15 +24,6 @@ from files import write_json
 RESULTS = Path("runs/benchmarks")
 Result = TypeVar("Result")
 Name = TypeVar("Name")
-
-# A neighbor multiplies matrices with one thread until whoever started it is gone.
-NEIGHBOR = """
-import os, numpy
-matrix, parent = numpy.ones((1024, 1024), numpy.float32), os.getppid()
-print("busy", flush=True)
-while os.getppid() == parent:
-    matrix @ matrix
-"""
 
 
 class Watch:
@@ -67,20 +57,16 @@ def in_turns(ways: Mapping[Name, Callable[[], Result]], repeats: int) -> dict[Na
         ways: What to run, by name; everything loaded beforehand.
         repeats: How often each is run.
     """
-    seconds: dict[Name, list[tuple[float, float]]] = {name: [] for name in ways}
-    results: dict[Name, Result] = {}
+    runs: dict[Name, list[Timed[Result]]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, work in ways.items():
             watch = Watch()
-            results[name] = work()
-            seconds[name].append((watch.wall(), watch.cpu()))
+            result = work()
+            runs[name].append(Timed(watch.wall(), watch.cpu(), result))
+    median = statistics.median
     return {
-        name: Timed(
-            statistics.median(wall for wall, _ in taken),
-            statistics.median(cpu for _, cpu in taken),
-            results[name],
-        )
-        for name, taken in seconds.items()
+        name: Timed(median(run.wall for run in each), median(run.cpu for run in each), each[-1].result)
+        for name, each in runs.items()
     }
 
 
@@ -93,33 +79,14 @@ def in_a_process(threads: int, work: Callable[..., Result], *arguments: Any) -> 
         arguments: Pickled, as is the result.
     """
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
+    before = dict(os.environ)
     os.environ |= dict.fromkeys(names, str(threads))
     try:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             return pool.submit(work, *arguments).result()
     finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-
-
-@contextlib.contextmanager
-def busy_neighbors(count: int) -> Iterator[None]:
-    """Keeps so many cores busy meanwhile, each with a process that multiplies matrices."""
-    with contextlib.ExitStack() as stack:
-        for _ in range(count):
-            process = subprocess.Popen(
-                [sys.executable, "-c", NEIGHBOR],
-                stdout=subprocess.PIPE,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            )
-            stack.enter_context(process)
-            stack.callback(process.kill)  # runs before the process is waited for
-            assert process.stdout is not None
-            process.stdout.readline()
-        yield
+        os.environ.clear()
+        os.environ |= before
 
 
 def anonymous_mb() -> float:
@@ -145,11 +112,7 @@ def hardware() -> str:
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """Returns a parser with what all benchmarks take.
-
-    Args:
-        description: The module's docstring.
-    """
+    """Returns a parser with what all benchmarks take, described by the module's docstring."""
 
     class Format(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
         pass

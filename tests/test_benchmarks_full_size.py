@@ -15,11 +15,9 @@ def arguments(**given):
 
 
 def test_every_model_and_batch_is_measured(tmp_path):
-    rows = measure(arguments(folder=tmp_path, batches=[1, 2]))
+    rows = measure(arguments(folder=tmp_path))
     measured = [(row["model"], row["precision"], row["batch"]) for row in rows]
-    assert measured == [
-        (name, "fp32", batch) for name in ("captioner", "rewriter", "BLIP") for batch in (1, 2)
-    ]
+    assert measured == [(name, "fp32", 2) for name in ("captioner", "rewriter", "BLIP")]
     for row in rows:
         assert row["batch, s"] > 0 and not row["note"]
         tokens = {"captioner": 200, "rewriter": 100, "BLIP": None}[row["model"]]

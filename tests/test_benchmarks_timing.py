@@ -1,4 +1,4 @@
-"""What the benchmarks share: turns, processes, busy neighbors, and the results' table and file."""
+"""What the benchmarks share: turns, processes, and the results' table and file."""
 
 import argparse
 import json
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from benchmarks.timing import busy_neighbors, in_a_process, in_turns, report
+from benchmarks.timing import in_a_process, in_turns, report
 from settings import PROJECT
 
 BENCHMARKS = sorted(path.stem for path in (PROJECT / "benchmarks").glob("*.py"))
@@ -29,15 +29,6 @@ def test_a_process_has_the_threads_asked_for_and_this_one_keeps_its_own(monkeypa
     assert in_a_process(3, os.getenv, "OMP_NUM_THREADS") == "3"
     assert in_a_process(3, os.getenv, "MKL_NUM_THREADS") == "3"
     assert os.environ["OMP_NUM_THREADS"] == "7" and "MKL_NUM_THREADS" not in os.environ
-
-
-def test_a_busy_neighbor_is_gone_afterwards(monkeypatch):
-    started, popen = [], subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
-    with pytest.raises(KeyError), busy_neighbors(2):
-        assert [process.poll() for process in started] == [None, None]
-        raise KeyError
-    assert len(started) == 2 and all(process.returncode for process in started)
 
 
 def test_the_report_says_by_which_command_and_on_what(tmp_path, monkeypatch, capsys):
