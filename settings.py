@@ -78,23 +78,24 @@ PRESETS["rtx3060-int4"] = PRESETS["rtx3090-int4"] | {"caption_batch": 4, "rewrit
 PRESETS["fp16-48gb"] = PRESETS["rtx3090-int8"] | {"quantization": "fp16", "caption_batch": 8}
 
 
-def option(
-    default: Any,
-    help: str,
-    *,
-    min: float | None = None,
-    max: float | None = None,
-    changes_results: bool = True,
-) -> Any:
-    """Declares a setting.
+def option(default: Any, help: str, *, min: float | None = None, max: float | None = None) -> Any:
+    """Declares a setting on which results depend: a run is resumed with the same value only.
 
     Args:
         default: Its value when nobody names another; None where a preset or the dataset fills it in.
         help: For `--help` and docs/settings.md.
         min: Smallest value; of every item of a tuple.
         max: Largest value, likewise.
-        changes_results: Whether results depend on it; a run is resumed with the same value only.
     """
+    return _setting(default, help, min, max, changes_results=True)
+
+
+def knob(default: Any, help: str, *, min: float | None = None, max: float | None = None) -> Any:
+    """Declares a setting on which no results depend; arguments as `option`."""
+    return _setting(default, help, min, max, changes_results=False)
+
+
+def _setting(default: Any, help: str, min: float | None, max: float | None, changes_results: bool) -> Any:
     metadata = {"help": help, "min": min, "max": max, "changes_results": changes_results}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -110,11 +111,10 @@ class DatasetSettings:
         'Part of the dataset; when not given "test" of the demo, "1k-A" of MSR-VTT, "all" of the others. '
         'Flickr30k and MSCOCO also have Karpathy\'s "test" and more, see docs/datasets.md.',
     )
-    preset: PresetName | None = option(
+    preset: PresetName | None = knob(
         None,
         'Models, precision and batch sizes; "demo" for the demo, "rtx3090-int8" for the others when not '
         "given.",
-        changes_results=False,
     )
 
     def __post_init__(self) -> None:
@@ -133,11 +133,8 @@ class DatasetSettings:
             "index": root / f"index-{split}",
             "caption_cache": DATA_FOLDER / "captions.sqlite",
         }
-        names = {field.name for field in dataclasses.fields(self)}
-        open_ones = {
-            name: value for name, value in values.items() if name in names and getattr(self, name) is None
-        }
-        return dataclasses.replace(self, **open_ones)
+        names = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) is None]
+        return dataclasses.replace(self, **{name: values[name] for name in names if name in values})
 
 
 @dataclass(frozen=True)
@@ -150,15 +147,12 @@ class IndexSettings(DatasetSettings):
     image_size: int | None = option(
         None, "Side in pixels to which images are resized; the checkpoint's when not given.", min=1
     )
-    index: str | Path | None = option(
+    index: str | Path | None = knob(
         None,
         "Folder of the index, ROOT/index-SPLIT when not given; or, for searching, a Milvus collection, "
         "milvus://HOST:19530/COLLECTION or milvus:///FOLDER/FILE.db/COLLECTION (docs/scale.md).",
-        changes_results=False,
     )
-    image_batch: int | None = option(
-        None, "Images encoded at a time; the preset's when not given.", min=1, changes_results=False
-    )
+    image_batch: int | None = knob(None, "Images encoded at a time; the preset's when not given.", min=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -176,21 +170,15 @@ class IndexSettings(DatasetSettings):
 class RaySettings(DatasetSettings):
     """Which machines go through a whole dataset."""
 
-    engine: Literal["local", "ray"] = option(
-        "local",
-        '"local", this process, or "ray", the workers of a Ray cluster (docs/scale.md).',
-        changes_results=False,
+    engine: Literal["local", "ray"] = knob(
+        "local", '"local", this process, or "ray", the workers of a Ray cluster (docs/scale.md).'
     )
-    ray_address: str | None = option(
+    ray_address: str | None = knob(
         None,
         "Address of the cluster; when not given, the one that RAY_ADDRESS names or that runs on this "
-        "machine, or "
-        "else a new one of this machine alone.",
-        changes_results=False,
+        "machine, or else a new one of this machine alone.",
     )
-    ray_workers: int | None = option(
-        None, "How many workers; one a GPU, or one a core, when not given.", min=1, changes_results=False
-    )
+    ray_workers: int | None = knob(None, "How many workers; one a GPU, or one a core, when not given.", min=1)
 
 
 @dataclass(frozen=True)
@@ -201,31 +189,25 @@ class CaptionSettings(DatasetSettings):
     quantization: Precision | bool | None = option(
         None,
         'Precision of the models that write: "int8", "int4", "fp16", "bf16", "fp32", "auto" (16 bits '
-        "where the "
-        "hardware computes in them, else fp32), True for int8, False for fp16; the preset's when not given.",
+        "where the hardware computes in them, else fp32), True for int8, False for fp16; the preset's "
+        "when not given.",
     )
-    caption_batch: int | None = option(
-        None, "Images captioned at a time; the preset's when not given.", min=1, changes_results=False
-    )
-    caption_cache: Path | None = option(
+    caption_batch: int | None = knob(None, "Images captioned at a time; the preset's when not given.", min=1)
+    caption_cache: Path | None = knob(
         None,
         "File of all captions made so far, whatever the dataset and the run; "
-        "playground/data/captions.sqlite when "
-        "not given.",
-        changes_results=False,
+        "playground/data/captions.sqlite when not given.",
     )
-    caption_servers: tuple[str, ...] | None = option(
+    caption_servers: tuple[str, ...] | None = knob(
         None,
         "Addresses of OpenAI-compatible servers that offer the caption model, such as "
-        "http://127.0.0.1:8000/v1; "
-        "the model is loaded here when not given. See docs/servers.md.",
-        changes_results=False,
+        "http://127.0.0.1:8000/v1; the model is loaded here when not given. See docs/servers.md.",
     )
-    caption_prices: tuple[float, float] | None = option(
-        None, "Price of a million tokens read and of a million written.", min=0, changes_results=False
+    caption_prices: tuple[float, float] | None = knob(
+        None, "Price of a million tokens read and of a million written.", min=0
     )
-    server_requests: int = option(8, "Requests at a time, to each server.", min=1, changes_results=False)
-    server_seconds: float = option(120.0, "Longest time for one answer.", min=0.001, changes_results=False)
+    server_requests: int = knob(8, "Requests at a time, to each server.", min=1)
+    server_seconds: float = knob(120.0, "Longest time for one answer.", min=0.001)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -238,21 +220,13 @@ class SessionSettings(IndexSettings, CaptionSettings):
     """All models of a session, and where its results go."""
 
     rewrite_model: str | None = option(None, "Rewrites queries; the preset's when not given.")
-    rewrite_batch: int | None = option(
-        None, "Queries rewritten at a time; the preset's when not given.", min=1, changes_results=False
+    rewrite_batch: int | None = knob(None, "Queries rewritten at a time; the preset's when not given.", min=1)
+    rewrite_servers: tuple[str, ...] | None = knob(
+        None, "Addresses of servers that offer the rewrite model, as for caption_servers."
     )
-    rewrite_servers: tuple[str, ...] | None = option(
-        None,
-        "Addresses of servers that offer the rewrite model, as for caption_servers.",
-        changes_results=False,
-    )
-    rewrite_prices: tuple[float, float] | None = option(
-        None, "As caption_prices.", min=0, changes_results=False
-    )
-    output: Path | None = option(
-        None,
-        "Folder of the results; one under runs/, named after the settings, when not given.",
-        changes_results=False,
+    rewrite_prices: tuple[float, float] | None = knob(None, "As caption_prices.", min=0)
+    output: Path | None = knob(
+        None, "Folder of the results; one under runs/, named after the settings, when not given."
     )
     seed: int = option(0, "Seed of everything random.")
 
@@ -273,8 +247,8 @@ class LoopSettings(SessionSettings):
     protocol: ProtocolName = option(
         "honest",
         'Rules: "honest" (unseen images each round), "reference" (the published code\'s), "paper" '
-        "(unseen images, "
-        'any relevant one satisfies) or "chatir" (all images, all rounds). See docs/evaluation.md.',
+        '(unseen images, any relevant one satisfies) or "chatir" (all images, all rounds). See '
+        "docs/evaluation.md.",
     )
     rounds: int = option(4, "Rounds, the first search included.", min=1)
     queries: int | None = option(
@@ -283,20 +257,19 @@ class LoopSettings(SessionSettings):
     caption_numbers: tuple[str, ...] | None = option(
         None, "Which captions of an image serve as queries, by comment number; all when not given."
     )
-    query_batch: int = option(256, "Queries that advance together.", min=1, changes_results=False)
+    query_batch: int = knob(256, "Queries that advance together.", min=1)
     user_model: str = option(
         "all-minilm-l6-v2",
         'Sentence encoder of the users who judge by captions: a folder, a hub id, or "all-minilm-l6-v2".',
     )
     user_dislikes: int = option(0, "How many of the shown images a judging user also marks as wrong.", min=0)
     user_patience: int | None = option(
-        None, "Rounds in a row without progress after which a judging user abandons the search; never "
-        "when not given.",
+        None,
+        "Rounds in a row without progress after which a judging user abandons the search; never when not "
+        "given.",
         min=1,
-    )  # fmt: skip
-    restart: bool = option(
-        False, "Discard what the output folder holds of an earlier run.", changes_results=False
     )
+    restart: bool = knob(False, "Discard what the output folder holds of an earlier run.")
 
     def run_name(self) -> str:
         """Returns the name of the run's folder."""
@@ -315,13 +288,11 @@ class EmbeddingSettings(IndexSettings, RaySettings):
         '"flat" (exact), "hnsw" or "ivf" (approximate, for very many images), or "auto": the kind of the '
         "index that is there; for a new one flat below a million images, above it what fits into memory.",
     )
-    workers: int = option(4, "Threads that decode images.", min=1, changes_results=False)
-    max_failed_share: float = option(
-        0.1, "With more broken images than this share, no index is made.", min=0, max=1, changes_results=False
+    workers: int = knob(4, "Threads that decode images.", min=1)
+    max_failed_share: float = knob(
+        0.1, "With more broken images than this share, no index is made.", min=0, max=1
     )
-    rebuild: bool = option(
-        False, "Embed all images again although an index of this model is there.", changes_results=False
-    )
+    rebuild: bool = knob(False, "Embed all images again although an index of this model is there.")
 
 
 @dataclass(frozen=True)
@@ -335,19 +306,16 @@ class ExperimentSettings(LoopSettings):
 
     strategy: StrategyName = option(
         "rewrite",
-        'How feedback moves the query: "original" (not at all), "append", "rewrite" (the paper\'s: the '
-        "last query "
-        'with the last caption), "rewrite-original" (the person\'s own words with all captions), '
-        '"rewrite-anchored" '
-        "(the same, and the own words stay in the query vector) or another of docs/feedback.md.",
+        'How feedback moves the query: "original" (not at all), "append", "rewrite" (the paper\'s: '
+        'the last query with the last caption), "rewrite-original" (the person\'s own words with all '
+        'captions), "rewrite-anchored" (the same, and the own words stay in the query vector) or another '
+        "of docs/feedback.md.",
     )
     user: UserName = option(
         "independent",
         'Simulated user: "independent" (judges by people\'s captions), "caption" (the same without the '
-        "query among "
-        'them), "reference" (judges with the retriever\'s own embedding; flatters), "ground-truth" '
-        "(likes all that "
-        'is relevant; protocol "paper"), "random" or "first" (controls).',
+        'query among them), "reference" (judges with the retriever\'s own embedding; flatters), '
+        '"ground-truth" (likes all that is relevant; protocol "paper"), "random" or "first" (controls).',
     )
     user_noise: float = option(
         0.0, "Share of the rounds in which a judging user picks a wrong image.", min=0, max=1
@@ -398,23 +366,19 @@ class DialogueSettings(IndexSettings):
     )
     turns: Literal["joined", "alone"] = option(
         "joined",
-        'What a round searches: the turns so far "joined" by commas, or the last one "alone", as PlugIR\'s '
-        "reformulated dialogues need it.",
+        'What a round searches: the turns so far "joined" by commas, or the last one "alone", as '
+        "PlugIR's reformulated dialogues need it.",
     )
     rounds: int | None = option(
         None,
         "Rounds, the first caption's included; as many as the longest dialogue has when not given.",
         min=1,
     )
-    query_batch: int = option(256, "Dialogues searched together.", min=1, changes_results=False)
-    output: Path | None = option(
-        None,
-        "Folder of the results; one under runs/, named after the dialogue file, when not given.",
-        changes_results=False,
+    query_batch: int = knob(256, "Dialogues searched together.", min=1)
+    output: Path | None = knob(
+        None, "Folder of the results; one under runs/, named after the dialogue file, when not given."
     )
-    restart: bool = option(
-        False, "Discard what the output folder holds of an earlier run.", changes_results=False
-    )
+    restart: bool = knob(False, "Discard what the output folder holds of an earlier run.")
 
     def resolved(self) -> Any:
         """Returns the same settings with every open one filled in.
@@ -442,14 +406,14 @@ class InteractiveSettings(SessionSettings):
         "rewrite-anchored", "How feedback moves the query, until the person chooses another."
     )
     shown: int = option(10, "Pictures shown a round, until the person chooses another number.", min=1)
-    host: str = option("127.0.0.1", "Address to listen on; any other lets others in, without a password.")
-    port: int = option(7860, "Port to listen on; 0 takes a free one.", min=0, max=65535)
-    names: tuple[str, ...] = option((), "Names by which browsers may call this machine, besides localhost.")
-    describe: bool = option(
+    host: str = knob("127.0.0.1", "Address to listen on; any other lets others in, without a password.")
+    port: int = knob(7860, "Port to listen on; 0 takes a free one.", min=0, max=65535)
+    names: tuple[str, ...] = knob((), "Names by which browsers may call this machine, besides localhost.")
+    describe: bool = knob(
         True, "Caption every shown picture while nothing else is to be done, for alt texts and the terminal."
     )
-    terminal: bool = option(False, "Search in the terminal instead of on a page.")
-    text: str | None = option(None, "Search once with these words, print the best files, and end.")
+    terminal: bool = knob(False, "Search in the terminal instead of on a page.")
+    text: str | None = knob(None, "Search once with these words, print the best files, and end.")
 
     def resolved(self) -> Any:
         """Returns the same settings with every open one filled in.
@@ -629,7 +593,7 @@ def _in_words(hint: Any) -> str:
 def _check_range(field: dataclasses.Field, value: Any) -> None:
     low, high = field.metadata["min"], field.metadata["max"]
     for number in value if isinstance(value, tuple) else (value,):
-        if number is None or isinstance(number, str):
+        if not isinstance(number, int | float):
             continue
         if isinstance(number, float) and not math.isfinite(number):
             raise ValueError(f"{field.name}: got {number}, expected a finite number")
@@ -654,52 +618,45 @@ def _check_addresses(name: str, addresses: tuple[str, ...] | None) -> None:
             )
 
 
+SCRIPTS = {
+    "embed_image_as_faiss.py": EmbeddingSettings,
+    "caption_images.py": CaptioningSettings,
+    "multi_modal_query_expansion.py, ..._mscoco.py, ..._msrvtt.py": ExperimentSettings,
+    "compare.py": ComparisonSettings,
+    "interactive_search.py": InteractiveSettings,
+    "python -m experiments.dialogues": DialogueSettings,
+}
+HEAD = """# Settings
+
+Printed by `settings.py`. A constant at the top of a script is the setting in capitals,
+an argument the setting with dashes: `CAPTION_BATCH = 8`, `--caption-batch 8`. A run is resumed only with the
+same values of the settings marked with a dot, on which its results depend.
+"""
+
+
 def settings_table() -> str:
     """Returns docs/settings.md: every setting of every script."""
-    scripts = {
-        "embed_image_as_faiss.py": EmbeddingSettings,
-        "caption_images.py": CaptioningSettings,
-        "multi_modal_query_expansion.py, ..._mscoco.py, ..._msrvtt.py": ExperimentSettings,
-        "compare.py": ComparisonSettings,
-        "interactive_search.py": InteractiveSettings,
-        "python -m experiments.dialogues": DialogueSettings,
-    }
-    lines = [
-        "# Settings", "",
-        "Printed by `settings.py`. A constant at the top of a script is the "
-        "setting in capitals,",
-        "an argument the setting with dashes: `CAPTION_BATCH = 8`, `--caption-batch 8`. A run is "
-        "resumed only with the",
-        "same values of the settings marked with a dot, on which its results depend.",
-    ]  # fmt: skip
+    parts = [HEAD]
     seen: set[str] = set()
-    for script, kind in scripts.items():
-        hints = typing.get_type_hints(kind)
+    for script, kind in SCRIPTS.items():
         fields = dataclasses.fields(kind)
-        known = [f"`{field.name}`" for field in fields if field.name in seen]
-        lines += [
-            "",
-            f"## {script}",
-            "",
-            kind.__doc__ or "",
-            "",
-            "| Setting | Default | |",
-            "| --- | --- | --- |",
-        ]
-        for field in fields:
-            if field.name not in seen:
-                mark = " •" if field.metadata["changes_results"] else ""
-                text = field.metadata["help"].replace("|", "\\|")
-                choices = [repr(one) for one in get_args(hints[field.name]) if isinstance(one, str)]
-                text += (
-                    f" One of {', '.join(choices)}."
-                    if choices and not all(c[1:-1] in text for c in choices)
-                    else ""
-                )
-                lines.append(f"| `{field.name}`{mark} | `{field.default!r}` | {text} |")
-        lines += ["", f"Also, as above: {', '.join(known)}."] if known else []
+        rows = [_table_row(kind, field) for field in fields if field.name not in seen]
+        parts.append(f"## {script}\n\n{kind.__doc__}\n\n| Setting | Default | |\n| --- | --- | --- |")
+        parts[-1] += "".join(f"\n{row}" for row in rows) + "\n"
+        if known := [f"`{field.name}`" for field in fields if field.name in seen]:
+            parts.append(f"Also, as above: {', '.join(known)}.\n")
         seen |= {field.name for field in fields}
-    return "\n".join(lines) + "\n"
+    return "\n".join(parts)
+
+
+def _table_row(kind: type, field: dataclasses.Field) -> str:
+    mark = " •" if field.metadata["changes_results"] else ""
+    text = field.metadata["help"].replace("|", "\\|")
+    hint = typing.get_type_hints(kind)[field.name]
+    choices = [one for one in get_args(hint) if isinstance(one, str)]
+    if not all(choice in text for choice in choices):
+        text += f" One of {', '.join(map(repr, choices))}."
+    return f"| `{field.name}`{mark} | `{field.default!r}` | {text} |"
 
 
 if __name__ == "__main__":

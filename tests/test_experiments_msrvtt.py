@@ -4,40 +4,24 @@ import importlib
 import json
 import shutil
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from evaluation.runs import read_rounds
 from settings import run_script
+from tests.small_runs import draw_noise, model_folder
 
-FIXTURES = Path(__file__).parent / "fixtures" / "blip"
-HEADS = {"model_type": "blip", "num_attention_heads": 2, "vision": {"heads": 3}}
 VIDEOS, FRAMES = 12, 5
-
-
-def model_folder(folder, weights):
-    folder.mkdir()
-    shutil.copy(FIXTURES / weights, folder)
-    shutil.copy(FIXTURES / "vocab.txt", folder)
-    (folder / "config.json").write_text(json.dumps(HEADS))
-    return folder
 
 
 @pytest.fixture
 def arguments(tmp_path):
     """Of a small run: frames on disk, one sentence a video, tiny models."""
-    random = np.random.default_rng(0)
     root = tmp_path / "msrvtt"
     rows = ["key,vid_key,video_id,sentence"]
     for video in range(VIDEOS):
-        folder = root / "frames" / f"video{video}"
-        folder.mkdir(parents=True)
-        for frame in range(FRAMES):
-            cells = Image.fromarray(random.integers(0, 256, (3, 3, 3), dtype=np.uint8))
-            cells.resize((40, 30), Image.Resampling.NEAREST).save(folder / f"{frame:02}.jpg")
+        draw_noise([root / "frames" / f"video{video}" / f"{frame:02}.jpg" for frame in range(FRAMES)])
         rows.append(f"ret{video},msr{video},video{video},a person shows thing {video}")
     (root / "MSRVTT_JSFUSION_test.csv").write_text("\n".join(rows))
     return {
@@ -76,7 +60,7 @@ def brute_force_recall(records, round_count):
 
 @pytest.mark.parametrize(
     ("protocol", "user"),
-    [("paper", "ground-truth"), ("paper", "first"), ("honest", "reference"), ("reference", "random")],
+    [("paper", "ground-truth"), ("honest", "reference")],
 )
 def test_the_msrvtt_script_plays_and_measures(arguments, tmp_path, monkeypatch, protocol, user):
     options = ("--strategy", "append", "--protocol", protocol, "--user", user)
@@ -115,17 +99,14 @@ def test_a_video_found_whole_ends_the_search(arguments, tmp_path, monkeypatch):
     assert means["Session precision"] == [0.5] * 4
 
 
-@pytest.mark.parametrize(("protocol", "user"), [("paper", "ground-truth"), ("honest", "reference")])
-def test_strategies_are_compared_by_what_such_queries_can_be_measured_by(
-    arguments, monkeypatch, capsys, protocol, user
-):
-    arguments = {"--dataset": "msrvtt", "--protocol": protocol, "--rounds": 2} | arguments
-    options = ("--strategies", "append", "--users", user, "first")
+def test_strategies_are_compared_by_what_such_queries_can_be_measured_by(arguments, monkeypatch, capsys):
+    arguments = {"--dataset": "msrvtt", "--protocol": "honest", "--rounds": 2} | arguments
     embed(monkeypatch, arguments)
+    options = ("--strategies", "append", "--users", "reference", "first")
     assert run(monkeypatch, "compare", arguments, *options) == 0
     table = capsys.readouterr().out
     assert "Session recall" in table and "Recall@10" not in table
-    assert len(table.splitlines()) >= 2 + 3
+    assert len(table.splitlines()) == 2 + 3
 
 
 def test_scores_of_a_checkpoint_need_a_target(arguments):

@@ -1,30 +1,22 @@
 """The scripts: a light --help, one line a mistake, a whole small run."""
 
-import csv
 import importlib
-import json
 import logging
 import re
-import shutil
-import sqlite3
 import subprocess
 import sys
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from evaluation.runs import read_rounds
 from settings import find_model, run_script
+from tests.small_runs import model_folder, picture_folder
 
 PROJECT = Path(__file__).parent.parent
-FIXTURES = Path(__file__).parent / "fixtures" / "blip"
 SCRIPTS = sorted(path.stem for path in PROJECT.glob("*.py") if "run_script(main)" in path.read_text("utf-8"))
-HEADS = {"model_type": "blip", "num_attention_heads": 2, "vision": {"heads": 3}}
 HEAVY = ("torch", "transformers", "faiss", "matplotlib", "numpy", "PIL", "tokenizers")
 
 
@@ -84,12 +76,6 @@ def test_a_search_prints_the_best_and_imports_little(arguments, tmp_path):
     assert len(imported) < MAX_IMPORTS_OF_A_SEARCH
 
 
-def test_a_search_without_words_is_one_line():
-    done = in_a_process("interactive_search.py", "--dataset", "demo", "--text", " ")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: text: got ' ', expected words, such as --text 'a dog on a beach'\n"
-
-
 # In this process: as the scripts, without their seconds of imports
 
 
@@ -117,14 +103,6 @@ def run(monkeypatch):
     logging.getLogger().removeHandler(errors)
 
 
-def model_folder(folder, weights):
-    folder.mkdir()
-    shutil.copy(FIXTURES / weights, folder)
-    shutil.copy(FIXTURES / "vocab.txt", folder)
-    (folder / "config.json").write_text(json.dumps(HEADS))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
@@ -136,17 +114,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def pictures(tmp_path):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    random = np.random.default_rng(0)
-    rows = [("image_name", "comment_number", "comment")]
-    for number in range(30):
-        noise = Image.fromarray(random.integers(0, 256, (3, 3, 3), dtype=np.uint8))
-        noise.resize((40, 30), Image.Resampling.NEAREST).save(folder / f"{number}.png")
-        rows += [(f"{number}.png", place, f"picture {number} of a {word}") for place, word in enumerate("ab")]
-    with (folder / "images_captions.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
-    return folder
+    return picture_folder(tmp_path / "pictures")
 
 
 EMBEDDING = ("--dataset", "--root", "--blip")
@@ -169,12 +137,6 @@ def arguments(run, pictures, models, tmp_path):
     }
     assert run("embed_image_as_faiss", *flat({key: given[key] for key in EMBEDDING})) == (0, [])
     return given
-
-
-def captioners(cache):
-    """Names of those whose captions are kept."""
-    with closing(sqlite3.connect(cache)) as database:
-        return [name for (name,) in database.execute("SELECT name FROM captioners")]
 
 
 def flat(arguments, **changes):
@@ -214,47 +176,6 @@ def test_a_whole_run_its_repetition_and_its_refusal(run, arguments, capsys, tmp_
     assert (folder / "rounds.jsonl").read_bytes() != b""
 
 
-def test_other_weights_under_the_captioners_path_are_another_captioner(run, arguments, models, tmp_path):
-    folder = tmp_path / "captioner"
-    shutil.copytree(models["captioner"], folder)
-    name, command = "multi_modal_query_expansion", flat(arguments, caption_model=folder)
-    assert run(name, *command) == (0, [])
-    assert len(captioners(arguments["--caption-cache"])) == 1
-    state = torch.load(folder / "captioner.pth", weights_only=True)
-    state["model"]["visual_encoder.norm.bias"] += 0.5
-    torch.save(state, folder / "captioner.pth")
-    status, errors = run(name, *command)  # the run is the old captioner's
-    assert status == 2 and len(errors) == 1 and "captioner:" in errors[0]
-    assert run(name, *command, "--restart") == (0, [])
-    assert len(captioners(arguments["--caption-cache"])) == 2
-
-
-def test_a_comparison_puts_every_run_beside_scrolling(run, arguments, capsys, tmp_path):
-    del arguments["--strategy"], arguments["--user"]
-    command = [*flat(arguments), "--strategies", "append", "original", "--users", "reference", "first"]
-    assert run("compare", *command) == (0, [])
-    table = capsys.readouterr().out
-    rows = [line.split(" | ")[0].strip("| ") for line in table.splitlines()[2:]]
-    assert rows == ["scrolling", "append, reference user", "append, first user"]
-    folder = tmp_path / "run"
-    assert (folder / "comparison.md").read_text().startswith(table.rstrip("\n"))
-    assert {"comparison.csv", "comparison.json", "comparison.png"} <= {path.name for path in folder.iterdir()}
-    compared = json.loads((folder / "comparison.json").read_text())["runs"]
-    assert compared["scrolling"]["minus_scrolling"]["mean"] == 0
-    shown = compared["append, first user"]
-    last = [
-        compared[name]["means_per_round"]["Recall@10"][-1] for name in ("append, first user", "scrolling")
-    ]
-    assert shown["minus_scrolling"]["mean"] == pytest.approx(last[0] - last[1])
-    assert (
-        shown["minus_scrolling"]["low"]
-        <= shown["minus_scrolling"]["mean"]
-        <= shown["minus_scrolling"]["high"]
-    )
-    assert run("compare", *command) == (0, [])  # nothing is played again
-    assert capsys.readouterr().out == table
-
-
 def test_a_comparison_of_scrolling_alone_is_its_table_without_a_plot_of_differences(
     run, arguments, capsys, tmp_path
 ):
@@ -282,11 +203,6 @@ def test_captions_made_ahead_are_found_by_the_run(run, arguments, pictures, capl
     assert "; 0 captions made, " in summary and " 0 reused" not in summary
 
 
-def test_without_feedback_no_captioner_is_needed(run, arguments):
-    plain = flat(arguments, strategy="original", caption_model="/no/such")
-    assert run("multi_modal_query_expansion", *plain) == (0, [])
-
-
 def test_a_picture_that_broke_after_embedding_moves_no_query(run, arguments, pictures, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     for number in range(0, 30, 2):
@@ -301,62 +217,30 @@ def test_a_picture_that_broke_after_embedding_moves_no_query(run, arguments, pic
     assert any("pictures broken" in line for line in caplog.messages)
 
 
-def test_the_index_is_made_once_and_again_for_another_model(run, arguments, models, pictures):
-    embedding = {key: arguments[key] for key in EMBEDDING}
-    manifest = pictures / "index-all" / "manifest.json"
-    assert run("embed_image_as_faiss", *flat(embedding)) == (0, [])
-    first = json.loads(manifest.read_text())
-    changed = manifest.stat().st_mtime_ns
-    assert run("embed_image_as_faiss", *flat(embedding)) == (0, [])
-    assert manifest.stat().st_mtime_ns == changed
-    other = model_folder(pictures.parent / "other", "retrieval_full.pth")
-    assert run("embed_image_as_faiss", *flat(embedding, blip=other)) == (0, [])
-    second = json.loads(manifest.read_text())
-    assert first["count"] == second["count"] == 30
-    assert first["model_fingerprint"] != second["model_fingerprint"]
+CSV = "images_captions.csv"
+MISTAKES = (
+    ({"root": "/no/such"}, None, "/no/such: no such image folder"),
+    ({"split": "dev"}, None, "image_folder: got split 'dev', expected 'all'"),
+    ({"blip": "/no/such"}, None, "no checkpoint at /no/such"),
+    ({"blip": "captioner"}, None, "looks like a captioner, needed a retrieval"),
+    ({}, "", "got an empty first line, expected the columns image_name"),
+    ({}, "a,b\n1,2\n", "got a, b, expected the columns image_name"),
+    ({}, "image_name,comment_number,comment\n", "no usable caption"),
+    ({"caption_model": "/no/such"}, None, "the model /no/such cannot be opened"),
+    ({"caption_numbers": "7"}, None, "no queries for caption numbers ('7',)"),
+)
 
 
-def wrong_csv(text):
-    def write(arguments):
-        (arguments["--root"] / "images_captions.csv").write_text(text)
-
-    return write
-
-
-MISTAKES = {
-    "no such folder": ({"root": "/no/such"}, None, "/no/such: no such image folder"),
-    "no such split": ({"split": "dev"}, None, "image_folder: got split 'dev', expected 'all'"),
-    "no such checkpoint": ({"blip": "/no/such"}, None, "no checkpoint at /no/such"),
-    "a captioner as --blip": ({"blip": "captioner"}, None, "looks like a captioner, needed a retrieval"),
-    "an empty csv": ({}, wrong_csv(""), "got an empty first line, expected the columns image_name"),
-    "a csv without columns": ({}, wrong_csv("a,b\n1,2\n"), "got a, b, expected the columns image_name"),
-    "no captions": ({}, wrong_csv("image_name,comment_number,comment\n"), "no usable caption"),
-    "no such captioner": ({"caption_model": "/no/such"}, None, "the model /no/such cannot be opened"),
-    "no such caption number": ({"caption_numbers": "7"}, None, "no queries for caption numbers ('7',)"),
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_users_mistake_is_one_line_and_can_be_mended(run, arguments, models, mistake, tmp_path):
-    changes, break_it, words = MISTAKES[mistake]
-    changes = {key: models.get(value, value) for key, value in changes.items()}
-    good_csv = (arguments["--root"] / "images_captions.csv").read_text()
-    if break_it:
-        break_it(arguments)
-    status, errors = run("multi_modal_query_expansion", *flat(arguments, **changes))
-    assert status == 2
-    assert len(errors) == 1 and words in errors[0] and "\n" not in errors[0]
-    (arguments["--root"] / "images_captions.csv").write_text(good_csv)
-    mended = flat(arguments, strategy="original", rounds=1)
-    assert run("multi_modal_query_expansion", *mended) == (0, [])
-
-
-def test_an_index_is_refused_to_a_folder_without_pictures(run, tmp_path, models):
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    arguments = {"--dataset": "image_folder", "--root": empty, "--blip": models["blip"]}
-    status, errors = run("embed_image_as_faiss", *flat(arguments))
-    assert status == 2 and len(errors) == 1 and "got no pictures, expected files ending in" in errors[0]
+def test_a_users_mistake_is_one_line_and_can_be_mended(run, arguments, pictures, models):
+    name, good_csv = "multi_modal_query_expansion", (pictures / CSV).read_text()
+    for changes, wrong_csv, words in MISTAKES:
+        changes = {key: models.get(value, value) for key, value in changes.items()}
+        (pictures / CSV).write_text(good_csv if wrong_csv is None else wrong_csv)
+        status, errors = run(name, *flat(arguments, **changes))
+        assert status == 2
+        assert len(errors) == 1 and words in errors[0] and "\n" not in errors[0]
+    (pictures / CSV).write_text(good_csv)
+    assert run(name, *flat(arguments, strategy="original", rounds=1)) == (0, [])
 
 
 def contents(folder):
@@ -394,13 +278,3 @@ def test_a_model_is_found_where_the_person_stands_and_below_the_project(tmp_path
     assert find_model("no/such") is None and find_model("") is None
     (tmp_path / "mine").mkdir()
     assert find_model("mine") == Path("mine")
-
-
-def test_blip_and_captioner_are_found_where_the_person_stands(run, arguments, models, monkeypatch):
-    monkeypatch.chdir(models["blip"].parent)
-    assert run("embed_image_as_faiss", *flat({key: arguments[key] for key in EMBEDDING}, blip="blip")) == (
-        0,
-        [],
-    )
-    named = flat(arguments, blip="blip", caption_model="captioner")
-    assert run("multi_modal_query_expansion", *named) == (0, [])

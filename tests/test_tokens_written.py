@@ -1,9 +1,5 @@
 """Captioner and rewriter count the tokens they write: the same in batches as alone, padding not counted."""
 
-import json
-import shutil
-from pathlib import Path
-
 import pytest
 from tiny_vlms import BUILDERS, pictures
 
@@ -12,8 +8,8 @@ from captioning import MAX_TOKENS, Captioning
 from experiments.costs import Costs, CountedCaptioner, CountedRewriter
 from generation.text_model import TextModel
 from query_editing import QueryEditing
+from tests.small_runs import model_folder
 
-FIXTURES = Path(__file__).parent / "fixtures" / "blip"
 PROMPTS = ["a dog", "a red cat in the field of", "food", "two of them"]
 
 
@@ -47,12 +43,7 @@ def test_a_rewrite_that_is_kept_costs_no_tokens(language_model):
 
 @pytest.fixture(scope="module")
 def blip_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("captioner")
-    shutil.copy(FIXTURES / "captioner.pth", folder)
-    shutil.copy(FIXTURES / "vocab.txt", folder)
-    config = {"model_type": "blip", "num_attention_heads": 2, "vision": {"heads": 3}}
-    (folder / "config.json").write_text(json.dumps(config))
-    return str(folder)
+    return str(model_folder(tmp_path_factory.mktemp("captioner"), "captioner.pth"))
 
 
 def test_blip_counts_the_words_and_the_end_of_each_caption(blip_folder):
