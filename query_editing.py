@@ -14,7 +14,7 @@ from typing import Any
 from generation.gpu_memory import GpuMemory
 from generation.loading import Quantization
 from generation.parsing import one_line, plain_text
-from generation.prompts import REWRITE_CHAT, REWRITE_FEW_SHOT
+from generation.prompts import FEW_SHOT_OPEN, FEW_SHOT_PREFIX, REWRITE_CHAT
 from generation.servers import SERVED, ChatServers
 from generation.text_model import PACKAGED, TextModel
 
@@ -68,8 +68,7 @@ class QueryEditing:
             captions: As many captions of what they liked.
 
         Returns:
-            As many lines, in order. A line is empty where the model said nothing usable: it is the caller who
-            knows what to fall back to.
+            As many lines. One is empty where the model said nothing usable: the caller knows what to do.
 
         Raises:
             ValueError: If there are not as many captions as queries, or a server gives no answer.
@@ -85,8 +84,8 @@ class QueryEditing:
             for pair in zip(queries, captions, strict=True)
         ]
         if self._servers is None and self.model_id in PACKAGED:
-            told = [REWRITE_FEW_SHOT.open.format(query=query, caption=caption) for query, caption in filled]
-            prompts = [REWRITE_FEW_SHOT.prefix + open_line for open_line in told]
+            told = [FEW_SHOT_OPEN.format(query=query, caption=caption) for query, caption in filled]
+            prompts = [FEW_SHOT_PREFIX + open_line for open_line in told]
             answers = self._model.complete(prompts, max_tokens=MAX_TOKENS, stops_at_line_end=True)
         else:
             told = [REWRITE_CHAT.format(query=query, caption=caption) for query, caption in filled]

@@ -93,15 +93,14 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def vague_prompts(count: int) -> list[str]:
     """Pairs the vague query of a demo scene with the full caption of the next."""
-    from generation.prompts import REWRITE_FEW_SHOT
+    from generation.prompts import FEW_SHOT_OPEN, FEW_SHOT_PREFIX
     from playground.demo import read
 
     dataset = read(PROJECT / "playground/data/demo", "test")
     said = {query.id: query.text for query in dataset.queries}
     names = [image.id for image in dataset.images[: count + 1]]
     return [
-        REWRITE_FEW_SHOT.prefix
-        + REWRITE_FEW_SHOT.open.format(query=said[f"{name}#4"], caption=said[f"{other}#0"])
+        FEW_SHOT_PREFIX + FEW_SHOT_OPEN.format(query=said[f"{name}#4"], caption=said[f"{other}#0"])
         for name, other in pairwise(names)
     ]
 

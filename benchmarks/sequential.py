@@ -22,7 +22,7 @@ from captioning import Captioning
 from feedback.protocols import Protocol
 from feedback.strategies.rewrite import fault_of
 from generation.parsing import one_line
-from generation.prompts import REWRITE_FEW_SHOT
+from generation.prompts import FEW_SHOT_OPEN, FEW_SHOT_PREFIX
 from generation.text_model import source_of
 from index.decode import open_image
 from query_editing import MAX_TOKENS, MAX_WORDS
@@ -82,7 +82,7 @@ class SequentialLoop:
         return ranks
 
     def _rewrite(self, query: str, caption: str) -> str:
-        prompt = REWRITE_FEW_SHOT.prefix + REWRITE_FEW_SHOT.open.format(query=query, caption=caption)
+        prompt = FEW_SHOT_PREFIX + FEW_SHOT_OPEN.format(query=query, caption=caption)
         tokens = self._tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
         with torch.inference_mode():
             output = self._writer.generate(

@@ -32,7 +32,7 @@ class ShrinkingBatches:
     def map(
         self, items: Sequence[Item], work: Callable[[Sequence[Item]], list[Any]], doing: str
     ) -> list[Any]:
-        """Applies ``work`` to all items, a batch at a time.
+        """Applies ``work`` to all items, a batch at a time; returns the results in order.
 
         Out of memory, the batch is halved, for later calls too, and tried again; what was done before stays
         done.
@@ -41,9 +41,6 @@ class ShrinkingBatches:
             items: What there is to do.
             work: A batch to as many results.
             doing: What the progress bar says.
-
-        Returns:
-            The results, in order.
 
         Raises:
             ValueError: If memory does not even suffice for one item.

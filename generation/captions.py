@@ -7,6 +7,7 @@ process that is killed loses nothing it has kept, and processes side by side see
 
 from __future__ import annotations
 
+import json
 import logging
 import sqlite3
 import time
@@ -32,7 +33,6 @@ APPLICATION_ID = 0x43505431  # "CPT1": tells this file from any other SQLite dat
 FORMAT = 1
 WAIT_SECONDS = 60.0  # for another process that is writing; a write takes milliseconds
 SETTLED_NANOSECONDS = 2_000_000_000  # a younger file may change again within one tick of its clock
-_AT_ONCE = 500  # SQLite bounds the placeholders of a statement
 
 _TABLES = (
     "CREATE TABLE captioners (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)",
@@ -89,17 +89,13 @@ class CaptionCache:
             captioner: What makes captions differ: model, revision, precision, prompt.
             pictures: SHA-256 of each picture's file.
         """
-        found: dict[str, str] = {}
         with self._transaction() as database:
-            for part in _parts(pictures):
-                found.update(
-                    database.execute(
-                        "SELECT picture, caption FROM captions JOIN captioners ON number = captioner"
-                        f" WHERE name = ? AND picture IN ({_marks(part)})",
-                        (captioner, *part),
-                    ).fetchall()
-                )
-        return found
+            rows = database.execute(
+                "SELECT picture, caption FROM captions JOIN captioners ON number = captioner"
+                " WHERE name = ? AND picture IN (SELECT value FROM json_each(?))",
+                (captioner, json.dumps(list(pictures))),  # as JSON: SQLite bounds the number of placeholders
+            )
+            return dict(rows.fetchall())
 
     def keep(self, captioner: str, captions: Mapping[str, str]) -> dict[str, str]:
         """Adds captions by picture; one that another process has added stays. Returns what is kept now."""
@@ -125,15 +121,16 @@ class CaptionCache:
             except OSError:  # whoever opens the picture says why
                 continue
             stated[str(path.absolute())] = (path, status.st_size, status.st_mtime_ns)
-        known: dict[str, tuple[int, int, str]] = {}
         with self._transaction() as database:
-            for part in _parts(list(stated)):
-                rows = database.execute(f"SELECT * FROM files WHERE path IN ({_marks(part)})", part)
-                known |= {name: (size, changed, sha256) for name, size, changed, sha256 in rows}
+            rows = database.execute(
+                "SELECT * FROM files WHERE path IN (SELECT value FROM json_each(?))",
+                (json.dumps(list(stated)),),
+            )
+            known = {(name, size, changed): sha256 for name, size, changed, sha256 in rows}
         fresh = []
         for name, (path, size, changed) in stated.items():
-            if name in known and known[name][:2] == (size, changed):
-                hashes[path] = known[name][2]
+            if (name, size, changed) in known:
+                hashes[path] = known[name, size, changed]
                 continue
             try:
                 hashes[path] = file_sha256(path)
@@ -320,12 +317,3 @@ def _reason(path: Path) -> str:
     except BrokenImage as error:
         return error.reason
     return "it came and went while it was read"
-
-
-def _marks(values: Sequence[str]) -> str:
-    return ", ".join("?" * len(values))
-
-
-def _parts(values: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(values), _AT_ONCE):
-        yield values[start : start + _AT_ONCE]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 CAPTION = "Describe the image within 1 sentence."
 
 # The paper's rewriting step, for chat models of some billion parameters (arXiv 2404.18746, section 3).
@@ -16,33 +14,19 @@ REWRITE_CHAT = (
 )
 
 
-@dataclass(frozen=True)
-class FewShot:
-    """A prompt by examples, for small models: a prefix that all queries share, and the open line.
-
-    Attributes:
-        prefix: The examples.
-        open: The line to complete, with ``{query}`` and ``{caption}``.
-    """
-
-    prefix: str
-    open: str
-
-
-# The examples keep the person's words and leave out what the caption repeats: shown anything freer, a model
-# of 135 million parameters drops the words (docs/feedback.md).
-REWRITE_FEW_SHOT = FewShot(
-    prefix=(
-        "Combine the two descriptions into one short description.\n\n"
-        "1: an animal in a field\n"
-        "2: a brown horse next to a tree on the grass\n"
-        "Combined: an animal in a field, a brown horse next to a tree\n\n"
-        "1: some food and a man\n"
-        "2: a pizza left of two cups of coffee in a room\n"
-        "Combined: some food and a man, a pizza and two cups of coffee in a room\n\n"
-        "1: there is a vehicle at night\n"
-        "2: a small red bus above three cats at night\n"
-        "Combined: a vehicle at night, a small red bus above three cats\n\n"
-    ),
-    open="1: {query}\n2: {caption}\nCombined:",
+# For small models: examples that all prompts share, and the line to complete. The examples keep the person's
+# words and leave out what the caption repeats: shown anything freer, a model of 135 million parameters drops
+# the words (docs/feedback.md).
+FEW_SHOT_PREFIX = (
+    "Combine the two descriptions into one short description.\n\n"
+    "1: an animal in a field\n"
+    "2: a brown horse next to a tree on the grass\n"
+    "Combined: an animal in a field, a brown horse next to a tree\n\n"
+    "1: some food and a man\n"
+    "2: a pizza left of two cups of coffee in a room\n"
+    "Combined: some food and a man, a pizza and two cups of coffee in a room\n\n"
+    "1: there is a vehicle at night\n"
+    "2: a small red bus above three cats at night\n"
+    "Combined: a vehicle at night, a small red bus above three cats\n\n"
 )
+FEW_SHOT_OPEN = "1: {query}\n2: {caption}\nCombined:"

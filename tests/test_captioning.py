@@ -107,9 +107,7 @@ def test_the_prompt_is_the_templates_read_once(vlm_folders, kind):
     ((inputs, output),) = seen
     tokenizer = processor.tokenizer
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    assert (
-        len({int(row.sum()) for row in mask}) > 1 or kind == "llava"
-    )  # unequal prompts, else nothing is tested
+    assert len({int(row.sum()) for row in mask}) > 1  # unequal prompts, else nothing is tested
     for row, seen_row in zip(ids, mask, strict=True):
         starts = int((seen_row == 0).sum())
         assert seen_row[starts:].all() and (row[:starts] == tokenizer.pad_token_id).all()

@@ -52,16 +52,6 @@ def test_one_that_does_not_fit_alone_is_an_error_of_one_line():
     assert "\n" not in str(caught.value)
 
 
-def test_other_errors_pass():
-    def broken(batch):
-        raise RuntimeError("a bug")
-
-    batches = ShrinkingBatches(4)
-    with pytest.raises(RuntimeError, match="a bug"):
-        batches.map([1], broken, "doubling")
-    assert batches.size == 4
-
-
 def test_what_filled_the_memory_is_let_go_before_the_next_try():
     alive = []
 

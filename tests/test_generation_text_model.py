@@ -202,14 +202,6 @@ def test_a_packed_model_is_not_quantized_again():
         TextModel("smollm2-135m-instruct", "int8", 8).complete(["a"], max_tokens=1)
 
 
-def test_a_released_model_comes_back(language_model):
-    model = TextModel(language_model, "fp32", 8)
-    before = model.complete(PROMPTS[:3], max_tokens=8)
-    model.release()
-    assert model._model is None
-    assert model.complete(PROMPTS[:3], max_tokens=8) == before
-
-
 def test_a_packaged_model_goes_to_openvino_on_a_cpu_unless_a_precision_is_asked_for(monkeypatch):
     name = "smollm2-135m-instruct"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -4,7 +4,6 @@ import csv
 import hashlib
 import itertools
 import json
-import random
 
 import numpy as np
 import pytest
@@ -14,19 +13,16 @@ from playground.demo import generate
 from playground.demo.catalogue import BROADER, CATEGORIES, SETTINGS, thing_weights, things
 from playground.demo.drawing import _openmoji_folder, render
 from playground.demo.generate import SPLITS, captions_of, ensure_split, image_name
-from playground.demo.scenes import CELLS, GRID, MAX_PICTURES, Item, Scene, make_scene
+from playground.demo.scenes import CELLS, GRID, Item, Scene, make_scene
 from playground.demo.wording import (
     LEVELS,
     Description,
     Mention,
-    describe,
     matches,
-    plural,
-    with_article,
-    word,
 )
 
-# Of 200 scenes and all that is said of them. When it changes, raise `generate.VERSION` and train anew.
+# Of 200 scenes and all that is said of them: what stands where, and every word, plural and article.
+# When it changes, raise `generate.VERSION` and train anew.
 SCENES_SHA256 = "67914a8358192da859c214030ffab314310fcb2422ec39505acbe82a75d8e2a6"
 
 
@@ -38,23 +34,6 @@ def test_scenes_and_captions_are_those_the_weights_were_trained_on():
         digest.update(repr(captions_of(scene)).encode())
     assert digest.hexdigest() == SCENES_SHA256
     assert generate.VERSION == 1
-
-
-def test_scenes_are_well_formed():
-    for seed in range(150):
-        scene = make_scene(seed)
-        assert scene == make_scene(seed)
-        assert scene.setting in SETTINGS and 1 <= len(scene.items) <= 4
-        assert len({item.noun for item in scene.items}) == len(scene.items)
-        assert sum(item.count for item in scene.items) <= MAX_PICTURES
-        squares = [(x, y, CELLS[item.size]) for item in scene.items for x, y in item.corners]
-        for place, (x, y, side) in enumerate(squares):
-            assert 0 <= x <= GRID - side and 0 <= y <= GRID - side
-            for other_x, other_y, other in squares[:place]:
-                width = min(x + side, other_x + other) - max(x, other_x)
-                height = min(y + side, other_y + other) - max(y, other_y)
-                assert width <= 1 or height <= 1
-    assert len({make_scene(seed) for seed in range(150)}) == 150
 
 
 def test_every_caption_is_true_of_its_own_scene():
@@ -70,22 +49,6 @@ def test_every_caption_is_true_of_its_own_scene():
         for level in range(5)
     ]
     assert answers[0] < 1.2 and answers[4] > 2  # from precise to vague
-
-
-def test_all_that_a_caption_says_can_be_told_from_its_description():
-    for seed in range(50):
-        scene = make_scene(seed)
-        for level in LEVELS:
-            description = describe(scene, level, random.Random(seed))
-            text = word(description, random.Random(1))
-            if description.setting:
-                assert any(phrase in text for phrase in SETTINGS[description.setting][1])
-            for mention in description.mentions:
-                names = CATEGORIES[mention.category][1]
-                if mention.noun:
-                    thing = things()[mention.noun]
-                    names = [form for n in (thing.noun, *thing.synonyms) for form in (n, plural(n))]
-                assert any(name in text for name in names), (text, mention)
 
 
 # What answers what, on scenes made by hand
@@ -162,18 +125,6 @@ def test_every_thing_has_a_picture():
     ]
     assert not missing
     assert len({thing.code_point for thing in things().values()}) == len(things())
-
-
-def test_plurals_and_articles():
-    for noun, some in {
-        "dog": "dogs", "mouse": "mice", "sheep": "sheep", "fox": "foxes", "puppy": "puppies",
-        "monkey": "monkeys", "loaf of bread": "loaves of bread", "fisherman": "fishermen",
-        "man dancing": "men dancing", "potato": "potatoes", "peach": "peaches", "knife": "knives",
-    }.items():  # fmt: skip
-        assert plural(noun) == some
-    assert [with_article(noun) for noun in ("dog", "old man", "unicorn", "umbrella", "ufo")] == [
-        *("a dog", "an old man", "a unicorn", "an umbrella", "a ufo")
-    ]
 
 
 def test_splits_share_no_scene():

@@ -4,7 +4,7 @@ import pytest
 
 from generation import text_model
 from generation.parsing import one_line
-from generation.prompts import REWRITE_CHAT, REWRITE_FEW_SHOT
+from generation.prompts import FEW_SHOT_OPEN, FEW_SHOT_PREFIX, REWRITE_CHAT
 from query_editing import MAX_WORDS, MAX_WORDS_READ, QueryEditing
 
 QUERIES = ["a dog", "a red cat in the field", "a dog", "food", "a dog"]
@@ -60,8 +60,8 @@ def test_a_packaged_model_gets_examples(language_model, monkeypatch):
     editing._model = Watched(editing._model)
     lines = editing.rewrite(QUERIES, CAPTIONS)
     assert len(lines) == 5 and lines[0] == lines[2]
-    open_line = REWRITE_FEW_SHOT.open.format(query="a dog", caption="a red dog")
-    assert editing._model.prompts[0] == REWRITE_FEW_SHOT.prefix + open_line
+    open_line = FEW_SHOT_OPEN.format(query="a dog", caption="a red dog")
+    assert editing._model.prompts[0] == FEW_SHOT_PREFIX + open_line
     assert editing._model.options[0]["stops_at_line_end"]
     assert all("\n" not in answer.rstrip("\n") for answer in editing._model.answers)
 

@@ -90,35 +90,6 @@ def llava_next(folder, width=32):
     return save(folder, processor, LlavaNextForConditionalGeneration(config))
 
 
-def llava(folder, width=32):
-    """The first LLaVA, over Llama: one tile a picture."""
-    from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
-    from transformers.models.clip import CLIPImageProcessorPil
-
-    tokenizer = tiny_tokenizer(["<image>"])
-    processor = LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(
-            size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}
-        ),
-        tokenizer=tokenizer,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        image_token="<image>",
-        num_additional_image_tokens=1,
-        chat_template=TEMPLATE,
-    )
-    torch.manual_seed(0)
-    config = LlavaConfig(
-        text_config=LlamaConfig(**text_settings(tokenizer, width)),
-        vision_config=clip_settings(width),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        vision_feature_layer=-2,
-        initializer_range=0.4,
-        tie_word_embeddings=False,
-    )
-    return save(folder, processor, LlavaForConditionalGeneration(config))
-
-
 def smolvlm(folder, width=32):
     """Idefics3, which SmolVLM-256M-Instruct is: pictures cut into tiles of their own count."""
     from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefics3Processor, LlamaConfig
@@ -159,4 +130,4 @@ def smolvlm(folder, width=32):
     return save(folder, processor, model)
 
 
-BUILDERS = {"llava_next": llava_next, "llava": llava, "smolvlm": smolvlm}
+BUILDERS = {"llava_next": llava_next, "smolvlm": smolvlm}
