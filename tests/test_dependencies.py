@@ -1,12 +1,12 @@
 """What is imported is declared, and what is declared is imported."""
 
 import ast
+import json
 import re
+import subprocess
 import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
-
-import pytest
 
 PROJECT = Path(__file__).parent.parent
 REQUIREMENTS = [PROJECT / "requirements.txt", *sorted((PROJECT / "requirements").glob("*.txt"))]
@@ -23,6 +23,8 @@ DISTRIBUTIONS = {**packages_distributions(), "PIL": ["pillow"], "faiss": ["faiss
 
 # Needed though nothing imports them.
 INDIRECT = {"accelerate": "transformers places models on GPUs and opens GGUF files through it"}
+# Brought along by optional packages, under no name of their own.
+BROUGHT_ALONG = {"httpx", "fsspec", "pyarrow", "grpcio"}
 # Packages of this project that nobody imports without their extra.
 EXTRAS = {"interactive": "requirements/page.txt"}
 
@@ -66,18 +68,17 @@ def test_the_walk_sees_imports_wherever_they_stand():
     assert len(SOURCES) > 80 and not any(".venv" in path.parts for path in SOURCES)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PROJECT).as_posix())
-def test_every_import_is_declared(path):
+def test_every_import_is_declared():
     everywhere = set().union(*map(declared, REQUIREMENTS))
-    assert imports_of(path) <= everywhere, (
-        f"declare it in a requirements file: {imports_of(path) - everywhere}"
-    )
-    parts = path.relative_to(PROJECT).parts
-    if parts[0] != "tests":
-        extra = EXTRAS.get(parts[0])
-        present = declared(PROJECT / "requirements.txt") | (declared(PROJECT / extra) if extra else set())
-        late = imports_of(path, at_once=True) - present
-        assert not late, f"not in requirements.txt, so import it where it is used: {late}"
+    base = declared(PROJECT / "requirements.txt")
+    for path in SOURCES:
+        undeclared = imports_of(path) - everywhere
+        assert not undeclared, f"{path}: declare it in a requirements file: {undeclared}"
+        room = path.relative_to(PROJECT).parts[0]
+        if room != "tests":
+            present = base | (declared(PROJECT / EXTRAS[room]) if room in EXTRAS else set())
+            late = imports_of(path, at_once=True) - present
+            assert not late, f"{path}: not in requirements.txt, so import it where it is used: {late}"
 
 
 def test_every_base_requirement_is_imported():
@@ -92,3 +93,22 @@ def test_every_requirement_has_an_exact_version_in_the_lock():
     for name in ("demo", "page", "dev", "video", "servers"):  # what `make setup` and `make test` install
         assert not declared(PROJECT / "requirements" / f"{name}.txt") - locked
     assert not declared(PROJECT / "requirements.txt") - locked
+
+
+def loaded_by(modules):
+    """The distributions that a fresh Python loads to import modules."""
+    code = f"import json, sys, {modules}; print(json.dumps(sorted({{n.split('.')[0] for n in sys.modules}})))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    known = packages_distributions()
+    return {normalised(name) for module in json.loads(done.stdout) for name in known.get(module, ())}
+
+
+def test_the_feedback_loop_and_the_commands_load_no_optional_package():
+    base = [PROJECT / "requirements.txt", *(LOCK.with_name(f"{name}.txt") for name in ("demo", "models"))]
+    optional = set().union(*map(declared, REQUIREMENTS)) | BROUGHT_ALONG
+    optional -= set().union(*map(declared, base))
+    assert {"pymilvus", "bitsandbytes", "uvicorn"} <= optional
+    assert "pytest" in loaded_by("pytest") & optional  # it would be noticed
+    loaded = loaded_by("feedback.rounds, feedback.strategies, experiments.run, retriever")
+    assert "numpy" in loaded and not loaded & optional

@@ -1,11 +1,11 @@
 """Encoder, captioner and rewriter from outside: the example of the documents, and what is refused."""
 
-import csv
 import json
 import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from experiments.own_models import GivenEncoder, OwnModels
 from experiments.run import run_experiment
 from records import Image
 from settings import ComparisonSettings, ExperimentSettings
+from tests.small_runs import write_captions
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "own_models.md"
 
@@ -28,17 +29,14 @@ def example(tmp_path_factory):
     """The document's example, run as it stands beside thirty pictures of one colour each; what it defines."""
     folder = tmp_path_factory.mktemp("example")
     (folder / "pictures").mkdir()
-    random = np.random.default_rng(0)
-    rows = [("image_name", "comment_number", "comment")]
+    random, said = np.random.default_rng(0), {}
     for number in range(30):
         colour = random.integers(0, 256, 3)
+        name, word = f"{number}.png", ("red", "green", "blue")[int(colour.argmax())]
         picture = PILImage.new("RGB", (20, 16), tuple(int(value) for value in colour))
-        picture.save(folder / "pictures" / f"{number}.png")
-        word = ("red", "green", "blue")[int(colour.argmax())]
-        rows.append((f"{number}.png", "0", f"something {word}"))
-        rows.append((f"{number}.png", "1", f"{word} number {number}"))
-    with (folder / "pictures" / "images_captions.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
+        picture.save(folder / "pictures" / name)
+        said[name] = [f"something {word}", f"{word} number {number}"]
+    write_captions(folder / "pictures", said)
     code, _ = re.findall(r"^```python\n(.*?)^```$", DOCUMENT.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
     names = {"__name__": "example"}
@@ -179,25 +177,24 @@ def test_a_rewriter_that_is_not_there_is_found_out_before_anything_is_played(min
 
 
 def test_strategies_without_captions_and_rewrites_play_without_those_models(mine, tmp_path):
-    for number, servers in enumerate((None, ("http://127.0.0.1:9/v1",))):  # where nobody listens
-        absent = {
-            "caption_model": str(tmp_path / "absent"), "rewrite_model": str(tmp_path / "absent too"),
-            "caption_servers": servers, "rewrite_servers": servers,
-        }  # fmt: skip
-        for strategy in ("original", "rocchio", "bayes"):
-            settings = ExperimentSettings(
-                "image_folder", Path("pictures"), user="reference", strategy=strategy, rounds=2,
-                output=tmp_path / f"{strategy} {number}", **absent,
-            )  # fmt: skip
-            folder = run_experiment(settings, OwnModels(mine))
-            assert {record.number for record in read_rounds(folder / "rounds.jsonl")} == {0, 1}
-            saved = json.loads((folder / "settings.json").read_text())
-            assert saved["captioner"] is None and saved["rewriter"] is None
-        compared = ComparisonSettings(
-            "image_folder", Path("pictures"), users=("reference",), strategies=("rocchio", "bayes"),
-            rounds=2, output=tmp_path / f"compared {number}", **absent,
+    nobody = ("http://127.0.0.1:9/v1",)
+    absent = {
+        "caption_model": str(tmp_path / "absent"), "rewrite_model": str(tmp_path / "absent too"), "rounds": 2,
+    }  # fmt: skip
+    for strategy, servers in (("original", None), ("rocchio", nobody), ("bayes", None)):
+        settings = ExperimentSettings(
+            "image_folder", Path("pictures"), user="reference", strategy=strategy,
+            output=tmp_path / strategy, caption_servers=servers, rewrite_servers=servers, **absent,
         )  # fmt: skip
-        assert (run_comparison(compared, OwnModels(mine)) / "comparison.md").is_file()
+        folder = run_experiment(settings, OwnModels(mine))
+        assert {record.number for record in read_rounds(folder / "rounds.jsonl")} == {0, 1}
+        saved = json.loads((folder / "settings.json").read_text())
+        assert saved["captioner"] is None and saved["rewriter"] is None
+    compared = ComparisonSettings(
+        "image_folder", Path("pictures"), users=("reference",), strategies=("rocchio", "bayes"),
+        output=tmp_path / "compared", **absent,
+    )  # fmt: skip
+    assert (run_comparison(compared, OwnModels(mine)) / "comparison.md").is_file()
 
 
 def test_the_independent_user_judges_with_a_sentence_encoder_of_ones_own(mine, tmp_path):
@@ -242,27 +239,17 @@ def test_vectors_come_out_as_unit_rows_and_other_weights_have_another_name():
 @pytest.mark.parametrize(
     ("texts", "images", "message"),
     [
-        (lambda n: np.zeros((n, 3)), lambda n: np.ones((n, 3)), "encode_texts: got a row of zeros"),
-        (lambda n: np.ones((n, 3)), lambda n: np.ones((n, 4)), "texts of 3 and pictures of 4 dimensions"),
-        (lambda n: np.ones(n), lambda n: np.ones((n, 4)), r"encode_texts: got shape \(3,\) for 3 inputs"),
-        (
-            lambda n: np.ones((n, 3)),
-            lambda n: np.full((n, 3), np.nan),
-            "encode_images: got a row of zeros, or",
-        ),
-        (lambda n: np.ones((n + 1, 3)), lambda n: np.ones((n, 3)), r"got shape \(4, 3\) for 3 inputs"),
+        (np.zeros((3, 3)), np.ones((1, 3)), "encode_texts: got a row of zeros"),
+        (np.ones((3, 3)), np.ones((1, 4)), "texts of 3 and pictures of 4 dimensions"),
+        (np.ones(3), np.ones((1, 4)), r"encode_texts: got shape \(3,\) for 3 inputs"),
+        (np.ones((3, 3)), np.full((1, 3), np.nan), "encode_images: got a row of zeros, or"),
+        (np.ones((4, 3)), np.ones((1, 3)), r"got shape \(4, 3\) for 3 inputs"),
     ],
 )
 def test_vectors_that_cannot_be_used_are_refused_at_once(texts, images, message):
-    class Wrong:
-        def encode_texts(self, batch):
-            return texts(len(batch))
-
-        def encode_images(self, batch):
-            return images(len(batch))
-
+    wrong = SimpleNamespace(encode_texts=lambda batch: texts, encode_images=lambda batch: images)
     with pytest.raises(ValueError, match=message):
-        GivenEncoder(Wrong())
+        GivenEncoder(wrong)
 
 
 def test_a_captioner_must_give_one_text_a_picture(pictures):

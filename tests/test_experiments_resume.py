@@ -1,6 +1,5 @@
 """A stopped run goes on with the same pictures, queries and models, and is refused with any other."""
 
-import csv
 import shutil
 from dataclasses import replace
 
@@ -17,6 +16,7 @@ from experiments.own_models import OwnModels
 from experiments.run import run_experiment
 from files import write_json
 from settings import ComparisonSettings, ExperimentSettings
+from tests.small_runs import write_captions
 from tests.test_experiments_dialogues import settings_of as dialogue_settings_of
 from tests.test_experiments_dialogues import visdial  # noqa: F401  fixture
 
@@ -42,20 +42,14 @@ def draw(folder, names, seed=0):
         PILImage.new("RGB", (20, 16), tuple(map(int, random.integers(0, 256, 3)))).save(folder / name)
 
 
-def write_captions(folder, names, word="something"):
-    rows = [(name, str(number), f"{word} {COLOURS[place % 3]} {number}")
-            for place, name in enumerate(names) for number in range(2)]  # fmt: skip
-    with (folder / "images_captions.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("image_name", "comment_number", "comment"), *rows])
-
-
 @pytest.fixture
 def pictures(tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
     names = [f"{number:02}.png" for number in range(24)]
     draw(folder, names)
-    write_captions(folder, names)
+    said = {name: [f"something {COLOURS[n % 3]} {place}" for place in "01"] for n, name in enumerate(names)}
+    write_captions(folder, said)
     return folder
 
 
@@ -86,16 +80,9 @@ def edit_query(folder):
     path.write_text(path.read_text().replace("something red 0", "anything red 0", 1))
 
 
-def edit_other_words(folder):
-    path = folder / "images_captions.csv"
-    path.write_text(path.read_text().replace("something red 1", "anything red 1", 1))
-
-
 CHANGES = [
-    (grow, "image_count: 24 there, 40 now"),
     (repaint, "image_files_sha256: '.{8}' there, '.{8}' now.*embed changed pictures again"),
-    (edit_query, "queries_sha256: '.{8}' there, '.{8}' now"),
-    (edit_other_words, "image_captions_sha256: '.{8}' there, '.{8}' now"),
+    (edit_query, "image_captions_sha256: '.{8}' there, '.{8}' now, queries_sha256: '.{8}' there, '.{8}' now"),
 ]
 
 
@@ -167,7 +154,7 @@ def test_other_weights_under_the_same_name_are_refused(settings, tmp_path):
         weights.write_bytes(before)
 
 
-@pytest.mark.parametrize("size", [0, 1, 4096, 8192, 8193, 300_000])
+@pytest.mark.parametrize("size", [0, 1, 8192, 300_000])
 def test_both_ends_and_the_size_of_a_file_count(tmp_path, size):
     content = bytearray(np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8).tobytes())
     (tmp_path / "a").write_bytes(content)

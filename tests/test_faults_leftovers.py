@@ -82,17 +82,10 @@ def test_a_resumed_run_asks_the_models_in_the_batches_of_one_that_was_not_stoppe
     def play(played=()):
         encoder, kept = Noting(), []
         rounds = rounds_of(
-            QUERIES,
-            retriever=replace_encoder(retriever, encoder),
-            user=FirstUser(),
-            strategy=make_strategy("append", rewriter=None),
-            protocol=PROTOCOLS["chatir"],
-            captions=KnownCaptions(),
-            round_count=3,
-            played=played,
-            batch_size=4,
-            keep=kept.extend,
-        )
+            QUERIES, retriever=type(retriever)(encoder, retriever.index), user=FirstUser(),
+            strategy=make_strategy("append"), protocol=PROTOCOLS["chatir"], captions=KnownCaptions(),
+            round_count=3, played=played, batch_size=4, keep=kept.extend,
+        )  # fmt: skip
         return rounds, encoder.batches, kept
 
     whole, batches, _ = play()
@@ -100,10 +93,6 @@ def test_a_resumed_run_asks_the_models_in_the_batches_of_one_that_was_not_stoppe
     assert resumed == whole and kept == whole[cut:]
     assert again == batches[-len(again) :]
     assert len(again) < len(batches)
-
-
-def replace_encoder(retriever, encoder):
-    return type(retriever)(encoder, retriever.index)
 
 
 def test_a_run_is_played_by_one_process_and_free_again_afterwards(tmp_path):

@@ -1,13 +1,9 @@
 """The expansion scripts are one script: they differ in what is declared here, and in nothing else."""
 
 import re
-import runpy
 from pathlib import Path
 
 import pytest
-
-from playground import DATASETS
-from settings import ExperimentSettings, read_settings
 
 PROJECT = Path(__file__).parent.parent
 FIRST = "multi_modal_query_expansion"
@@ -17,11 +13,6 @@ DIFFERENCES = {
     f"{FIRST}_mscoco": ("MSCOCO", {"DATASET": "mscoco"}),
     f"{FIRST}_msrvtt": ("MSR-VTT", {"DATASET": "msrvtt", "PROTOCOL": "paper", "USER": "ground-truth"}),
 }
-
-
-def constants_of(name):
-    values = runpy.run_path(str(PROJECT / f"{name}.py"))
-    return {key: value for key, value in values.items() if key.isupper()}
 
 
 def test_every_sibling_is_declared():
@@ -37,19 +28,3 @@ def test_a_sibling_is_the_first_script_with_the_declared_differences(name):
         expected, count = re.subn(rf'(?m)^{constant} = "[\w-]+"', f'{constant} = "{value}"', expected)
         assert count == 1
     assert (PROJECT / f"{name}.py").read_text(encoding="utf-8") == expected
-
-
-@pytest.mark.parametrize("name", DIFFERENCES)
-def test_siblings_have_the_same_constants_in_the_same_order(name):
-    first, own = constants_of(FIRST), constants_of(name)
-    assert list(own) == list(first)
-    assert own == first | DIFFERENCES[name][1]
-    assert own["DATASET"] in DATASETS
-    settings = read_settings(ExperimentSettings, own, []).resolved()
-    assert settings.output.name.startswith(f"{own['DATASET']}-")
-
-
-@pytest.mark.parametrize("name", DIFFERENCES)
-def test_a_sibling_stays_constants_and_one_call(name):
-    lines = (PROJECT / f"{name}.py").read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= 40
