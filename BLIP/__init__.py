@@ -10,7 +10,6 @@
 | `sizes.py` | widths and depths from shapes, head counts from a JSON or the released models |
 | `tokenizer.py`, `images.py` | what the model reads |
 | `train_retrieval.py`, `training_*.py` | trains or fine-tunes: command; data, losses, loop |
-| `scores.py` | `python -m BLIP.scores`: recall, re-ranked recall, the captioner's objects |
 | `common_words.txt` | 3,000 common words: people's queries use more words than a dataset's captions |
 | `weights/demo/` | the demo's small BLIP, with its model card |
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -48,26 +47,20 @@ class BlipCaptioner:
     def open(
         cls,
         path: Path | str,
-        image_size: int | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        *,
         batch_size: int = 16,
-        config: Mapping[str, Any] | Path | str | None = None,
-        vocabulary: Path | str | None = None,
     ) -> BlipCaptioner:
-        """Opens a captioner's checkpoint; arguments and errors are those of `BlipEncoder.open`.
+        """Opens a captioner's checkpoint, its weights as `dtype`; other arguments as for `BlipEncoder.open`.
 
         The default prompt is ``"prompt"`` in the configuration, or else the released models' "a picture of ".
         """
         weights = find_weights(path)
-        tokenizer = Tokenizer.open(vocabulary or weights)
-        model = load_captioner(
-            weights, image_size=image_size, config=config, tokenizer=tokenizer, device=device, dtype=dtype
-        )
+        tokenizer = Tokenizer.open(weights)
+        model = load_captioner(weights, tokenizer, device=device, dtype=dtype)
         if model.device.type == "cpu" and can_pack():
             pack(model)
-        stated = read_stated(config, weights).prompt
+        stated = read_stated(weights).prompt
         return cls(model, tokenizer, fingerprint(weights), PROMPT if stated is None else stated, batch_size)
 
     def caption(
@@ -111,28 +104,15 @@ class BlipCaptioner:
 
     @torch.inference_mode()
     def generate(
-        self,
-        pixels: torch.Tensor,
-        prompt: str | None = None,
-        *,
-        max_length: int,
-        min_length: int = 0,
-        repetition_penalty: float = 1.0,
+        self, pixels: torch.Tensor, prompt: str | None = None, *, max_length: int, min_length: int = 0
     ) -> torch.Tensor:
-        """Generates greedily from pixel values.
-
-        Args:
-            pixels: (n, 3, size, size).
-            prompt: As for `caption`.
-            max_length: The most tokens, prompt counted.
-            min_length: The fewest tokens, prompt counted.
-            repetition_penalty: Above 1, words already said become less likely.
+        """Generates greedily from (n, 3, size, size) pixel values; other arguments as for `caption`.
 
         Returns:
             (n, length) int64: [DEC], prompt, caption, [SEP], padding.
 
         Raises:
-            ValueError: If a setting is out of range.
+            ValueError: If a length is out of range.
         """
         start = self.prompt_ids(prompt)
         if not start.shape[1] < max_length <= self.positions:
@@ -140,11 +120,8 @@ class BlipCaptioner:
                 f"max_length {max_length} is out of range: the prompt takes {start.shape[1]} tokens and the"
                 f" model has {self.positions} positions; give {start.shape[1] + 1} to {self.positions}"
             )
-        if not 0 <= min_length <= max_length or repetition_penalty <= 0:
-            raise ValueError(
-                f"expected 0 <= min_length <= max_length and repetition_penalty > 0, got"
-                f" min_length={min_length}, max_length={max_length}, repetition_penalty={repetition_penalty}"
-            )
+        if not 0 <= min_length <= max_length:
+            raise ValueError(f"got min_length={min_length}, expected 0 to max_length, {max_length}")
         hidden = self.image_hidden(pixels)
         start = start.to(hidden.device).repeat(len(hidden), 1)
         return self.model.text_decoder.generate(
@@ -155,7 +132,6 @@ class BlipCaptioner:
             num_beams=1,
             max_length=max_length,
             min_length=min_length,
-            repetition_penalty=repetition_penalty,
             eos_token_id=self.tokenizer.sep_id,
             pad_token_id=self.tokenizer.pad_id,
         )

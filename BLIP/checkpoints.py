@@ -6,14 +6,13 @@ returns the captioner, whose decoder is transformers'; only it imports transform
 A folder of our own holds ``config.json`` (a transformers ``BlipConfig``; ``"prompt"`` may be added),
 ``model.safetensors`` (Hugging Face names; the retrieval model and the captioner share one ``vision_model``)
 and ``vocab.txt``. Every tensor a model needs must be there in its shape; every tensor it does not need must
-be of a known kind. Nothing is filled in or left out silently.
+be of a known kind: nothing is filled in, and nothing else is left out.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,71 +41,55 @@ TIED = (
 @dataclass(frozen=True)
 class _Kind:
     name: str
-    opener: str
     text_prefix: str
-    parts: frozenset[str]
+    parts: frozenset[str]  # but for the vision model, which all have
 
 
 _RETRIEVAL = _Kind(
-    "retrieval model",
-    "BlipEncoder",
-    "text_encoder.",
-    frozenset({"vision_model", "text_encoder", "vision_proj", "text_proj", "itm_head"}),
+    "retrieval model", "text_encoder.", frozenset({"text_encoder", "vision_proj", "text_proj", "itm_head"})
 )
-_CAPTIONER = _Kind(
-    "captioner", "BlipCaptioner", "text_decoder.bert.", frozenset({"vision_model", "text_decoder"})
-)
+_CAPTIONER = _Kind("captioner", "text_decoder.bert.", frozenset({"text_decoder"}))
 _Model = TypeVar("_Model", bound=nn.Module)
 
 
 def load_towers(
-    path: Path | str,
-    *,
-    image_size: int | None = None,
-    config: Mapping[str, Any] | Path | str | None = None,
-    tokenizer: Tokenizer | None = None,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    path: Path | str, tokenizer: Tokenizer, image_size: int | None = None, device: torch.device | str = "cpu"
 ) -> Towers:
     """Loads a retrieval model: both towers, the projections into the joint space, the matching head.
 
     Args:
         path: A weights file, or a folder that holds one.
+        tokenizer: Its size is checked.
         image_size: Side of the images in pixels, to which the image positions are interpolated; None: the
             size the file was trained for.
-        config: As for `BLIP.sizes.read_stated`; needed if the head counts are in no JSON beside the weights
-            and the model has none of the released widths.
-        tokenizer: If given, its size is checked.
         device: Where the model goes.
-        dtype: What its weights become.
 
     Returns:
-        The model in evaluation mode.
+        The model in evaluation mode, float32.
 
     Raises:
         FileNotFoundError: If there is no weights file.
-        ValueError: If the file cannot be read, is of another model, or misses, misshapes or adds a tensor.
+        ValueError: If the file cannot be read, is of another model, or misses, misshapes or adds a tensor, or
+            a head count is not known (see `BLIP.sizes.read_stated`).
 
     Source: the names and settings of salesforce/BLIP (Li et al. 2022, arXiv 2201.12086) and ChatIR.
     """
-    return _load(path, _RETRIEVAL, Towers, image_size, config, tokenizer, device, dtype)
+    return _load(path, _RETRIEVAL, Towers, image_size, tokenizer, device, torch.float32)
 
 
 def load_captioner(
     path: Path | str,
-    *,
+    tokenizer: Tokenizer,
     image_size: int | None = None,
-    config: Mapping[str, Any] | Path | str | None = None,
-    tokenizer: Tokenizer | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Captioner:
-    """Loads a captioner; arguments and errors are those of `load_towers`."""
+    """Loads a captioner, its weights as `dtype`; other arguments and errors are those of `load_towers`."""
 
     def make(sizes: Sizes) -> Captioner:
         return Captioner(sizes, make_decoder(sizes, tokenizer))
 
-    model = _load(path, _CAPTIONER, make, image_size, config, tokenizer, device, dtype)
+    model = _load(path, _CAPTIONER, make, image_size, tokenizer, device, dtype)
     model.text_decoder.tie_weights()
     # The numbers of the positions are computed, not saved, and the meta device left them out.
     positions = torch.arange(model.sizes.positions, device=device)
@@ -114,7 +97,7 @@ def load_captioner(
     return model
 
 
-def make_decoder(sizes: Sizes, tokenizer: Tokenizer | None) -> Any:
+def make_decoder(sizes: Sizes, tokenizer: Tokenizer | None = None) -> Any:
     """Makes transformers' text decoder, with random weights."""
     from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
@@ -126,17 +109,16 @@ def _load(
     kind: _Kind,
     make: Callable[[Sizes], _Model],
     image_size: int | None,
-    config: Mapping[str, Any] | Path | str | None,
-    tokenizer: Tokenizer | None,
+    tokenizer: Tokenizer,
     device: torch.device | str,
     dtype: torch.dtype,
 ) -> _Model:
     checkpoint = read_checkpoint(path)
-    tensors, surplus = _wanted(checkpoint, kind)
+    tensors = _wanted(checkpoint, kind)
     _check(checkpoint, kind, tensors, anchors(kind.text_prefix), unknown=[])
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    sizes = read_sizes(shapes, kind.text_prefix, read_stated(config, checkpoint.file), checkpoint.file)
-    if tokenizer is not None and len(tokenizer) != sizes.vocabulary:
+    sizes = read_sizes(shapes, kind.text_prefix, read_stated(checkpoint.file), checkpoint.file)
+    if len(tokenizer) != sizes.vocabulary:
         raise ValueError(
             f"{checkpoint.file} embeds {sizes.vocabulary} tokens, its vocabulary gives {len(tokenizer)}"
             " ([DEC] and [ENC] counted): put the vocab.txt that the model was trained with beside the weights"
@@ -148,29 +130,20 @@ def _load(
         model = make(sizes)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     _check(checkpoint, kind, tensors, expected, [name for name in tensors if name not in expected])
-    if surplus:
-        counts = ", ".join(f"{count} {what}" for what, count in sorted(surplus.items()))
-        logger.info("%s: left out %s", checkpoint.file, counts)
     # Copies, because the tensors may be mapped from the file, which may change.
     copied = {name: tensor.to(device, dtype, copy=True).contiguous() for name, tensor in tensors.items()}
     model.load_state_dict(copied, strict=True, assign=True)
     return model.eval()
 
 
-def _wanted(checkpoint: Checkpoint, kind: _Kind) -> tuple[dict[str, torch.Tensor], Counter[str]]:
-    """Sets the other model's parts aside, and fills in tied tensors that the file holds once."""
-    others = (_RETRIEVAL.parts | _CAPTIONER.parts) - kind.parts
-    surplus = Counter(checkpoint.surplus)
-    wanted = {}
-    for name, tensor in checkpoint.tensors.items():
-        if name.split(".")[0] in others:
-            surplus["of another head"] += 1
-        else:
-            wanted[name] = tensor
+def _wanted(checkpoint: Checkpoint, kind: _Kind) -> dict[str, torch.Tensor]:
+    """Leaves the other model's parts out, and fills in tied tensors that the file holds once."""
+    others = (_CAPTIONER if kind is _RETRIEVAL else _RETRIEVAL).parts
+    wanted = {name: one for name, one in checkpoint.tensors.items() if name.split(".")[0] not in others}
     for first, second in TIED if kind is _CAPTIONER else ():
         if first in wanted or second in wanted:
-            wanted[first] = wanted[second] = wanted.get(first, wanted.get(second))
-    return wanted, surplus
+            wanted[first] = wanted[second] = wanted[first if first in wanted else second]
+    return wanted
 
 
 def _at_size(positions: torch.Tensor, size: int, sizes: Sizes) -> torch.Tensor:
@@ -212,26 +185,19 @@ def _check(
             reshaped[name] = (tensors[name].dtype, "floating point")
     if not (missing or reshaped or unknown):
         return
+    own_name = checkpoint.own_name
     described = [
-        f"{checkpoint.own_name(name)} (got {got}, expected {wanted})"
-        for name, (got, wanted) in sorted(reshaped.items())
+        f"{own_name(name)} (got {got}, expected {wanted})" for name, (got, wanted) in sorted(reshaped.items())
     ]
     parts = [
         f"{len(items)} {what}: {first_few(items)}"
         for items, what in (
-            ([checkpoint.own_name(name) for name in missing], "tensors missing"),
+            ([own_name(name) for name in missing], "tensors missing"),
             (described, "mis-shaped"),
-            ([checkpoint.own_name(name) for name in unknown], "unknown"),
+            ([own_name(name) for name in unknown], "unknown"),
         )
         if items
     ]
-    there = {name.split(".")[0] for name in checkpoint.tensors}
-    other = _CAPTIONER if kind is _RETRIEVAL else _RETRIEVAL
-    is_other = other.parts <= there and not (kind.parts - other.parts) & there
-    found = f"looks like a {other.name}, needed a {kind.name}" if is_other else "does not fit"
-    advice = f"give the complete checkpoint of a {kind.name}"
-    if is_other:
-        advice = f"open it with {other.opener}, or {advice}"
     raise ValueError(
-        f"{checkpoint.file} ({checkpoint.naming} names) {found}: {'; '.join(parts)}. To go on, {advice}"
+        f"{checkpoint.file} is no whole {kind.name}: {'; '.join(parts)}. Give a complete checkpoint"
     )

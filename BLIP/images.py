@@ -31,9 +31,15 @@ def to_pixels(images: Sequence[Image.Image], size: int) -> torch.Tensor:
 
     Source: the preprocessing of salesforce/BLIP and ChatIR.
     """
-    values = torch.empty((len(images), 3, size, size))
+    squares = np.empty((len(images), size, size, 3), dtype=np.uint8)
     for number, image in enumerate(images):
-        values[number] = torch.from_numpy(np.array(resize(image, size))).permute(2, 0, 1)
-    mean = torch.tensor(IMAGE_MEAN).view(3, 1, 1)
-    std = torch.tensor(IMAGE_STD).view(3, 1, 1)
+        squares[number] = np.asarray(resize(image, size))
+    return normalise(squares)
+
+
+def normalise(squares: np.ndarray) -> torch.Tensor:
+    """(n, size, size, 3) uint8 to (n, 3, size, size) float32."""
+    values = torch.empty((len(squares), 3, *squares.shape[1:3]))
+    values.copy_(torch.from_numpy(np.array(squares)).permute(0, 3, 1, 2))
+    mean, std = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (IMAGE_MEAN, IMAGE_STD))
     return values.div_(255).sub_(mean).div_(std)

@@ -9,9 +9,8 @@ rows = encoder.encode_images(pictures) @ encoder.encode_texts(["a dog on the bea
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +39,6 @@ class BlipEncoder:
         text_limit: Longest text in tokens; longer ones are cut, which is logged.
         dimension: Width of the rows.
         fingerprint: Of the weights file.
-        truncated: How many texts have been cut so far.
     """
 
     def __init__(self, model: Towers, tokenizer: Tokenizer, fingerprint: str, batch_size: int) -> None:
@@ -50,7 +48,6 @@ class BlipEncoder:
         self.image_size = model.sizes.image_size
         self.text_limit = min(TEXT_LIMIT, model.sizes.positions)
         self.dimension = model.text_proj.out_features
-        self.truncated = 0
         self._batch_size = checked_batch(batch_size)
 
     @classmethod
@@ -59,33 +56,24 @@ class BlipEncoder:
         path: Path | str,
         image_size: int | None = None,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        *,
         batch_size: int = 32,
-        config: Mapping[str, Any] | Path | str | None = None,
-        vocabulary: Path | str | None = None,
     ) -> BlipEncoder:
-        """Opens a retrieval checkpoint.
+        """Opens a retrieval checkpoint, with the vocabulary and the configuration beside it.
 
         Args:
             path: A weights file, or a folder with one, of any format that `BLIP.checkpoints` reads.
             image_size: Side of the images in pixels; None: the size the file was trained for.
-            device: Where to compute.
-            dtype: Of the weights; the rows are float32 whatever it is.
+            device: Where to compute, in float32.
             batch_size: Images, texts or pairs computed at a time.
-            config: As for `BLIP.sizes.read_stated`.
-            vocabulary: A vocabulary file; None: ``vocab.txt`` beside the weights.
 
         Raises:
             FileNotFoundError: If the weights or the vocabulary are not there.
             ValueError: If they do not make a retrieval model.
         """
         weights = find_weights(path)
-        tokenizer = Tokenizer.open(vocabulary or weights)
-        model = load_towers(
-            weights, image_size=image_size, config=config, tokenizer=tokenizer, device=device, dtype=dtype
-        )
-        if model.device.type == "cpu" and dtype == torch.float32 and can_pack():
+        tokenizer = Tokenizer.open(weights)
+        model = load_towers(weights, tokenizer, image_size, device)
+        if model.device.type == "cpu" and can_pack():
             pack(model.vision_model)
             pack(model.text_encoder)
         return cls(model, tokenizer, fingerprint(weights), batch_size)
@@ -98,14 +86,7 @@ class BlipEncoder:
         return pictures.resize(image, self.image_size)
 
     def encode_images(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """Embeds pictures.
-
-        Args:
-            images: PIL images of any mode and size.
-
-        Returns:
-            (n, dimension) float32, rows of length 1, in the order given.
-        """
+        """Embeds PIL images of any mode and size, in order: (n, dimension) float32, rows of length 1."""
         rows = np.empty((len(images), self.dimension), dtype=np.float32)
         for start in range(0, len(images), self._batch_size):
             batch = images[start : start + self._batch_size]
@@ -114,16 +95,10 @@ class BlipEncoder:
         return rows
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeds texts, read by themselves and beginning with [CLS].
-
-        Args:
-            texts: Of any length; those over `text_limit` tokens are cut.
+        """Embeds texts, read by themselves and beginning with [CLS]; those over `text_limit` tokens are cut.
 
         Returns:
             (n, dimension) float32, rows of length 1, in the order given.
-
-        Raises:
-            ValueError: If one string is given in place of a list.
         """
         if isinstance(texts, str):
             raise ValueError("got one str, expected a sequence of texts: put it in a list")
@@ -134,7 +109,6 @@ class BlipEncoder:
             batch = order[start : start + self._batch_size]
             tokens = self.tokenizer.encode([texts[number] for number in batch], self.text_limit)
             if tokens.truncated:
-                self.truncated += tokens.truncated
                 logger.warning("%d texts were cut to %d tokens", tokens.truncated, self.text_limit)
             features = self.text_features(self.text_hidden(tokens.ids, tokens.mask))
             rows[batch] = normalize(features, dim=-1).cpu().numpy()

@@ -1,7 +1,7 @@
 """Sizes of a model: widths and depths from the shapes of its tensors, head counts from a JSON.
 
 A head count leaves no trace in any shape, and a wrong one loads without complaint, so it is never guessed: it
-comes from a JSON beside the weights, from the caller, or from what the released models have at that width.
+comes from a JSON beside the weights, or from what the released models have at that width.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TEXT_EPSILON = 1e-12
 RELEASED_HEADS = {"vision": {768: 12, 1024: 16}, "text": {768: 12}}
 LABEL_SMOOTHING = 0.1  # of the caption loss; transformers reads it from the text configuration only
 HOW_TO_GIVE = (
-    'put a med_config.json beside the weights, or pass config={"num_attention_heads": TEXT_HEADS,'
+    'put a config.json beside the weights that holds {"num_attention_heads": TEXT_HEADS,'
     ' "vision": {"heads": VISION_HEADS}}'
 )
 _SHORT_VISION_KEYS = {
@@ -63,7 +63,6 @@ class Sizes:
     vocabulary: int
     positions: int
     projection: int | None
-    text_epsilon: float = TEXT_EPSILON
 
     @property
     def grid(self) -> int:
@@ -73,8 +72,7 @@ class Sizes:
     def configuration(self, tokenizer: Tokenizer | None = None) -> BlipConfig:
         """Returns the transformers configuration, with everything set that its defaults get wrong for BLIP.
 
-        Args:
-            tokenizer: Supplies the special ids; without it only [DEC], the last but one, is known.
+        The tokenizer supplies the special ids; without it only [DEC], the last but one, is known.
         """
         from transformers import BlipConfig
 
@@ -94,7 +92,7 @@ class Sizes:
             "num_attention_heads": self.text_heads,
             "intermediate_size": self.text_mlp,
             "max_position_embeddings": self.positions,
-            "layer_norm_eps": self.text_epsilon,
+            "layer_norm_eps": TEXT_EPSILON,
             "is_decoder": True,  # builds the cross-attention; text mode stays bidirectional all the same
             "label_smoothing": LABEL_SMOOTHING,
         }
@@ -142,32 +140,26 @@ class Stated:
     prompt: str | None = None
 
 
-def read_stated(config: Mapping[str, Any] | Path | str | None, weights: Path) -> Stated:
-    """Reads a model's configuration, or the one beside the weights.
+def read_stated(weights: Path) -> Stated:
+    """Reads the configuration beside the weights: ``config.json``, else ``*med_config*.json``.
 
-    Args:
-        config: A mapping or the path of a JSON file: a text configuration (``med_config.json``), to which a
-            ``"vision": {"heads": ...}`` may be added, or a transformers ``BlipConfig``. None looks beside the
-            weights for ``config.json``, then for ``*med_config*.json``.
-        weights: The weights file.
+    It is a text configuration (as ``med_config.json``), to which a ``"vision": {"heads": ...}`` may be added,
+    or a transformers ``BlipConfig``.
 
     Returns:
-        What it states; nothing if there is no JSON.
+        What it states; nothing if there is no such file.
 
     Raises:
-        FileNotFoundError: If the named file does not exist.
-        ValueError: If it is not a JSON object.
+        ValueError: If it is not a JSON object, or its activation is not BLIP's.
     """
-    if config is None:
-        beside = [weights.parent / "config.json", *sorted(weights.parent.glob("*med_config*.json"))]
-        config = next((file for file in beside if file.is_file()), {})
-    if not isinstance(config, Mapping):
-        if not Path(config).is_file():
-            raise FileNotFoundError(f"no model configuration at {config}: {HOW_TO_GIVE}")
-        try:
-            config = read_json(Path(config))
-        except ValueError as error:
-            raise ValueError(f"{error}: {HOW_TO_GIVE}") from error
+    config: Mapping[str, Any] = {}
+    for file in (weights.parent / "config.json", *sorted(weights.parent.glob("*med_config*.json"))):
+        if file.is_file():
+            try:
+                config = read_json(file)
+            except ValueError as error:
+                raise ValueError(f"{error}: {HOW_TO_GIVE}") from error
+            break
     text = config.get("text_config") or config.get("text") or config
     vision = config.get("vision_config") or config.get("vision") or {}
     if not isinstance(text, Mapping) or not isinstance(vision, Mapping):
@@ -188,7 +180,7 @@ def read_sizes(
     Args:
         shapes: By Hugging Face name; includes all `anchors`, with their number of axes.
         text_prefix: ``text_encoder.`` or ``text_decoder.bert.``.
-        stated: From `read_stated`.
+        stated: What a configuration says.
         source: The weights file, for messages.
 
     Raises:
@@ -228,7 +220,6 @@ def read_sizes(
         vocabulary=words[0],
         positions=shapes[text_prefix + "embeddings.position_embeddings.weight"][0],
         projection=projection[0] if projection else None,
-        text_epsilon=stated.text.get("layer_norm_eps", TEXT_EPSILON),
     )
 
 

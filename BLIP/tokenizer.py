@@ -45,11 +45,7 @@ class Tokenizer:
     """
 
     def __init__(self, vocabulary: Mapping[str, int]) -> None:
-        """Makes a tokenizer.
-
-        Args:
-            vocabulary: Ids by token. [DEC] and [ENC] get the two ids after the others, unless they are in it.
-        """
+        """Takes ids by token. [DEC] and [ENC] get the two ids after the others, unless they are there."""
         self._wordpiece = _wordpiece(vocabulary)
         ids = self._wordpiece.get_vocab()
         self.pad_id, self.cls_id, self.sep_id = ids["[PAD]"], ids["[CLS]"], ids["[SEP]"]
@@ -84,14 +80,7 @@ class Tokenizer:
             limit: The most tokens of a text, [CLS] and [SEP] counted; longer texts are cut, [SEP] stays.
             length: Pad to this many; None: to the longest.
             first: Replaces [CLS], as `enc_id` does for matching.
-
-        Raises:
-            ValueError: If the texts are one string, or the limit leaves no room.
         """
-        if isinstance(texts, str):
-            raise ValueError("got one str, expected a sequence of texts: put it in a list")
-        if limit < 2:
-            raise ValueError(f"a limit of {limit} tokens has no room for [CLS] and [SEP]")
         rows = [encoded.ids for encoded in self._wordpiece.encode_batch(list(texts))]
         truncated = sum(len(row) > limit for row in rows)
         rows = [row if len(row) <= limit else [*row[: limit - 1], self.sep_id] for row in rows]

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
-from BLIP.sizes import VISION_EPSILON, Sizes
+from BLIP.sizes import TEXT_EPSILON, VISION_EPSILON, Sizes
 
 
 class _BlipModel(nn.Module):
@@ -46,14 +46,9 @@ class Towers(_BlipModel):
     """The retrieval model: embeds images and texts, and matches pairs; to be filled with weights."""
 
     def __init__(self, sizes: Sizes) -> None:
-        """Makes the model.
-
-        Raises:
-            ValueError: If the sizes are a captioner's.
-        """
+        """Makes the model; `sizes` are a retrieval model's, with a joint space."""
         super().__init__(sizes)
-        if sizes.projection is None:
-            raise ValueError("towers: got sizes without a joint space, expected those of a retrieval model")
+        assert sizes.projection is not None
         self.text_encoder = TextTower(sizes)
         self.vision_proj = nn.Linear(sizes.vision_width, sizes.projection)
         self.text_proj = nn.Linear(sizes.text_width, sizes.projection)
@@ -158,7 +153,7 @@ class _WordEmbeddings(nn.Module):
         super().__init__()
         self.word_embeddings = _table(sizes.vocabulary, sizes.text_width)
         self.position_embeddings = _table(sizes.positions, sizes.text_width)
-        self.LayerNorm = nn.LayerNorm(sizes.text_width, eps=sizes.text_epsilon)
+        self.LayerNorm = nn.LayerNorm(sizes.text_width, eps=TEXT_EPSILON)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         # BLIP's BERT has no token types, whatever type_vocab_size a configuration states.
@@ -172,7 +167,7 @@ class _TextLayer(nn.Module):
         self.attention = _TextAttention(sizes, width)
         self.crossattention = _TextAttention(sizes, sizes.vision_width)
         self.intermediate = nn.ModuleDict({"dense": nn.Linear(width, inner)})
-        self.output = _closing(inner, width, sizes.text_epsilon)
+        self.output = _closing(inner, width)
 
     def forward(
         self, states: torch.Tensor, seen: torch.Tensor | None, image_states: torch.Tensor | None
@@ -196,7 +191,7 @@ class _TextAttention(nn.Module):
                 "value": nn.Linear(read_width, width),
             }
         )
-        self.output = _closing(width, width, sizes.text_epsilon)
+        self.output = _closing(width, width)
 
     def forward(self, states: torch.Tensor, read: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
         attended = _attend(
@@ -210,8 +205,9 @@ def _table(rows: int, width: int) -> nn.Embedding:
     return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
 
 
-def _closing(inner: int, width: int, epsilon: float) -> nn.ModuleDict:
-    return nn.ModuleDict({"dense": nn.Linear(inner, width), "LayerNorm": nn.LayerNorm(width, eps=epsilon)})
+def _closing(inner: int, width: int) -> nn.ModuleDict:
+    norm = nn.LayerNorm(width, eps=TEXT_EPSILON)
+    return nn.ModuleDict({"dense": nn.Linear(inner, width), "LayerNorm": norm})
 
 
 def _attend(

@@ -9,17 +9,15 @@ Starting from a checkpoint:
     python -m BLIP.train_retrieval --dataset flickr30k --split all --dev-split None
         --start BLIP/chatir_weights.ckpt --image-size 224 --learning-rate 1e-5 --output runs/train-flickr30k
 
-If it is stopped or killed, the same command resumes from the last checkpoint. The output folder then holds
-the trained weights (``model.safetensors``, ``config.json``, ``vocab.txt``) and ``training_log.jsonl`` (losses
-and recall on the dev split); ``towers.pt``, ``heads.pt``, ``states.npy`` and ``pixels_*.npy`` are only
-needed to resume.
+If it is stopped or killed, the same command resumes from the last checkpoint. docs/training.md says what the
+output folder holds.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,24 +28,29 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from BLIP.captioner import PROMPT
 from BLIP.checkpoints import load_captioner, load_towers, make_decoder
-from BLIP.images import IMAGE_MEAN, IMAGE_STD
+from BLIP.images import normalise
 from BLIP.model import BlipEncoder
-from BLIP.scores import recall_by_caption
 from BLIP.sizes import Sizes
 from BLIP.tokenizer import Tokenizer
 from BLIP.towers import Towers
 from BLIP.training_data import PatchTargets, WordTargets, cache_pixels, make_batch, train_vocabulary
-from BLIP.training_loop import Losses, Stage, run_stage
+from BLIP.training_loop import Losses, run_stage
 from BLIP.training_losses import TokenBatch, TrainingModel, draw_weights, hard_negatives
 from BLIP.weight_files import read_checkpoint
 from files import append_lines, read_json, replace_file, settings_that_differ, write_json
+from index.decode import open_image
+from index.faiss_index import FaissIndex
 from playground import open_dataset
+from records import Dataset
 from settings import PROJECT, run_script
 
 log = logging.getLogger(__name__)
 
-COMMON_WORDS = Path(__file__).with_name("common_words.txt")
+COMMON_WORDS = Path(__file__).with_name("common_words.txt")  # for the vocabulary and as noise in queries
+VOCABULARY = 3000  # WordPiece entries, and ...
+CAPTION_TOKENS = 64  # ... positions of a model trained from scratch; longer texts are cut
 MATCHED = 32  # true pairs a step for matching in the second stage
 HEAD_LEARNING_RATE = 1e-3  # peak of the second stage; warms up over 100 steps, then falls along a cosine
 PATCH = 16  # side of a patch in pixels, and ...
@@ -73,17 +76,12 @@ class TrainingSettings:
         width: Width of both towers (from scratch only).
         vision_layers: Layers of the vision tower (from scratch only).
         text_layers: Layers of the text encoder and of the text decoder (from scratch only).
-        vocabulary: WordPiece entries (from scratch only).
-        caption_tokens: Longest text in tokens; longer ones are cut. From scratch, also the model's positions.
-        prompt: What captions begin with, as most training captions do; it is cut off generated ones.
         regions: File of labelled boxes that patches learn to name (see `PatchTargets`); none if not given.
         head_steps: Steps of the second stage, which trains only captioner and matching layers; 0 for none.
         head_images: How many images the second stage learns from, evenly spread; all if not given.
         head_captioner: Whether the second stage trains the captioner too, or only matching.
         seed: Seed of weights and batches.
         checkpoint_every: Steps between checkpoints.
-        threads: Torch's threads on a CPU; all cores if not given.
-        extra_words: File of common words, one a line, for the vocabulary and as noise in queries.
     """
 
     dataset: str
@@ -100,41 +98,31 @@ class TrainingSettings:
     width: int = 192
     vision_layers: int = 6
     text_layers: int = 4
-    vocabulary: int = 3000
-    caption_tokens: int = 64
-    prompt: str = "a picture of "
     regions: Path | None = None
     head_steps: int = 2500
     head_images: int | None = None
     head_captioner: bool = True
     seed: int = 0
     checkpoint_every: int = 500
-    threads: int | None = None
-    extra_words: Path = COMMON_WORDS
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "image_size", "width", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.head_images is not None and self.head_images < self.batch_size:
+            raise ValueError(f"head_images {self.head_images} do not fill a batch of {self.batch_size}")
         if self.start is None and self.image_size % PATCH:
             raise ValueError(f"image_size {self.image_size} is no multiple of the patch size, {PATCH}")
 
 
 def train(settings: TrainingSettings) -> Path:
-    """Runs the training, or what is left of it.
-
-    Args:
-        settings: What to train, on what, for how long.
-
-    Returns:
-        The folder with the trained weights.
+    """Runs the training, or what is left of it; returns the folder with the trained weights.
 
     Raises:
         ValueError: If the folder holds a run with other settings, or the dataset is too small for a batch.
         FileNotFoundError: If the dataset or the starting checkpoint is missing.
     """
     torch.manual_seed(settings.seed)
-    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
     output = settings.output
     output.mkdir(parents=True, exist_ok=True)
     _check_settings(settings)
@@ -144,7 +132,7 @@ def train(settings: TrainingSettings) -> Path:
     if len(captions) < settings.batch_size:
         raise ValueError(f"{len(captions)} captioned images do not fill a batch of {settings.batch_size}")
     pixels = cache_pixels(images, settings.image_size, output / f"pixels_{settings.image_size}.npy")
-    extra_words = settings.extra_words.read_text(encoding="utf-8").split()
+    extra_words = COMMON_WORDS.read_text(encoding="utf-8").split()
     words = WordTargets(captions)
     patches = PatchTargets(settings.regions, [image.id for image in images]) if settings.regions else None
     dev = open_dataset(settings.dataset, settings.root, settings.dev_split) if settings.dev_split else None
@@ -154,13 +142,13 @@ def train(settings: TrainingSettings) -> Path:
     model = TrainingModel(towers, decoder, tokenizer.enc_id, len(words.words), labels).to(device).train()
 
     def tokens(texts: Sequence[str], first: int | None = None) -> TokenBatch:
-        encoded = tokenizer.encode(texts, settings.caption_tokens, first=first)
+        encoded = tokenizer.encode(texts, min(CAPTION_TOKENS, towers.sizes.positions), first=first)
         return TokenBatch(encoded.ids.to(device), encoded.mask.to(device))
 
     def losses_of_all(step: int) -> Losses:
         batch = make_batch(captions, extra_words, settings.batch_size, settings.seed, step)
         return model(
-            _normalise(pixels[batch.rows], device),
+            normalise(pixels[batch.rows]).to(device),
             tokens(batch.queries),
             tokens(batch.captions, tokenizer.dec_id),
             words.rows(batch.rows).to(device),
@@ -169,18 +157,20 @@ def train(settings: TrainingSettings) -> Path:
         )
 
     def saved(step: int) -> None:
-        _save_weights(model, tokenizer, output, settings.prompt)
+        _save_weights(model, tokenizer, output)
         if dev:
-            encoder = BlipEncoder(towers, tokenizer, "in training", batch_size=100)
-            recall = recall_by_caption(encoder, dev)
+            recall = _recall(BlipEncoder(towers, tokenizer, "in training", batch_size=100), dev)
             append_lines(output / "training_log.jsonl", [{"step": step, "recall@10": recall}])
 
-    stage = Stage("towers", settings.steps, settings.learning_rate, 200, settings.seed)
     # Matrices decay; biases, gains and scalars do not.
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": 0.03}, {"params": others, "weight_decay": 0.0}]
-    run_stage(stage, model, groups, losses_of_all, saved, output, settings.checkpoint_every)
+    run_stage(
+        "towers", model, groups, losses_of_all, output,
+        steps=settings.steps, learning_rate=settings.learning_rate, warmup_steps=200,
+        seed=settings.seed, checkpoint_every=settings.checkpoint_every, saved=saved,
+    )  # fmt: skip
     if not settings.head_steps:
         return output
 
@@ -212,11 +202,12 @@ def train(settings: TrainingSettings) -> Path:
         is_decoder = "text_decoder" in name and settings.head_captioner
         parameter.requires_grad_(is_head or is_decoder)
     heads = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    stage = Stage("heads", settings.head_steps, HEAD_LEARNING_RATE, 100, settings.seed + 500_000)
     run_stage(
-        stage, model, [{"params": heads}], losses_of_heads, lambda _: None, output, settings.checkpoint_every
-    )
-    _save_weights(model, tokenizer, output, settings.prompt)
+        "heads", model, [{"params": heads}], losses_of_heads, output,
+        steps=settings.head_steps, learning_rate=HEAD_LEARNING_RATE, warmup_steps=100,
+        seed=settings.seed + 500_000, checkpoint_every=settings.checkpoint_every,
+    )  # fmt: skip
+    _save_weights(model, tokenizer, output)
     return output
 
 
@@ -229,7 +220,7 @@ def _check_settings(settings: TrainingSettings) -> None:
             value = str(value.relative_to(PROJECT) if value.is_relative_to(PROJECT) else value)
         ours[key] = value
     if path.is_file():
-        free = {"output", "root", "threads", "checkpoint_every"}  # these do not change the result
+        free = {"output", "root", "checkpoint_every"}  # these do not change the result
         differing = settings_that_differ(read_json(path), ours, [key for key in ours if key not in free])
         if differing:
             raise ValueError(
@@ -246,16 +237,16 @@ def _start_model(
     if settings.start:
         tokenizer = Tokenizer.open(settings.start)
         tokenizer.save(vocabulary)
-        towers = load_towers(settings.start, image_size=settings.image_size, tokenizer=tokenizer)
+        towers = load_towers(settings.start, tokenizer, settings.image_size)
         names = read_checkpoint(settings.start).tensors
         if not any(name.startswith("text_decoder.") for name in names):
             log.info("%s holds no captioner: training retrieval and matching only", settings.start)
             return towers, None, tokenizer
-        captioner = load_captioner(settings.start, image_size=settings.image_size, tokenizer=tokenizer)
+        captioner = load_captioner(settings.start, tokenizer, settings.image_size)
         return towers, captioner.text_decoder, tokenizer
     if not vocabulary.is_file():
         texts = (text for texts in captions for text in texts)
-        entries = train_vocabulary(texts, extra_words, settings.vocabulary)
+        entries = train_vocabulary(texts, extra_words, VOCABULARY)
         vocabulary.write_text("\n".join(entries) + "\n", encoding="utf-8")
     tokenizer = Tokenizer.open(vocabulary)
     width, heads = settings.width, settings.width // 32
@@ -271,7 +262,7 @@ def _start_model(
         text_mlp=4 * width,
         text_heads=heads,
         vocabulary=len(tokenizer),
-        positions=settings.caption_tokens,
+        positions=CAPTION_TOKENS,
         projection=PROJECTION,
     )
     towers, decoder = Towers(sizes), make_decoder(sizes, tokenizer)
@@ -280,13 +271,26 @@ def _start_model(
     return towers, decoder, tokenizer
 
 
-def _normalise(pixels: np.ndarray, device: str) -> torch.Tensor:
-    """(n, side, side, 3) uint8 to (n, 3, side, side) float32."""
-    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
-    return (torch.from_numpy(np.array(pixels)).to(device).permute(0, 3, 1, 2).float() / 255 - mean) / std
+def _recall(encoder: BlipEncoder, dataset: Dataset) -> dict[str, float]:
+    """Returns the share of images that their own caption finds among the best 10, by number of the caption.
+
+    A query id ends in ``#number``; queries without a single target, as those of MSR-VTT, are left out.
+    """
+    rows = []
+    for start in range(0, len(dataset.images), 128):
+        pictures = [open_image(image.path) for image in dataset.images[start : start + 128]]
+        rows.append(encoder.encode_images(pictures))
+    index = FaissIndex.build([image.id for image in dataset.images], np.concatenate(rows))
+    found = defaultdict(list)
+    queries = [query for query in dataset.queries if query.target is not None]
+    texts = encoder.encode_texts([query.text for query in queries])
+    ranks = index.rank_of(texts, [query.target or "" for query in queries])
+    for query, rank in zip(queries, ranks.tolist(), strict=True):
+        found[query.id.rsplit("#", 1)[-1]].append(rank <= 10)
+    return {number: sum(hits) / len(hits) for number, hits in sorted(found.items())}
 
 
-def _save_weights(model: TrainingModel, tokenizer: Tokenizer, output: Path, prompt: str) -> None:
+def _save_weights(model: TrainingModel, tokenizer: Tokenizer, output: Path) -> None:
     """Writes the weights in half precision, the vision tower once, tied tensors once."""
     from safetensors.torch import save_file
 
@@ -305,25 +309,17 @@ def _save_weights(model: TrainingModel, tokenizer: Tokenizer, output: Path, prom
         output / "model.safetensors", lambda temporary: save_file(half, temporary, metadata={"format": "pt"})
     )
     config = model.towers.sizes.configuration(tokenizer)
-    write_json(output / "config.json", json.loads(config.to_json_string(use_diff=True)) | {"prompt": prompt})
+    write_json(output / "config.json", json.loads(config.to_json_string(use_diff=True)) | {"prompt": PROMPT})
 
 
 def _image_states(model: TrainingModel, pixels: np.ndarray, rows: Sequence[int], path: Path) -> np.ndarray:
-    """Runs the vision tower once over the pictures that the second stage learns from.
-
-    Args:
-        model: Its vision tower is used.
-        pixels: (m, side, side, 3) uint8.
-        rows: Those of them that are wanted, n in all.
-        path: Where the states lie; reused if they have the right length.
+    """Runs the vision tower once over the rows that the second stage learns from.
 
     Returns:
-        (n, tokens, width) float16, memory-mapped.
+        (rows, tokens, width) float16, memory-mapped from `path`; reused if it is there.
     """
     if path.is_file():
-        states = np.load(path, mmap_mode="r")
-        if len(states) == len(rows):
-            return states
+        return np.load(path, mmap_mode="r")
     device = model.towers.device.type
     sizes = model.towers.sizes
     shape = (len(rows), 1 + sizes.grid**2, sizes.vision_width)
@@ -331,7 +327,7 @@ def _image_states(model: TrainingModel, pixels: np.ndarray, rows: Sequence[int],
     states = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float16, shape=shape)
     with torch.no_grad(), torch.autocast(device, torch.bfloat16):
         for start in tqdm(range(0, len(rows), 128), desc="pictures through the tower", unit="batch"):
-            batch = _normalise(pixels[rows[start : start + 128]], device)
+            batch = normalise(pixels[rows[start : start + 128]]).to(device)
             states[start : start + len(batch)] = model.towers.vision_model(batch).float().cpu().numpy()
     states.flush()
     unfinished.rename(path)

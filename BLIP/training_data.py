@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image as PILImage
 from tokenizers import BertWordPieceTokenizer
 from tqdm import tqdm
 
+from BLIP.images import resize
 from BLIP.tokenizer import REQUIRED
 from index.decode import open_image
 from records import Image, Skip
@@ -32,15 +32,10 @@ _FILLERS = (
 
 
 def cache_pixels(images: Sequence[Image], side: int, path: Path) -> np.ndarray:
-    """Decodes and resizes all pictures once, into one memory-mapped array.
-
-    Args:
-        images: The pictures.
-        side: Side in pixels after the resize (bicubic, straight to a square, as BLIP does).
-        path: Where the array lies; reused when it has the right shape.
+    """Decodes and resizes all pictures once, as BLIP does, into one array at `path`; reused if it fits.
 
     Returns:
-        Array (n, side, side, 3) uint8, read-only.
+        (n, side, side, 3) uint8, read-only, memory-mapped.
 
     Raises:
         ValueError: If pictures cannot be read, naming the first.
@@ -59,7 +54,7 @@ def cache_pixels(images: Sequence[Image], side: int, path: Path) -> np.ndarray:
             picture = open_image(images[row].path)
         except (ValueError, OSError) as error:
             return Skip(images[row].id, str(error))
-        pixels[row] = np.asarray(picture.resize((side, side), PILImage.Resampling.BICUBIC))
+        pixels[row] = np.asarray(resize(picture, side))
         return None
 
     with ThreadPoolExecutor(4) as pool:
@@ -76,15 +71,9 @@ def cache_pixels(images: Sequence[Image], side: int, path: Path) -> np.ndarray:
 
 
 def train_vocabulary(captions: Iterable[str], extra_words: Sequence[str], size: int) -> list[str]:
-    """Learns a WordPiece vocabulary.
+    """Learns a WordPiece vocabulary of at most `size` entries; the special tokens come first.
 
-    Args:
-        captions: The training captions.
-        extra_words: Common words that captions may lack but people's queries will not.
-        size: Number of entries at most.
-
-    Returns:
-        The entries; the special tokens come first.
+    The extra words are common ones that captions may lack but people's queries will not.
     """
     tokenizer = BertWordPieceTokenizer(lowercase=True)
     lines = [" ".join(extra_words[start : start + 20]) for start in range(0, len(extra_words), 20)] * 20
@@ -139,36 +128,28 @@ class PatchTargets:
     """
 
     def __init__(self, path: Path, image_ids: Sequence[str]) -> None:
-        """Reads the boxes of some images.
-
-        Args:
-            path: The file.
-            image_ids: The images, in the order of the rows that are asked for; those without a box show none.
+        """Reads the boxes of some images, which are later asked for by their place here.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If a column is missing, a line is malformed, or no box belongs to these images.
+            ValueError: If a line is malformed, or no box belongs to these images.
         """
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such regions file; leave --regions out to train without")
         row_of = {image_id: row for row, image_id in enumerate(image_ids)}
         names: dict[str, int] = {}
         rows, classes, boxes = [], [], []
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
-            if missing:
-                raise ValueError(f"{path}: misses {', '.join(missing)}, expected {', '.join(COLUMNS)}")
             for line in reader:
-                if line["image_name"] not in row_of:
-                    continue
                 try:
-                    box = [float(line[side]) for side in COLUMNS[2:]]
-                except (TypeError, ValueError) as error:
-                    raise ValueError(f"{path}: line {reader.line_num}: {error}, expected numbers") from error
+                    if line["image_name"] not in row_of:
+                        continue
+                    boxes.append([float(line[side]) for side in COLUMNS[2:]])
+                except (KeyError, TypeError, ValueError) as error:
+                    raise ValueError(
+                        f"{path}: line {reader.line_num}: {error}, expected the columns {', '.join(COLUMNS)}"
+                    ) from error
                 rows.append(row_of[line["image_name"]])
                 classes.append(names.setdefault(line["label"], len(names)) + 1)
-                boxes.append(box)
         if not rows:
             raise ValueError(f"{path}: got no box for the {len(image_ids)} images, expected some")
         self.labels = tuple(names)
@@ -178,15 +159,7 @@ class PatchTargets:
         self._starts = np.searchsorted(np.array(rows)[order], np.arange(len(image_ids) + 1))
 
     def rows(self, indices: Sequence[int], side: int) -> torch.Tensor:
-        """Returns the classes of images' patches, line by line.
-
-        Args:
-            indices: Of the images.
-            side: Patches along one side of a picture.
-
-        Returns:
-            (len(indices), side * side) int64.
-        """
+        """Returns the classes of the patches, line by line: (len(indices), side * side) int64."""
         return torch.from_numpy(np.stack([self._patches(index, side) for index in indices]))
 
     def _patches(self, index: int, side: int) -> np.ndarray:

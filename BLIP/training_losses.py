@@ -47,8 +47,8 @@ class TrainingModel(nn.Module):
             towers: The retrieval model.
             text_decoder: From `BLIP.checkpoints.make_decoder`; None to train no captioner.
             enc_id: Of [ENC], which begins a text that is matched.
-            words: How many words the captions have, see `BLIP.training_data.WordTargets`.
-            labels: How many labels the patches learn to name, see `BLIP.training_data.PatchTargets`.
+            words: Of `BLIP.training_data.WordTargets`, how many.
+            labels: Of `BLIP.training_data.PatchTargets`, how many.
         """
         super().__init__()
         self.towers, self.text_decoder, self.enc_id = towers, text_decoder, enc_id
@@ -170,7 +170,7 @@ def hard_negatives(
     """Draws for each text a picture it may be mistaken for, and for each text's picture a text.
 
     Harder than a batch offers: pictures out of the ten best of a thousand, which is what re-ranking is asked
-    to tell apart. Everything is on one device.
+    to tell apart.
 
     Args:
         text: (n, dimension) unit rows.

@@ -5,11 +5,8 @@ A pickle is only ever read with ``weights_only=True``; a file that needs more is
 
 from __future__ import annotations
 
-import logging
 import pickle
 import re
-from collections import Counter
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,19 +17,14 @@ import torch
 
 from files import file_sha256
 
-logger = logging.getLogger(__name__)
-
 PREFERRED = ("model.safetensors", "pytorch_model.bin")
 # Not in any package: whoever lacks one of these is told where to get it and where to put it.
 SOURCES = {
     "chatir_weights.ckpt": "https://drive.google.com/file/d/16HXxAnZzRzTFo9Ay-5nftkRdJCHmUMJA/view",
 }
 SUFFIXES = (".safetensors", ".pth", ".ckpt", ".pt", ".bin")
-NESTS = ("model", "state_dict")
-SALESFORCE = "Salesforce"
-HUGGING_FACE = "Hugging Face"
 
-# Only the vision names differ; the text, projection and matching names are the same in both.
+# Salesforce's and Hugging Face's: only the vision names differ, the others are the same in both.
 _PREFIXES = (
     ("visual_encoder.cls_token", "vision_model.embeddings.class_embedding"),
     ("visual_encoder.pos_embed", "vision_model.embeddings.position_embedding"),
@@ -46,11 +38,7 @@ _INSIDE_LAYERS = (
     (".attn.qkv.", ".self_attn.qkv."),
     (".attn.proj.", ".self_attn.projection."),
 )
-_QUEUES = {"image_queue", "text_queue", "idx_queue", "ptr_queue", "queue_ptr"}
-
-
-class UnreadableFileError(ValueError):
-    """A file is there, but no checkpoint can be read from it."""
+_SURPLUS = {"image_queue", "text_queue", "idx_queue", "ptr_queue", "queue_ptr", "temp"}
 
 
 @dataclass(frozen=True)
@@ -59,19 +47,17 @@ class Checkpoint:
 
     Attributes:
         file: The weights file.
-        naming: `SALESFORCE` or `HUGGING_FACE`: the names in the file.
+        salesforce: Whether the names in the file are Salesforce's; else they are Hugging Face's.
         tensors: By Hugging Face name, without the known surplus.
-        surplus: How many tensors were left out, by kind.
     """
 
     file: Path
-    naming: str
+    salesforce: bool
     tensors: dict[str, torch.Tensor]
-    surplus: Mapping[str, int]
 
     def own_name(self, name: str) -> str:
         """Returns the name that the file itself uses for a Hugging Face name."""
-        return to_salesforce(name) if self.naming == SALESFORCE else name
+        return _translated(name, new=0) if self.salesforce else name
 
 
 def read_checkpoint(path: Path | str) -> Checkpoint:
@@ -94,51 +80,31 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
             f"{file} is no BLIP checkpoint: expected tensors named visual_encoder.* (Salesforce) or"
             f" vision_model.* (Hugging Face), got {len(tensors)} such as {first_few(sorted(tensors))}"
         )
-    surplus: Counter[str] = Counter()
-    kept = {}
-    for name, tensor in tensors.items():
-        kind = surplus_kind(name)
-        if kind:
-            surplus[kind] += 1
-        else:
-            kept[to_hugging_face(name) if salesforce else name] = tensor
-    return Checkpoint(file, SALESFORCE if salesforce else HUGGING_FACE, kept, surplus)
+    kept = {to_hugging_face(name): tensor for name, tensor in tensors.items() if not is_surplus(name)}
+    return Checkpoint(file, salesforce, kept)
 
 
-def surplus_kind(name: str) -> str | None:
-    """Says what known surplus a name is, or None if the tensor may be needed.
+def is_surplus(name: str) -> bool:
+    """Returns whether a tensor is only a trainer's: queues, temperature, position ids, momentum twins.
 
-    Momentum twins (first part ends in ``_m``) are moving averages, not copies: they never stand in for the
-    tensors that they follow.
+    The twins (first part ends in ``_m``) are moving averages, not copies: they never stand in for the tensors
+    that they follow.
     """
     first = name.split(".")[0]
-    if first.endswith("_m"):
-        return "momentum twins"
-    if first in _QUEUES:
-        return "queues"
-    if first == "temp":
-        return "temperature"
-    if name.endswith(".position_ids"):
-        return "position ids"
-    return None
+    return first.endswith("_m") or first in _SURPLUS or name.endswith(".position_ids")
 
 
 def to_hugging_face(name: str) -> str:
     """Translates a Salesforce name; names that are the same in both are returned unchanged."""
-    return _translated(name, _PREFIXES, _INSIDE_LAYERS)
+    return _translated(name, new=1)
 
 
-def to_salesforce(name: str) -> str:
-    """Translates a Hugging Face name; the inverse of `to_hugging_face`."""
-    return _translated(name, [pair[::-1] for pair in _PREFIXES], [pair[::-1] for pair in _INSIDE_LAYERS])
-
-
-def _translated(name: str, prefixes: Collection[tuple[str, ...]], inside: Collection[tuple[str, ...]]) -> str:
-    for old, new in prefixes:
-        if name.startswith(old):
-            name = new + name.removeprefix(old)
-            for inner, translated in inside:
-                name = name.replace(inner, translated)
+def _translated(name: str, new: int) -> str:
+    for pair in _PREFIXES:
+        if name.startswith(pair[1 - new]):
+            name = pair[new] + name.removeprefix(pair[1 - new])
+            for inside in _INSIDE_LAYERS:
+                name = name.replace(inside[1 - new], inside[new])
             return name
     return name
 
@@ -230,33 +196,43 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
         be mapped from the file: copy what outlives the call.
 
     Raises:
-        UnreadableFileError: If the file is empty, truncated, no checkpoint, or a pickle of other objects.
+        ValueError: If the file is empty, truncated, no checkpoint, or a pickle of other objects.
     """
     with file.open("rb") as stream:
         head = stream.read(64)
     if not head:
-        raise UnreadableFileError(f"{file} is empty: copy or download it again")
+        raise ValueError(f"{file} is empty: copy or download it again")
     if head[8:9] == b"{":
-        content: Any = _read_safetensors(file)
+        try:
+            content: Any = safetensors.torch.load_file(file)
+        except safetensors.SafetensorError as error:
+            raise ValueError(
+                f"{file} is damaged or truncated ({error}): copy or download it again"
+            ) from error
     elif head.startswith((b"PK", b"\x80")):
         content = _read_torch(file, mapped=head.startswith(b"PK"))
     else:
-        raise UnreadableFileError(
+        raise ValueError(
             f"{file} is no checkpoint: it begins with {head[:24]!r}, expected a safetensors or torch file"
             " (a web page or a git-lfs pointer saved in its place looks like this): download it again"
         )
-    return _named_tensors(content, file)
+    for nest in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(nest), dict):
+            content = content[nest]
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds a {type(content).__name__}, expected tensors by name")
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise ValueError(f"{file} holds no tensors, only: {', '.join(map(str, list(content)[:5]))}")
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    return tensors
 
 
 def fingerprint(path: Path | str) -> str:
     """Names the content of a checkpoint: the first 16 hex digits of the SHA-256 of its weights file.
 
-    Args:
-        path: As for `find_weights`.
-
-    Raises:
-        FileNotFoundError: If there is no weights file.
-        ValueError: If a folder holds several.
+    Arguments and errors are those of `find_weights`.
     """
     return file_sha256(find_weights(path))[:16]
 
@@ -267,45 +243,16 @@ def first_few(items: list[str], shown: int = 3) -> str:
     return ", ".join(items[:shown]) + (f" and {more} more" if more > 0 else "")
 
 
-def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
-    try:
-        return safetensors.torch.load_file(file)
-    except safetensors.SafetensorError as error:
-        raise UnreadableFileError(
-            f"{file} is damaged or truncated ({error}): copy or download it again"
-        ) from error
-
-
 def _read_torch(file: Path, mapped: bool) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        # torch puts the refused class on one line among advice to switch the protection off.
-        refused = [line for line in str(error).splitlines() if "Unsupported" in line or "GLOBAL" in line]
-        detail = refused[0].split("WeightsUnpickler error:")[-1].strip() if refused else "not a torch file"
-        raise UnreadableFileError(
-            f"{file} is refused: it is damaged, or pickles objects other than tensors ({detail[:160]}), and"
-            " loading those can run code. Save its state_dict as .safetensors where you trust the file"
+    except pickle.UnpicklingError as error:  # its text advises to switch the protection off
+        raise ValueError(
+            f"{file} is refused: it is damaged, or pickles objects other than tensors, and loading those can"
+            " run code. Save its state_dict as .safetensors where you trust the file"
         ) from error
     except Exception as error:  # a damaged file fails anywhere inside torch, OSError included
-        first_line = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-        raise UnreadableFileError(
-            f"{file} is damaged, truncated or no torch checkpoint ({first_line}): copy or download it again"
+        raise ValueError(
+            f"{file} is damaged, truncated or no torch checkpoint ({type(error).__name__}): copy or download"
+            " it again"
         ) from error
-
-
-def _named_tensors(content: Any, file: Path) -> dict[str, torch.Tensor]:
-    for nest in NESTS:
-        if isinstance(content, dict) and isinstance(content.get(nest), dict):
-            content = content[nest]
-    if not isinstance(content, dict):
-        raise UnreadableFileError(f"{file} holds a {type(content).__name__}, expected tensors by name")
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
-    if not tensors:
-        raise UnreadableFileError(f"{file} holds no tensors, only: {', '.join(map(str, list(content)[:5]))}")
-    if len(tensors) < len(content):
-        others = [str(name) for name in content if name not in tensors]
-        logger.info("%s: %d entries are no tensors and were ignored: %s", file, len(others), others[:5])
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
-    return tensors

@@ -10,12 +10,6 @@ from BLIP.tokenizer import Tokenizer
 FIXTURES = Path(__file__).parent / "fixtures" / "blip"
 
 
-def test_two_ids_are_appended():
-    tokenizer = Tokenizer.open(FIXTURES)
-    assert (len(tokenizer), tokenizer.dec_id, tokenizer.enc_id) == (211, 209, 210)
-    assert (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id) == (0, 2, 3)
-
-
 def test_ids_in_the_vocabulary_are_kept(tmp_path):
     lines = ["a", "[DEC]", "dog", "[ENC]", "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     (tmp_path / "vocab.txt").write_text("\r\n".join(lines) + "\r\n")
@@ -44,6 +38,7 @@ def test_tokens_and_words_are_those_of_transformers():
     ours, theirs = Tokenizer.open(FIXTURES), BertTokenizer(vocab=str(FIXTURES / "vocab.txt"))
     theirs.add_special_tokens({"bos_token": "[DEC]"})
     theirs.add_special_tokens({"extra_special_tokens": ["[ENC]"]})
+    assert (len(ours), ours.pad_id, ours.cls_id, ours.sep_id) == (211, 0, 2, 3)
     assert (ours.dec_id, ours.enc_id) == (209, 210) == tuple(theirs.convert_tokens_to_ids(["[DEC]", "[ENC]"]))
     for text in ODD_TEXTS:
         ids = ours.encode([text], 500).ids[0].tolist()
@@ -73,8 +68,3 @@ def test_no_vocabulary_and_no_network(tmp_path, monkeypatch):
     monkeypatch.setattr(BertTokenizer, "from_pretrained", unreachable)
     with pytest.raises(FileNotFoundError, match=r"put its vocab\.txt beside the checkpoint"):
         Tokenizer.open(tmp_path / "chatir_weights.ckpt")
-
-
-def test_one_string_is_refused():
-    with pytest.raises(ValueError, match="put it in a list"):
-        Tokenizer.open(FIXTURES).encode("a dog", limit=10)

@@ -120,8 +120,7 @@ def test_a_torn_file_or_a_json_that_lacks_an_entry_is_no_agreement(copy, capsys)
 
 
 def test_beams_enough_for_all_sentences_find_the_best():
-    config = {"num_attention_heads": 2, "vision": {"heads": 3}}
-    captioner = BlipCaptioner.open(FIXTURES / "captioner.pth", config=config)
+    captioner = BlipCaptioner.open(FIXTURES / "captioner.pth")
     pixels = load_file(FIXTURES / "captioner_outputs.safetensors")["pixel_values"][:1]
     hidden, end = captioner.image_hidden(pixels), captioner.tokenizer.sep_id
     prompt = captioner.prompt_ids()[0].tolist()

@@ -18,7 +18,7 @@ TEXTS = ["a man on the beach", "cat", "two dogs in the park", "a red bus", "a bi
 
 @pytest.fixture(scope="module")
 def encoder():
-    return BlipEncoder.open(FIXTURES / "itm.pth", config={"num_attention_heads": 2, "vision": {"heads": 3}})
+    return BlipEncoder.open(FIXTURES / "itm.pth")
 
 
 @pytest.fixture

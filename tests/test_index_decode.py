@@ -154,6 +154,8 @@ def test_broken_files_raise_one_kind_of_error_with_the_reason(tmp_path, monkeypa
     with pytest.raises(BrokenImage, match="IsADirectoryError"):
         open_image(tmp_path)
 
+    with pytest.raises(ValueError, match="got a str, expected a PIL image"):
+        to_rgb("dog.jpg")  # pyright: ignore[reportArgumentType]
     monkeypatch.setattr(decode, "MAX_PIXELS", 100)  # the limit is ours, not only Pillow's
     with pytest.raises(BrokenImage, match="got 200 x 200 pixels, expected at most 100"):
         open_image(jpeg)

@@ -8,9 +8,12 @@ relative), ids exactly. Exit status: 0 if all agree, 1 if any differs, 2 if the 
 """
 
 import argparse
+import json
 import math
 import re
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -25,7 +28,7 @@ from BLIP.images import resize, to_pixels
 from BLIP.model import BlipEncoder
 from BLIP.sizes import Stated, read_sizes
 from BLIP.towers import Captioner, Towers
-from BLIP.weight_files import SUFFIXES, read_checkpoint, surplus_kind, to_hugging_face
+from BLIP.weight_files import SUFFIXES, is_surplus, read_checkpoint, to_hugging_face
 from files import read_json
 
 TOLERANCE = 1e-5
@@ -72,8 +75,10 @@ class Recorded:
         return sorted(f"{self.file.name}: {name}" for name in self.tensors.keys() - compared - self.inputs)
 
 
-def check_folder(folder):
+def check_folder(folder, scratch):
     """Compares all there is; returns rows, and the recorded tensors that nothing looked at.
+
+    Copies of the models go to `scratch`, an empty folder.
 
     Raises:
         OSError: If the folder lacks a file.
@@ -92,16 +97,18 @@ def check_folder(folder):
         recorded = Recorded(folder / f"{kind}_outputs.safetensors")
         facts = read_json(folder / f"{kind}.json")
         text = folder / "tiny_med_config.json"
-        options = {
-            "config": (read_json(text) if text.is_file() else facts["text"]) | {"vision": facts["vision"]},
-            "vocabulary": folder / facts.get("vocab_file", "vocab.txt"),
-        }
-        jobs.append((check, recorded, weights, options, facts))
-    for check, recorded, weights, options, facts in jobs:  # only now, so that a missing file is told at once
+        config = (read_json(text) if text.is_file() else facts["text"]) | {"vision": facts["vision"]}
+        complete = scratch / kind  # what opens a model lies in one folder
+        complete.mkdir()
+        (complete / "config.json").write_text(json.dumps(config))
+        shutil.copy(folder / facts.get("vocab_file", "vocab.txt"), complete / "vocab.txt")
+        weights = [Path(shutil.copy(file, complete)) for file in weights]
+        jobs.append((check, recorded, weights, facts))
+    for check, recorded, weights, facts in jobs:  # only now, so that a missing file is told at once
         opened = {}
         for file in weights:
             try:
-                check(recorded, file, options, facts)
+                check(recorded, file, facts)
                 opened[file.name] = read_checkpoint(file).tensors
             except ValueError as error:  # the other files are compared all the same
                 rows.append((file.name, "opens", str(error), False))
@@ -122,8 +129,8 @@ def check_folder(folder):
     return rows, left_over
 
 
-def check_retrieval(recorded, file, options, facts):
-    source, encoder = file.name, BlipEncoder.open(file, **options)
+def check_retrieval(recorded, file, facts):
+    source, encoder = file.name, BlipEncoder.open(file)
     texts = {}  # features by the suffix of their ids
     for found in recorded.matching(r"(long_)?input_ids(_\d+)?(_enc)?"):
         before, size, enc = (part or "" for part in found.groups())
@@ -146,7 +153,7 @@ def check_retrieval(recorded, file, options, facts):
     for found in recorded.matching(r"pixel_values(_\d+)?"):
         suffix, pixels = found.group(1) or "", recorded[found.group()]
         if pixels.shape[-1] != encoder.image_size:
-            encoder = BlipEncoder.open(file, image_size=pixels.shape[-1], **options)
+            encoder = BlipEncoder.open(file, image_size=pixels.shape[-1])
         hidden = encoder.image_hidden(pixels)
         features = encoder.image_features(hidden)
         recorded.compare(source, f"pos_embed{suffix}", encoder.model.get_parameter(POSITIONS).detach())
@@ -165,10 +172,10 @@ def check_retrieval(recorded, file, options, facts):
                 recorded.compare(source, f"itm_hidden_{head}_image{number}{suffix}", one)
 
 
-def check_captioner(recorded, file, options, facts):
+def check_captioner(recorded, file, facts):
     pixels = recorded["pixel_values"]
     source = file.name
-    captioner = BlipCaptioner.open(file, image_size=pixels.shape[-1], **options)
+    captioner = BlipCaptioner.open(file)
     hidden = captioner.image_hidden(pixels)
     recorded.compare(source, "image_embeds", hidden)
     check_losses(recorded, source, captioner, hidden, facts)
@@ -177,12 +184,12 @@ def check_captioner(recorded, file, options, facts):
     end = captioner.tokenizer.sep_id
     for name, settings in facts["generation"].items():
         beams = settings.get("num_beams", 1)
-        keys = ("max_length", "min_length", "repetition_penalty")
-        options = {key: settings[key] for key in keys if key in settings}
-        if beams == 1:
+        options = {key: settings[key] for key in ("max_length", "min_length") if key in settings}
+        penalties = {key: settings.get(key, 1.0) for key in ("repetition_penalty", "length_penalty")}
+        if beams == 1 and penalties["repetition_penalty"] == 1:
             found = captioner.generate(pixels, facts["prompt"], **options).tolist()
         else:
-            options |= {"num_beams": beams, "length_penalty": settings.get("length_penalty", 1.0)}
+            options |= penalties | {"num_beams": beams}
             found = [
                 beam_search(captioner, image, prompt[0].tolist(), **options) for image in hidden.split(1)
             ]
@@ -244,8 +251,11 @@ def beam_search(
         words = torch.tensor([sentence for _, sentence in beams])
         states = image.expand(len(beams), -1, -1)
         logits = captioner.model.text_decoder(words, encoder_hidden_states=states, use_cache=False).logits
-        log_p = logits[:, -1].log_softmax(dim=-1)
-        log_p = log_p.scatter(1, words, log_p.gather(1, words) * repetition_penalty)
+        # A single beam ranks the logits themselves, and its penalty is on them.
+        log_p = logits[:, -1].log_softmax(dim=-1) if num_beams > 1 else logits[:, -1]
+        said = log_p.gather(1, words)
+        said = torch.where(said < 0, said * repetition_penalty, said / repetition_penalty)
+        log_p = log_p.scatter(1, words, said)
         if length < min_length:
             log_p[:, end] = -math.inf
         totals = torch.tensor([[total] for total, _ in beams]) + log_p
@@ -285,7 +295,7 @@ def check_keys(listed):
         changes = {key: listed[key][kind] for key in listed if key.startswith("differences_at_")}
         for changed in ({}, *changes.values()):
             known = {**listed[f"{kind}@224"], **changed}
-            shapes = {to_hugging_face(n): tuple(s) for n, (s, _) in known.items() if not surplus_kind(n)}
+            shapes = {to_hugging_face(n): tuple(s) for n, (s, _) in known.items() if not is_surplus(n)}
             with torch.device("meta"):
                 sizes = read_sizes(shapes, prefix, Stated({}, {}), Path("keys_base.json"))
                 model = Towers(sizes) if kind == "BLIP_ITM" else Captioner(sizes, make_decoder(sizes, None))
@@ -305,7 +315,8 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m tests.verify_blip", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="weights and what a reference computed with them")
     try:
-        rows, left_over = check_folder(parser.parse_args(arguments).folder)
+        with tempfile.TemporaryDirectory() as scratch:
+            rows, left_over = check_folder(parser.parse_args(arguments).folder, Path(scratch))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         sys.stderr.write(f"cannot verify: {error}\n")
         return 2
