@@ -99,26 +99,21 @@ def test_a_line_end_ends_the_answer(language_model, expected):
     assert [answer.rstrip("\n") for answer in stopped] == [answer.split("\n")[0] for answer in whole]
 
 
-def test_the_chat_template_is_applied_and_opened(language_model):
-    prompt = TextModel(language_model, "fp32", 8).chat_prompt("a {red} dog")
+def test_the_chat_template_is_applied_and_all_tokens_with_a_meaning_are_special(language_model):
+    model = TextModel(language_model, "fp32", 8)
+    prompt = model.chat_prompt("a {red} dog")
     assert prompt == "<s><|im_start|>user\na {red} dog<|im_end|>\n<|im_start|>assistant\n"
+    tokens = ["<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>", "<|tool|>"]
+    assert sorted(model.special_tokens) == sorted(tokens)
 
 
-def test_all_tokens_with_a_meaning_are_special(language_model):
-    tokens = TextModel(language_model, "fp32", 8).special_tokens
-    assert sorted(tokens) == sorted(["<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>", "<|tool|>"])
-
-
-def test_a_missing_package_is_named_with_its_command(monkeypatch):
-    monkeypatch.setitem(PACKAGED, "packaged", ("no_such_package", "model.gguf", "pip install no-such"))
-    with pytest.raises(ModuleNotFoundError, match="packaged comes in a package; run: pip install no-such"):
-        TextModel("packaged", "fp32", 8).complete(["a"], max_tokens=1)
-
-
-def test_a_missing_model_is_named_in_one_line():
+def test_a_missing_model_or_package_is_named_in_one_line(monkeypatch):
     with pytest.raises(ValueError, match="the model /no/such cannot be opened, expected a folder") as caught:
         TextModel("/no/such", "fp32", 8).complete(["a"], max_tokens=1)
     assert "\n" not in str(caught.value)
+    monkeypatch.setitem(PACKAGED, "packaged", ("no_such_package", "model.gguf", "pip install no-such"))
+    with pytest.raises(ModuleNotFoundError, match="packaged comes in a package; run: pip install no-such"):
+        TextModel("packaged", "fp32", 8).complete(["a"], max_tokens=1)
 
 
 def copy_with(language_model, folder, **settings):
