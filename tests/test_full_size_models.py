@@ -134,8 +134,7 @@ def check_run(folder):
     return rounds
 
 
-CASES = [
-    ("llava-next", "fp32"),
+CASES = [  # llava-next in fp32 is the run with models of the hub
     ("smolvlm", "fp32"),
     ("blip-captioner", "fp32"),
     pytest.param("llava-next", "int4", marks=bitsandbytes),
