@@ -7,7 +7,6 @@ process that is killed loses nothing it has kept, and processes side by side see
 
 from __future__ import annotations
 
-import json
 import logging
 import sqlite3
 import time
@@ -33,6 +32,7 @@ APPLICATION_ID = 0x43505431  # "CPT1": tells this file from any other SQLite dat
 FORMAT = 1
 WAIT_SECONDS = 60.0  # for another process that is writing; a write takes milliseconds
 SETTLED_NANOSECONDS = 2_000_000_000  # a younger file may change again within one tick of its clock
+_AT_ONCE = 500  # SQLite bounds the placeholders of a statement
 
 _TABLES = (
     "CREATE TABLE captioners (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)",
@@ -90,12 +90,15 @@ class CaptionCache:
             pictures: SHA-256 of each picture's file.
         """
         with self._transaction() as database:
-            rows = database.execute(
-                "SELECT picture, caption FROM captions JOIN captioners ON number = captioner"
-                " WHERE name = ? AND picture IN (SELECT value FROM json_each(?))",
-                (captioner, json.dumps(list(pictures))),  # as JSON: SQLite bounds the number of placeholders
+            return dict(
+                row
+                for part in _parts(pictures)
+                for row in database.execute(
+                    "SELECT picture, caption FROM captions JOIN captioners ON number = captioner"
+                    f" WHERE name = ? AND picture IN ({_marks(part)})",
+                    (captioner, *part),
+                )
             )
-            return dict(rows.fetchall())
 
     def keep(self, captioner: str, captions: Mapping[str, str]) -> dict[str, str]:
         """Adds captions by picture; one that another process has added stays. Returns what is kept now."""
@@ -122,11 +125,13 @@ class CaptionCache:
                 continue
             stated[str(path.absolute())] = (path, status.st_size, status.st_mtime_ns)
         with self._transaction() as database:
-            rows = database.execute(
-                "SELECT * FROM files WHERE path IN (SELECT value FROM json_each(?))",
-                (json.dumps(list(stated)),),
-            )
-            known = {(name, size, changed): sha256 for name, size, changed, sha256 in rows}
+            known = {
+                (name, size, changed): sha256
+                for part in _parts(list(stated))
+                for name, size, changed, sha256 in database.execute(
+                    f"SELECT * FROM files WHERE path IN ({_marks(part)})", part
+                )
+            }
         fresh = []
         for name, (path, size, changed) in stated.items():
             if (name, size, changed) in known:
@@ -317,3 +322,12 @@ def _reason(path: Path) -> str:
     except BrokenImage as error:
         return error.reason
     return "it came and went while it was read"
+
+
+def _marks(values: Sequence[str]) -> str:
+    return ", ".join("?" * len(values))
+
+
+def _parts(values: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(values), _AT_ONCE):
+        yield values[start : start + _AT_ONCE]
