@@ -436,15 +436,12 @@ Settings = TypeVar("Settings", bound=DatasetSettings)
 def read_settings(
     kind: type[Settings], constants: Mapping[str, Any], arguments: Sequence[str] | None = None
 ) -> Settings:
-    """Puts defaults, a script's constants and the command line together.
+    """Puts defaults, a script's constants and the command line together; the settings are not yet resolved.
 
     Args:
         kind: The settings' class.
         constants: A script's globals; the upper-case names are its constants.
         arguments: The command line; `sys.argv`'s when None.
-
-    Returns:
-        The settings, not yet resolved.
 
     Raises:
         ValueError: If a constant is unknown, mistyped or out of range, or an argument out of range.
@@ -475,10 +472,9 @@ def result_settings(kind: type[DatasetSettings]) -> frozenset[str]:
 
 
 def find_model(name: str) -> Path | None:
-    """Finds a model that lies on this machine: as the person stands, or else below the project's folder.
+    """Finds a model's file or folder: from where the person stands, or else below the project's folder.
 
-    Returns:
-        Its file or folder; None where there is none, so that the name is a hub id or a packaged model's.
+    None where there is none, so that the name is a hub id or a packaged model's.
     """
     for path in (Path(name).expanduser(), PROJECT / name):
         if name and path.exists():
@@ -491,11 +487,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def run_script(main: Callable[[], None], stopped: str = "the same command goes on from here") -> int:
-    """Runs a script: logging set up, a user's mistake as one line, SIGINT and SIGTERM as a word.
-
-    Args:
-        main: Does the work.
-        stopped: What to tell somebody who has stopped it.
+    """Runs a script: logging set up, a user's mistake as one line, SIGINT and SIGTERM as a word (`stopped`).
 
     Returns:
         The exit status: 0, 2 after a mistake, 130 when interrupted, 143 when terminated.

@@ -25,14 +25,7 @@ DEPTH = 10  # images of a list that are kept where fewer were shown: the largest
 class Outcome:
     """What the measures need of a record; the fields are those of `records.Round`.
 
-    Attributes:
-        number: The round, from 0.
-        target: Id of the wanted image, or None.
-        target_rank: Rank of the target among the candidates, from 1; None where it is not a candidate.
-        relevant: Relevant images that had not been shown before this round.
-        image_ids: The top of the round's list: what was shown, and at least the measures' cutoff.
-        shown: How many images were shown.
-        stop: Why the query ended after this round; empty while it goes on.
+    Of ``image_ids`` only the top: what was shown, and at least `DEPTH`.
     """
 
     number: int

@@ -80,11 +80,7 @@ def run_experiment(settings: ExperimentSettings, own: OwnModels | None = None) -
 
 
 def write_results(folder: Path, setup: Setup) -> Counter[str]:
-    """Measures the run in a folder, and writes measures, plot, report and TREC files.
-
-    Args:
-        folder: Holds ``settings.json`` and the records of the run and of its control.
-        setup: What the run was made with.
+    """Measures the run and the control in a folder, and writes measures, plot, report and TREC files.
 
     Returns:
         How many refined queries there are, by why their rewrite was replaced; under "" those as written.

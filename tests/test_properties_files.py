@@ -5,7 +5,6 @@ import io
 import json
 import logging
 import os
-import string
 import tempfile
 import typing
 from pathlib import Path
@@ -27,7 +26,6 @@ from settings import (
     ProtocolName,
     StrategyName,
     UserName,
-    read_settings,
     result_settings,
 )
 
@@ -119,21 +117,6 @@ def test_the_first_caption_of_each_picture_stays_and_comes_back(kept, asked):
         cache = CaptionCache(Path(folder) / "captions.sqlite")
         for captioner, captions in first.items():
             assert cache.find(captioner, [*captions, *asked]) == captions
-
-
-@QUICK
-@given(names=st.lists(st.sampled_from(string.ascii_uppercase) | st.sampled_from(
-    [field.name.upper() for field in dataclasses.fields(ExperimentSettings)]), max_size=3, unique=True),
-    data=st.data())  # fmt: skip
-def test_any_constant_is_a_setting_or_refused_in_one_line(names, data):
-    constants = {name: data.draw(VALUES) for name in names}
-    try:
-        made = read_settings(ExperimentSettings, constants, [])
-    except ValueError as error:
-        assert "\n" not in str(error)
-        return
-    assert made == ExperimentSettings(**{name.lower(): value for name, value in constants.items()})
-    assert made.resolved().resolved() == made.resolved()
 
 
 CHANGES = {
