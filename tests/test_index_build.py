@@ -412,7 +412,7 @@ def test_a_build_killed_at_random_moments_ends_as_one_that_was_not(tmp_path):
         finished += process.returncode != -signal.SIGKILL
     assert finished < len(delays)
     for index in ("killed", "whole"):
-        subprocess.run(command(index, 0), cwd=PROJECT, check=True, capture_output=True, timeout=60)
+        subprocess.run(command(index, 0), cwd=PROJECT, check=True, capture_output=True, timeout=180)
     whole, killed = (
         {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("whole", "killed")
     )
