@@ -125,7 +125,6 @@ def test_query_like_refine_edit_back(visit, context):  # noqa: F811
     expect(ann.card(2).locator(".caption")).to_contain_text(" in the ")
     expect(ann.tab.locator("#marked")).to_have_text("1 liked, 1 disliked")
     expect(ann.tab.locator("#more")).to_have_text("More like these", use_inner_text=True)
-    ann.shoot("marked-wide-light")
     ann.tab.click("#more")
     ann.is_done(rounds=2)
     caption = ann.tab.locator(".query .described span").inner_text()
@@ -136,7 +135,6 @@ def test_query_like_refine_edit_back(visit, context):  # noqa: F811
     ann.tab.click("#propose")
     expect(ann.tab.locator("#edit")).to_be_focused()
     assert ann.tab.locator(".proposal ins").count() == 1
-    ann.shoot("proposal-wide-light")
     ann.tab.fill("#edit", "a white cat in the room")
     ann.tab.get_by_role("button", name="Search with this").click()
     ann.is_done(rounds=3)
@@ -181,7 +179,7 @@ def test_save_open_export_and_options(visit, tmp_path):
     assert bob.tab.locator("#options[open]").count() == 1  # what was open stays open
 
 
-def test_two_people_at_once_and_a_visible_place_in_the_queue(visit, context):  # noqa: F811
+def test_a_visible_place_in_the_queue(visit, context):  # noqa: F811
     ann, bob = visit(), visit()
     for person, words in ((ann, "a dog"), (bob, "a cat")):
         person.search(words)
@@ -193,14 +191,12 @@ def test_two_people_at_once_and_a_visible_place_in_the_queue(visit, context):  #
     expect(ann.tab.locator("#stage")).to_contain_text("Describing the picture you liked")
     bob.tab.click("#more")
     expect(bob.tab.locator("#stage")).to_have_text("Waiting: 1 person is ahead of you")
-    bob.shoot("queue-wide-light")
     bob.tab.click("#options summary")  # the page is not frozen
     expect(bob.tab.locator("#strategy")).to_be_visible()
     context.captions.is_open = True
-    ann.is_done(rounds=2)
-    bob.is_done(rounds=2)
-    assert "dog" in ann.tab.locator("#query").inner_text()
-    assert "cat" in bob.tab.locator("#query").inner_text()
+    for person, word in ((ann, "dog"), (bob, "cat")):
+        person.is_done(rounds=2)
+        assert word in person.tab.locator("#query").inner_text()
 
 
 def test_with_the_keyboard_alone(visit):
@@ -221,13 +217,11 @@ def test_with_the_keyboard_alone(visit):
     keys.press("ArrowDown")
     keys.press("d")
     expect(ann.card(7)).to_have_class("card dislike")
-    ann.shoot("keyboard-wide-light")
     keys.press("ArrowUp")
     keys.press("ArrowLeft")
     keys.press("Enter")
     expect(ann.tab.locator("#large")).to_be_visible()
     expect(ann.tab.locator("#large .name")).to_have_text(first[0])
-    ann.shoot("large-wide-light")
     keys.press("l")
     expect(ann.tab.locator("#marked")).to_have_text("2 liked, 1 disliked")
     assert ann.tab.evaluate("document.activeElement.closest('.card').dataset.name") == first[0]
@@ -261,41 +255,19 @@ def test_hostile_words_do_nothing(visit):
     assert ann.tab.locator("main script, main img[src=x]").count() == 0
 
 
-def test_uploads_good_and_hostile(visit, tmp_path):
+def test_a_picture_of_ones_own_with_words_and_without(visit, tmp_path):
     Image.new("RGB", (300, 200), PAINT["green"]).save(tmp_path / "mine.jpg")
-    (tmp_path / "page.png").write_text("<!doctype html><script>document.title='owned'</script>")
-    (tmp_path / "heavy.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"0" * (11 * 2**20))
-    Image.new("1", (9_000, 9_000)).save(tmp_path / "bomb.png")
-    assert (tmp_path / "bomb.png").stat().st_size < 100_000
     ann = visit()
     ann.search("a horse")  # words that were searched already do not go along with a picture
     ann.tab.set_input_files("#upload", tmp_path / "mine.jpg")
     expect(ann.tab.get_by_text("Your picture is part of this query")).to_be_visible()
     expect(ann.tab.locator("#query")).to_have_text("a green picture")
     expect(ann.tab.locator("#words")).to_have_value("")
-    shown = ann.cards()
-    assert all(name.startswith("green") for name in shown)
     ann.tab.fill("#words", "a dog")  # newly typed words do
     ann.tab.set_input_files("#upload", tmp_path / "mine.jpg")
     expect(ann.tab.locator("#query")).to_have_text("a dog")
     expect(ann.tab.locator("#words")).to_have_value("a dog")
-    shown = ann.cards()
-    assert shown[0].startswith("green-dog")
-    for name, said in (
-        ("page.png", "not a picture"),
-        ("bomb.png", "too many pixels"),
-        ("heavy.png", "too large"),
-    ):
-        ann.tab.set_input_files("#upload", tmp_path / name)
-        expect(ann.tab.get_by_role("alert").filter(has_text=re.compile(said))).to_be_visible(timeout=SECONDS)
-        expect(ann.tab.locator("main[data-busy]")).to_have_count(0)
-        assert ann.cards() == shown
-    assert [
-        complaint for complaint in ann.complaints if "413" not in complaint
-    ] == []  # the browser's own line
-    ann.complaints.clear()
-    ann.search("a dog")
-    assert ann.tab.title() == "Interactive image retrieval"
+    assert ann.cards()[0].startswith("green-dog")
 
 
 def test_a_server_that_does_not_answer_is_said(visit):
@@ -318,7 +290,6 @@ def test_the_study_in_the_browser(visit, study):  # noqa: F811
     number = int(re.search(r"/thumbnail/(\d+)", ann.tab.locator(".task img").get_attribute("src"))[1])
     colour, animal, place = IMAGE_IDS[number].split("-")
     ann.search(f"a {colour} {animal} in the {place}")
-    ann.shoot("study-wide-light")
     assert ann.cards()[0] == IMAGE_IDS[number]
     ann.card(1).locator(".open").click()
     ann.tab.keyboard.press("f")
@@ -330,7 +301,7 @@ def test_the_study_in_the_browser(visit, study):  # noqa: F811
     expect(ann.tab.get_by_role("heading", name="Given up")).to_be_visible()
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (390, "light"), (768, "light"), (1280, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
 def test_it_fits_and_can_be_read(visit, width, scheme):
     ann = visit(viewport={"width": width, "height": 844}, color_scheme=scheme)
     ann.shoot(f"empty-{width}-{scheme}")
@@ -374,16 +345,11 @@ CONTRASTS = """() => {
 }"""
 
 
-def test_motion_is_reduced_when_asked(visit):
+def test_every_picture_has_an_alt_text_every_button_a_name_and_motion_is_reduced_when_asked(visit):
     ann = visit(reduced_motion="reduce")
     ann.search("a dog")
     style = ann.tab.locator(".grid").evaluate("grid => getComputedStyle(grid).transitionDuration")
     assert set(style.split(", ")) == {"0s"}
-
-
-def test_every_picture_has_an_alt_text_and_every_button_a_name(visit):
-    ann = visit()
-    ann.search("a dog")
     nameless = ann.tab.evaluate(
         """() => [...document.querySelectorAll("img, button, input, select, textarea, a")].filter((each) =>
           !each.closest("dialog:not([open])") && each.type !== "hidden" &&
