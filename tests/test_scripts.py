@@ -222,7 +222,7 @@ MISTAKES = (
     ({"root": "/no/such"}, None, "/no/such: no such image folder"),
     ({"split": "dev"}, None, "image_folder: got split 'dev', expected 'all'"),
     ({"blip": "/no/such"}, None, "no checkpoint at /no/such"),
-    ({"blip": "captioner"}, None, "looks like a captioner, needed a retrieval"),
+    ({"blip": "captioner"}, None, "captioner.pth is no whole retrieval model: 3 tensors missing"),
     ({}, "", "got an empty first line, expected the columns image_name"),
     ({}, "a,b\n1,2\n", "got a, b, expected the columns image_name"),
     ({}, "image_name,comment_number,comment\n", "no usable caption"),
