@@ -3,18 +3,16 @@
     python -m benchmarks.full_size --folder /data/random-models     # needs a GPU, and 32 GB of disk
     python -m benchmarks.full_size --tiny                           # the same steps with tiny sizes, on a CPU
 
-Captioner (LLaVA-1.6 over Mistral 7B), rewriter (Llama-3.1 8B) and BLIP base are made on the GPU, saved with a
-processor and a tokenizer, and opened by the code that opens the hub's. Random weights hardly ever end a
-sentence, so every answer counts with its full length. A batch that the GPU has no memory for is a row that
-says so.
+Captioner (LLaVA-1.6 over Mistral 7B) and rewriter (Llama-3.1 8B) are made on the GPU, saved with a processor
+and a tokenizer, and opened by the code that opens the hub's. Random weights hardly ever end a sentence, so
+every answer counts with its full length. A batch that the GPU has no memory for is a row that says so.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -40,11 +38,10 @@ LLAVA_VISION = {
     "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
     "image_size": 336, "patch_size": 14,
 }  # fmt: skip
-BLIP_BASE = {
-    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+TINY_VISION = {
+    "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2,
+    "image_size": 28, "patch_size": 14,
 }  # fmt: skip
-TINY = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
-TINY_IMAGE = {"image_size": 28, "patch_size": 14}
 PICTURE_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}[INST] {% for c in m['content'] %}{% if c['type'] == 'image' %}"
     "<image>\n{% else %}{{ c['text'] }}{% endif %}{% endfor %} [/INST]{% endfor %}"
@@ -55,8 +52,6 @@ CHAT_TEMPLATE = (
 )
 SAID = "two men in front of a red house, one of them with a dog and the other with a large umbrella"
 Row = dict[str, Any]
-Open = Callable[[int], Any]
-Use = Callable[[Any, int, int], Any]
 
 
 def main() -> None:
@@ -65,71 +60,56 @@ def main() -> None:
     read.add_argument(
         "--tiny", action="store_true", help="tiny sizes, on any machine: the figures mean nothing"
     )
-    read.add_argument("--folder", type=Path, help="where the models go and stay; temporary if not given")
+    read.add_argument(
+        "--folder", type=Path, default=Path("runs/random-models"), help="where the models go and stay"
+    )
     read.add_argument("--precisions", nargs="+", default=["int8", "int4", "fp16"], choices=PRECISIONS,
                       help="of captioner and rewriter; int4 is nf4")  # fmt: skip
     read.add_argument(
         "--batches", type=int, nargs="+", default=[1, 8, 32], help="pictures or queries at a time"
     )
     arguments = read.parse_args()
-    report("full_size", arguments, measure(arguments))
+    report("full_size", arguments, list(measure(arguments)))
 
 
-def measure(arguments: argparse.Namespace) -> list[Row]:
-    """Makes the models where they are missing; returns a row for each model, precision and batch.
+def measure(arguments: argparse.Namespace) -> Iterator[Row]:
+    """Makes the models where they are missing; yields a row for each model, precision and batch.
 
     Raises:
         ValueError: If there is no GPU, and the sizes are not tiny.
     """
     import torch
 
-    if not (arguments.tiny or torch.cuda.is_available()):
-        raise ValueError("no GPU found, and the full sizes need one; --tiny takes the same steps without")
-    if arguments.folder is not None:
-        return list(_measure_all(arguments, arguments.folder))
-    with tempfile.TemporaryDirectory() as folder:
-        return list(_measure_all(arguments, Path(folder)))
-
-
-def _measure_all(arguments: argparse.Namespace, parent: Path) -> Iterator[Row]:
     import captioning
     import query_editing
 
+    if not (arguments.tiny or torch.cuda.is_available()):
+        raise ValueError("no GPU found, and the full sizes need one; --tiny takes the same steps without")
     folders = {}
-    for name, make in {"captioner": make_captioner, "rewriter": make_rewriter, "BLIP": make_blip}.items():
-        folder = folders[name] = parent / (f"tiny-{name}" if arguments.tiny else name)
+    for name, make in {"captioner": make_captioner, "rewriter": make_rewriter}.items():
+        folder = folders[name] = arguments.folder / (f"tiny-{name}" if arguments.tiny else name)
         if not (folder / "complete").is_file():
             log.info("making the %s with random weights in %s", name, folder)
             folder.mkdir(parents=True, exist_ok=True)
             make(folder, arguments.tiny)
             (folder / "complete").touch()
+
+    def caption(model: Any, batch: int, turn: int) -> None:
+        model.caption(_pictures(batch))
+
+    def rewrite(model: Any, batch: int, turn: int) -> None:  # no query is asked twice
+        model.rewrite([f"{number} people with a dog, {turn}" for number in range(batch)], [SAID] * batch)
+
     for precision in arguments.precisions:
-        yield from measure_model(
-            "captioner",
-            precision,
-            arguments.batches,
-            partial(captioning.Captioning, str(folders["captioner"]), precision),
-            lambda model, batch, turn: model.caption(_pictures(batch)),
-            captioning.MAX_TOKENS,
-        )
-        yield from measure_model(
-            "rewriter",
-            precision,
-            arguments.batches,
-            partial(query_editing.QueryEditing, str(folders["rewriter"]), precision),
-            lambda model, batch, turn: model.rewrite(  # no query is asked twice
-                [f"{number} people with a dog, {turn}" for number in range(batch)], [SAID] * batch
-            ),
-            query_editing.MAX_TOKENS,
-        )
-    yield from measure_model(
-        "BLIP",
-        "fp32",
-        arguments.batches,
-        partial(_open_blip, folders["BLIP"]),
-        lambda model, batch, turn: model.encode_images(_pictures(batch)),
-        0,
-    )
+        for name, kind, use, max_tokens in (
+            ("captioner", captioning.Captioning, caption, captioning.MAX_TOKENS),
+            ("rewriter", query_editing.QueryEditing, rewrite, query_editing.MAX_TOKENS),
+        ):
+            for batch in arguments.batches:
+                log.info("%s in %s, %d at a time", name, precision, batch)
+                open_model = partial(kind, str(folders[name]), precision, batch)
+                row = {"model": name, "precision": precision}
+                yield row | measure_batch(open_model, use, batch, max_tokens)
 
 
 def make_captioner(folder: Path, tiny: bool) -> None:
@@ -139,7 +119,7 @@ def make_captioner(folder: Path, tiny: bool) -> None:
 
     tokenizer = _tokenizer(["<image>"])
     grid = [[1, 2], [2, 1]] if tiny else [[1, 2], [2, 1], [2, 2], [3, 1], [1, 3]]
-    vision = {**TINY, **TINY_IMAGE} if tiny else LLAVA_VISION
+    vision = TINY_VISION if tiny else LLAVA_VISION
     side = vision["image_size"]
     pinpoints = [[side * height, side * width] for height, width in grid]
     config = AutoConfig.for_model(
@@ -186,23 +166,6 @@ def make_rewriter(folder: Path, tiny: bool) -> None:
     _save_random(AutoModelForCausalLM.from_config, config, folder)
 
 
-def make_blip(folder: Path, tiny: bool) -> None:
-    """Saves BLIP base for retrieval with random weights, a vocabulary included."""
-    from transformers import AutoConfig, BlipForImageTextRetrieval
-
-    sizes, words = (TINY, 512) if tiny else (BLIP_BASE, 30524)
-    image = TINY_IMAGE if tiny else {"image_size": 384, "patch_size": 16}
-    text = {**sizes, "vocab_size": words, "encoder_hidden_size": sizes["hidden_size"], "is_decoder": True,
-            "bos_token_id": words - 2}  # fmt: skip
-    config = AutoConfig.for_model(
-        "blip", image_text_hidden_size=256, text_config=text, vision_config={**sizes, **image}
-    )
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    lines = [*special, *(f"word{number}" for number in range(words - 2 - len(special)))]  # BLIP adds two
-    (folder / "vocab.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    _save_random(BlipForImageTextRetrieval._from_config, config, folder)
-
-
 def _tokenizer(tokens: list[str]) -> Any:
     """Trains a small byte-level tokenizer on the prompts; the models' large vocabularies stay unused."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -231,82 +194,48 @@ def _save_random(make: Callable[..., Any], config: Any, folder: Path) -> None:
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = make(config, dtype=torch.float16)
     model.save_pretrained(folder, max_shard_size="50GB")
-    del model
-    _free_memory()
 
 
-def _open_blip(folder: Path, batch: int) -> Any:
-    import torch
-
-    from BLIP.model import BlipEncoder
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return BlipEncoder.open(folder, None, device, batch_size=batch)
-
-
-def measure_model(
-    name: str,
-    precision: str,
-    batches: Sequence[int],
-    open_model: Open,
-    use: Use,
-    max_tokens: int,
-) -> Iterator[Row]:
-    """Opens a model anew for every batch size, so that no batch sees what another left in memory.
+def measure_batch(
+    open_model: Callable[[], Any], use: Callable[[Any, int, int], None], batch: int, max_tokens: int
+) -> Row:
+    """Opens a model anew, so that no batch sees what another left in memory; returns its cells.
 
     Args:
-        name: Of the model, for the row.
-        precision: Likewise.
-        batches: Sizes.
-        open_model: Opens it for a batch size; weights may load at the first use.
+        open_model: Opens it; weights may load at the first use.
         use: Takes the model, how many items, and a number that no two uses share.
-        max_tokens: Tokens of an answer; 0 for a model that writes none.
+        batch: Items at a time.
+        max_tokens: Tokens of an answer.
     """
     import torch
 
-    for batch in batches:
-        log.info("%s in %s, %d at a time", name, precision, batch)
-        _free_memory()
-        row: Row = {
-            "model": name,
-            "precision": precision,
-            "note": "does not fit",
-            "batch": batch,
-        } | dict.fromkeys(("opening, s", "batch, s", "items/s", "tokens/s", "peak GPU memory, GiB"))
-        try:
-            watch = Watch()
-            model = open_model(batch)
-            use(model, 1, 0)
-            first = watch.wall()
-            use(model, 1, 1)
-            opening = max(0.0, 2 * first - watch.wall())  # without the first use
-            watch = Watch()
-            use(model, batch, 2)
-            seconds = watch.wall()
-        except ValueError as error:
-            if "memory" not in str(error):
-                raise
-            yield row
-            continue
-        fitted = _batch_size(model, batch)
-        row |= {
-            "note": f"out of memory: went on with {fitted}" if fitted < batch else "",
-            "opening, s": opening,
-            "batch, s": seconds,
-            "items/s": batch / seconds,
-        }
-        if max_tokens:
-            row["tokens/s"] = batch * max_tokens / seconds
-        if torch.cuda.is_available():
-            row["peak GPU memory, GiB"] = torch.cuda.max_memory_allocated() / GIB
-        yield row
-        del model
+    from generation.batching import free_memory
 
-
-def _batch_size(model: Any, batch: int) -> int:
-    """Returns what a captioner's or rewriter's batches have shrunk to."""
-    batches = getattr(model, "_batches", None) or getattr(getattr(model, "_model", None), "batches", None)
-    return batches.size if batches else batch
+    names = ("first answer, s", "batch, s", "items/s", "tokens/s", "peak GPU memory, GiB")
+    row: Row = {"note": "does not fit", "batch": batch} | dict.fromkeys(names)
+    free_memory()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        watch = Watch()
+        model = open_model()
+        use(model, 1, 0)
+        row["first answer, s"] = watch.wall()
+        watch = Watch()
+        use(model, batch, 1)
+        seconds = watch.wall()
+    except ValueError as error:
+        if "memory" not in str(error):
+            raise
+        return row
+    batches = getattr(model, "_batches", None) or model._model.batches  # which shrink where memory ends
+    row["note"] = f"out of memory: went on with {batches.size}" if batches.size < batch else ""
+    row |= {
+        "batch, s": seconds, "items/s": batch / seconds, "tokens/s": batch * max_tokens / seconds
+    }  # fmt: skip
+    if torch.cuda.is_available():
+        row["peak GPU memory, GiB"] = torch.cuda.max_memory_allocated() / GIB
+    return row
 
 
 @cache
@@ -317,16 +246,6 @@ def _pictures(count: int) -> list[Any]:
     noise = np.random.default_rng(0)
     shape = (PICTURE[1], PICTURE[0], 3)
     return [Image.fromarray(noise.integers(0, 256, shape, dtype=np.uint8)) for _ in range(count)]
-
-
-def _free_memory() -> None:
-    import torch
-
-    from generation.batching import free_memory
-
-    free_memory()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ GENERATE = "generate"
 WAYS = {
     GENERATE: "transformers' generate, float32",
     "fp32": "TextModel, transformers, float32",
-    "bf16": "TextModel, transformers, bfloat16",
     "auto": "TextModel, OpenVINO",
 }
 Answers = tuple[list[str], int]  # texts, and how many tokens they have
@@ -37,9 +36,8 @@ def main() -> None:
     read = parser(__doc__)
     read.add_argument("--prompts", type=int, default=64, help="rewrites in a measurement")
     read.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 64], help="prompts at a time")
-    ways = [GENERATE, "fp32", "auto"]
     read.add_argument(
-        "--ways", nargs="+", default=ways, choices=WAYS, help="generate, or TextModel's precision"
+        "--ways", nargs="+", default=list(WAYS), choices=WAYS, help="generate, or TextModel's precision"
     )
     read.add_argument("--repeats", type=int, default=3, help="turns of each way; their median counts")
     read.add_argument("--threads", type=int, default=2, help="threads of the cold starts")

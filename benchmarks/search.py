@@ -3,9 +3,10 @@
     python -m benchmarks.search --sizes 31783 1000000
 
 The vectors are made up: clusters on the unit sphere, each spread in 32 directions; the queries come from the
-same clusters. Every engine builds and searches in a process of its own, with one thread and with two. What
-it finds is held against float64 products over all vectors. FAISS has no ranks: its flat index sorts all
-vectors, for a few queries, as code does that looks a target up in the whole list.
+same clusters; all lies in the folder of TMPDIR. Every engine builds and searches in a process of its own,
+with one thread and with two. What it finds is held against float64 products over all vectors. FAISS has no
+ranks: its flat index sorts all vectors, for a few queries, as code does that looks a target up in the whole
+list.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 ENGINES = ("flat", "hnsw", "ivf", "faiss-flat")  # the last is FAISS's own
 LISTED = 10
 CLUSTER = 500  # vectors in a cluster, on average
+DIMENSION = 256
 DIRECTIONS = 32
 BLOCK = 65_536
 SORTED = 4  # queries for which FAISS sorts all vectors
@@ -43,19 +45,14 @@ def main() -> None:
     read = parser(__doc__)
     read.add_argument("--sizes", type=int, nargs="+", default=[31_783, 1_000_000], help="numbers of vectors")
     read.add_argument("--engines", nargs="+", default=list(ENGINES), choices=ENGINES, help="which to measure")
-    read.add_argument("--dimension", type=int, default=256, help="width of a vector")
     read.add_argument("--queries", type=int, default=256, help="queries asked together, as in a round")
     read.add_argument(
         "--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads to search with"
     )
-    read.add_argument("--seed", type=int, default=0, help="seed of the vectors")
-    read.add_argument(
-        "--scratch", type=Path, help="folder for the indexes meanwhile; the system's if not given"
-    )
     arguments = read.parse_args()
     rows = []
     for size in arguments.sizes:
-        with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
+        with tempfile.TemporaryDirectory() as folder:
             rows += measure(arguments, size, Path(folder))
     report("search", arguments, rows)
 
@@ -72,7 +69,7 @@ def measure(arguments: argparse.Namespace, size: int, folder: Path) -> list[dict
         A row for each engine and number of threads.
     """
     log.info("%d vectors: making them", size)
-    in_a_process(1, _make, folder, size, arguments.dimension, arguments.queries, arguments.seed)
+    in_a_process(1, _make, folder, size, arguments.queries)
     rows = []
     for engine in arguments.engines:
         built = in_a_process(max(arguments.threads), _build, engine, folder)
@@ -88,12 +85,12 @@ def measure(arguments: argparse.Namespace, size: int, folder: Path) -> list[dict
     return rows
 
 
-def clustered(count: int, dimension: int, seed: int, stream: int, clusters: int) -> Iterator[np.ndarray]:
+def clustered(count: int, stream: int, clusters: int) -> Iterator[np.ndarray]:
     """Yields blocks of unit rows around the same centers; each stream has rows of its own."""
-    common = np.random.default_rng(seed)
-    centers = common.standard_normal((clusters, dimension), dtype=np.float32)
-    directions = common.standard_normal((DIRECTIONS, dimension), dtype=np.float32) / DIRECTIONS**0.5
-    random = np.random.default_rng([seed, stream])
+    common = np.random.default_rng(0)
+    centers = common.standard_normal((clusters, DIMENSION), dtype=np.float32)
+    directions = common.standard_normal((DIRECTIONS, DIMENSION), dtype=np.float32) / DIRECTIONS**0.5
+    random = np.random.default_rng([0, stream])
     for first in range(0, count, BLOCK):
         rows = min(BLOCK, count - first)
         block = random.standard_normal((rows, DIRECTIONS), dtype=np.float32) @ directions
@@ -102,15 +99,15 @@ def clustered(count: int, dimension: int, seed: int, stream: int, clusters: int)
         yield np.round(block * GRID) / GRID
 
 
-def _make(folder: Path, count: int, dimension: int, queries: int, seed: int) -> None:
+def _make(folder: Path, count: int, queries: int) -> None:
     """Writes vectors, queries, each query's target row, its 10 best rows and the target's rank."""
     clusters = max(1, count // CLUSTER)
     path = folder / "vectors.npy"
-    vectors = np.lib.format.open_memmap(path, "w+", np.float32, (count, dimension))
-    for number, block in enumerate(clustered(count, dimension, seed, 1, clusters)):
+    vectors = np.lib.format.open_memmap(path, "w+", np.float32, (count, DIMENSION))
+    for number, block in enumerate(clustered(count, 1, clusters)):
         vectors[number * BLOCK : number * BLOCK + len(block)] = block
     vectors.flush()
-    asked = np.concatenate(list(clustered(queries, dimension, seed, 2, clusters)))
+    asked = np.concatenate(list(clustered(queries, 2, clusters)))
     targets = np.linspace(0, count - 1, queries, dtype=np.int64)
     goals = np.einsum("qd,qd->q", asked.astype(np.float64), vectors[targets].astype(np.float64))[:, None]
     best = np.empty((queries, 0), dtype=np.int64)

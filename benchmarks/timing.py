@@ -51,12 +51,7 @@ class Timed(Generic[Result]):
 
 
 def in_turns(ways: Mapping[Name, Callable[[], Result]], repeats: int) -> dict[Name, Timed[Result]]:
-    """Times several ways of doing the same, taking turns so that other work slows all of them alike.
-
-    Args:
-        ways: What to run, by name; everything loaded beforehand.
-        repeats: How often each is run.
-    """
+    """Times several ways of doing the same, taking turns so that other work slows all of them alike."""
     runs: dict[Name, list[Timed[Result]]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, work in ways.items():
@@ -71,13 +66,7 @@ def in_turns(ways: Mapping[Name, Callable[[], Result]], repeats: int) -> dict[Na
 
 
 def in_a_process(threads: int, work: Callable[..., Result], *arguments: Any) -> Result:
-    """Runs a function in a fresh process, since libraries read their number of threads when they are loaded.
-
-    Args:
-        threads: For FAISS, NumPy and torch.
-        work: A function at the top of a module.
-        arguments: Pickled, as is the result.
-    """
+    """Runs a module's function in a fresh process: libraries read their number of threads when loaded."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     before = dict(os.environ)
     os.environ |= dict.fromkeys(names, str(threads))
@@ -128,7 +117,7 @@ def report(name: str, arguments: argparse.Namespace, rows: Sequence[Mapping[str,
     Args:
         name: The benchmark's module.
         arguments: The command line, read.
-        rows: One at least, all with the same keys, words first; those with an underscore stay in the file.
+        rows: One at least, all with the same keys, words first.
     """
     conditions = {
         "command": " ".join([f"python -m benchmarks.{name}", *sys.argv[1:]]),
@@ -141,7 +130,7 @@ def report(name: str, arguments: argparse.Namespace, rows: Sequence[Mapping[str,
     }
     arguments.output.mkdir(parents=True, exist_ok=True)
     write_json(arguments.output / f"{name}.json", {**conditions, "settings": settings, "rows": list(rows)})
-    head = [key for key in rows[0] if not key.startswith("_")]
+    head = list(rows[0])
     print("{command}\n{hardware}; {date}; load {load}\n".format(**conditions))
     words = sum(isinstance(value, str) for value in rows[0].values())
     print(as_markdown([head, *([_cell(row.get(key)) for key in head] for row in rows)], left=words))

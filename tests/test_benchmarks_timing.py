@@ -32,16 +32,16 @@ def test_a_process_has_the_threads_asked_for_and_this_one_keeps_its_own(monkeypa
 
 
 def test_the_report_says_by_which_command_and_on_what(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["search", "--seed", "1"])
+    monkeypatch.setattr("sys.argv", ["search", "--queries", "1"])
     rows = [
-        {"engine": "flat", "vectors": 31783, "queries/s": 1234.5, "ranks/s": 0.12345, "_ids": ["a"]},
-        {"engine": "peer", "vectors": 31783, "queries/s": 99.94, "ranks/s": None, "_ids": []},
+        {"engine": "flat", "vectors": 31783, "queries/s": 1234.5, "ranks/s": 0.12345},
+        {"engine": "peer", "vectors": 31783, "queries/s": 99.94, "ranks/s": None},
     ]
-    report("search", argparse.Namespace(output=tmp_path / "new", seed=1), rows)
+    report("search", argparse.Namespace(output=tmp_path / "new", queries=1), rows)
     kept = json.loads((tmp_path / "new" / "search.json").read_text())
-    assert kept["rows"] == rows and kept["settings"]["seed"] == 1
+    assert kept["rows"] == rows and kept["settings"]["queries"] == 1
     printed = capsys.readouterr().out
-    assert "python -m benchmarks.search --seed 1" in printed
+    assert "python -m benchmarks.search --queries 1" in printed
     assert kept["hardware"] in printed and kept["date"] in printed
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines()[-4:]]
     assert cells[0] == ["engine", "vectors", "queries/s", "ranks/s"]
