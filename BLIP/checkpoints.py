@@ -114,7 +114,17 @@ def _load(
     dtype: torch.dtype,
 ) -> _Model:
     checkpoint = read_checkpoint(path)
-    tensors = _wanted(checkpoint, kind)
+    other = _CAPTIONER if kind is _RETRIEVAL else _RETRIEVAL
+    there = {name.split(".")[0] for name in checkpoint.tensors}
+    if other.parts <= there and not kind.parts & there:
+        raise ValueError(
+            f"{checkpoint.file} looks like a {other.name}, and a {kind.name} is needed: give the checkpoint"
+            " of one"
+        )
+    tensors = {name: one for name, one in checkpoint.tensors.items() if name.split(".")[0] not in other.parts}
+    for first, second in TIED if kind is _CAPTIONER else ():
+        if first in tensors or second in tensors:
+            tensors[first] = tensors[second] = tensors[first if first in tensors else second]
     _check(checkpoint, kind, tensors, anchors(kind.text_prefix), unknown=[])
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     sizes = read_sizes(shapes, kind.text_prefix, read_stated(checkpoint.file), checkpoint.file)
@@ -134,16 +144,6 @@ def _load(
     copied = {name: tensor.to(device, dtype, copy=True).contiguous() for name, tensor in tensors.items()}
     model.load_state_dict(copied, strict=True, assign=True)
     return model.eval()
-
-
-def _wanted(checkpoint: Checkpoint, kind: _Kind) -> dict[str, torch.Tensor]:
-    """Leaves the other model's parts out, and fills in tied tensors that the file holds once."""
-    others = (_CAPTIONER if kind is _RETRIEVAL else _RETRIEVAL).parts
-    wanted = {name: one for name, one in checkpoint.tensors.items() if name.split(".")[0] not in others}
-    for first, second in TIED if kind is _CAPTIONER else ():
-        if first in wanted or second in wanted:
-            wanted[first] = wanted[second] = wanted[first if first in wanted else second]
-    return wanted
 
 
 def _at_size(positions: torch.Tensor, size: int, sizes: Sizes) -> torch.Tensor:

@@ -188,9 +188,9 @@ def test_wrong_tensors_are_named(folder, flat, edit, words):
 
 
 def test_a_model_of_the_other_kind_or_vocabulary_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"no whole retrieval model: \d+ tensors missing: text_encoder"):
+    with pytest.raises(ValueError, match="looks like a captioner, and a retrieval model is needed"):
         load_towers(FIXTURES / "captioner.pth", TOKENIZER)
-    with pytest.raises(ValueError, match=r"no whole captioner: \d+ tensors missing: text_decoder"):
+    with pytest.raises(ValueError, match="looks like a retrieval model, and a captioner is needed"):
         load_captioner(FIXTURES / "itm.pth", TOKENIZER)
     lines = (FIXTURES / "vocab.txt").read_text().splitlines()
     (tmp_path / "vocab.txt").write_text("\n".join(lines[:-1]) + "\n")

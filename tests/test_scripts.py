@@ -222,7 +222,7 @@ MISTAKES = (
     ({"root": "/no/such"}, None, "/no/such: no such image folder"),
     ({"split": "dev"}, None, "image_folder: got split 'dev', expected 'all'"),
     ({"blip": "/no/such"}, None, "no checkpoint at /no/such"),
-    ({"blip": "captioner"}, None, "captioner.pth is no whole retrieval model: 3 tensors missing"),
+    ({"blip": "captioner"}, None, "captioner.pth looks like a captioner, and a retrieval model is needed"),
     ({}, "", "got an empty first line, expected the columns image_name"),
     ({}, "a,b\n1,2\n", "got a, b, expected the columns image_name"),
     ({}, "image_name,comment_number,comment\n", "no usable caption"),
