@@ -253,8 +253,9 @@ def _describe_query(session: Session, records: Sequence[Round], round_count: int
 
 def _facts(settings: Mapping[str, Any], played: float) -> list[str]:
     """Names what a reader of the figures must know, as far as the settings tell."""
-    names = ("strategy", "user", "protocol", "dataset", "split", "seed")
-    facts = [f"{name} {settings[name]}" for name in names if settings.get(name) is not None]
+    names = {name: name for name in ("dataset", "split", "strategy", "user", "protocol", "seed")}
+    names["user"] = "simulated user"
+    facts = [f"{word} {settings[name]}" for name, word in names.items() if settings.get(name) is not None]
     facts.append(f"played {datetime.fromtimestamp(played, timezone.utc):%Y-%m-%d}")
     commit = _commit()
     return [*facts, f"commit {commit}"] if commit else facts

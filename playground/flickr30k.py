@@ -19,12 +19,17 @@ CAPTIONS_FILES = (
     CAPTIONS_FILE, "results.csv", "captions.txt", "results_20130124.token", "Flickr8k.token.txt",
 )  # fmt: skip
 SPLIT_FILES = ("dataset_flickr30k.json", "dataset_flickr8k.json")
-SPLITS = ("train", "val", "test")
+LISTS = {  # Flickr8k's own splits: names of pictures, one a line
+    "train": "Flickr_8k.trainImages.txt",
+    "dev": "Flickr_8k.devImages.txt",
+    "test": "Flickr_8k.testImages.txt",
+}
+SPLITS = (*LISTS, "val")  # Karpathy calls the middle one "val"; either name is understood
 # The 158,915th caption of "all" is line 20,001 of Kaggle's results.csv, which lacks a separator.
 SIZES = {
     "all": "31,783 images and 158,915 queries, Flickr8k 8,091 and 40,455",
     "train": "29,000 images and 145,000 queries, Flickr8k's 6,000 and 30,000",
-    "val": "1,014 images and 5,070 queries, Flickr8k's 1,000 and 5,000",
+    **dict.fromkeys(("dev", "val"), "1,014 images and 5,070 queries, Flickr8k's 1,000 and 5,000"),
     "test": "1,000 images and 5,000 queries",
 }
 DOWNLOAD = "bash playground/download_flickr30k.sh"
@@ -42,7 +47,8 @@ def read(root: Path, split: str) -> Dataset:
 
     Args:
         root: Holds one of `IMAGE_FOLDERS`, and the first there is of `CAPTIONS_FILES` or Karpathy's file.
-        split: "all"; or, with Karpathy's file, one of `SPLITS`.
+        split: "all"; or one of `SPLITS`, with Karpathy's file or, beside a table of captions, Flickr8k's
+            `LISTS`.
 
     Raises:
         FileNotFoundError: If the folder, or the file with captions or splits, is missing.
@@ -56,19 +62,35 @@ def read(root: Path, split: str) -> Dataset:
     images, skipped = list_images(folder, _ADVICE)
     places = (root, *(root / name for name in IMAGE_FOLDERS))
     tables = [place / name for place in places for name in CAPTIONS_FILES if (place / name).exists()]
-    path = next((root / name for name in SPLIT_FILES if (root / name).exists()), root / SPLIT_FILES[0])
-    if split == "all" and tables:
-        path, lines = tables[0], table_lines(tables[0], _ADVICE)
-    elif split == "all" and not path.exists():
-        named = ", ".join((*CAPTIONS_FILES, SPLIT_FILES[0]))
-        raise FileNotFoundError(f"{root}: no captions file, expected one of {named}; {_ADVICE}")
-    else:
-        wanted = [image for image in split_images(path, _ADVICE) if split in ("all", image.split)]
+    path = next((root / name for name in SPLIT_FILES if (root / name).exists()), None)
+    names = None if split == "all" else _listed(root, "dev" if split == "val" else split)
+    if tables and (split == "all" or (names is not None and path is None)):
+        path = tables[0]
+        lines = (line for line in table_lines(path, _ADVICE) if names is None or line.image_name in names)
+    elif path is not None:
+        karpathys = "val" if split == "dev" else split
+        wanted = [image for image in split_images(path, _ADVICE) if karpathys in ("all", image.split)]
         lines = split_lines(wanted, lambda image: image.name)
-        if split != "all":
-            names = {image.name for image in wanted}
-            images = tuple(image for image in images if image.id in names)
+        names = None if split == "all" else {image.name for image in wanted}
+    elif split == "all" or names is not None:
+        expected = ", ".join((*CAPTIONS_FILES, SPLIT_FILES[0]))
+        raise FileNotFoundError(f"{root}: no captions file, expected one of {expected}; {_ADVICE}")
+    else:
+        expected = " or ".join((*SPLIT_FILES, LISTS["dev" if split == "val" else split]))
+        raise FileNotFoundError(f"{root}: no file of the split {split!r}, expected {expected}; {_ADVICE}")
+    if names is not None:
+        images = tuple(image for image in images if image.id in names)
     return captioned_dataset("flickr30k", folder, images, skipped, path, lines, _ADVICE)
+
+
+def _listed(root: Path, split: str) -> set[str] | None:
+    """Returns the names in Flickr8k's list of a split; None if it is not there."""
+    places = (root, *(root / name for name in IMAGE_FOLDERS))
+    path = next((place / LISTS[split] for place in places if (place / LISTS[split]).is_file()), None)
+    try:
+        return None if path is None else set(path.read_text(encoding="utf-8-sig").split())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: got text that is not UTF-8 ({error.reason}); {_ADVICE}") from error
 
 
 if __name__ == "__main__":

@@ -129,8 +129,8 @@ def test_the_report_names_what_was_run_and_shows_the_control(tmp_path):
     control = {name: [0.25, 0.75] for name in evaluate(rounds, 2).values}
     make_run(tmp_path, rounds, 2, settings, scrolling=control)
     html = report_of(tmp_path, tmp_path)
-    facts = "strategy append · user independent · protocol honest · dataset demo · split test · "
-    assert re.search(rf"<p>{facts}seed 7 · played \d{{4}}-\d\d-\d\d", html)
+    facts = "dataset demo · split test · strategy append · simulated user independent · protocol honest · "
+    assert re.search(rf"<p>{facts}seed 7 · played \d{{4}}-\d\d-\d\d( · commit [0-9a-f]+)?</p>", html)
     assert "scrolling, the control" in html and "<td>75.0</td>" in html
 
 
