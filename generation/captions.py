@@ -291,14 +291,16 @@ class ImageCaptions:
 
     def _make(self, pictures: Sequence[str], same: dict[str, list[str]]) -> dict[str, str]:
         """Captions pictures; those that cannot be opened are noted, and struck off the list."""
-        opened: dict[str, PILImage.Image] = {}
-        for picture in pictures:
-            try:
-                opened[picture] = open_image(self._images[same[picture][0]].path)
-            except BrokenImage as error:
-                self._note_broken(same.pop(picture), error.reason)
+        captions, broken = self.make({picture: self._images[same[picture][0]].path for picture in pictures})
+        for picture, reason in broken.items():
+            self._note_broken(same.pop(picture), reason)
+        return captions
+
+    def make(self, pictures: Mapping[str, Path]) -> tuple[dict[str, str], dict[str, str]]:
+        """Captions files, by content, and keeps that; returns the captions, and why others have none."""
+        opened, broken = open_pictures(pictures)
         if not opened:
-            return {}
+            return {}, broken
         try:
             captions = self._captioner.caption(list(opened.values()))
         except ServersFailed as error:
@@ -306,7 +308,7 @@ class ImageCaptions:
             kept = {picture: caption for picture, caption in made if caption is not None}
             self._cache.keep(self.captioner_name, kept)
             raise
-        return self._cache.keep(self.captioner_name, dict(zip(opened, captions, strict=True)))
+        return self._cache.keep(self.captioner_name, dict(zip(opened, captions, strict=True))), broken
 
     def _note_broken(self, image_ids: Sequence[str], reason: str) -> None:
         check_still_there(image.path for image in self._images.values())
@@ -316,12 +318,21 @@ class ImageCaptions:
             self._captions[image_id] = ""
 
 
+def open_pictures(paths: Mapping[str, Path]) -> tuple[dict[str, PILImage.Image], dict[str, str]]:
+    """Opens pictures, by any name; returns them, and why the others cannot be."""
+    opened: dict[str, PILImage.Image] = {}
+    broken: dict[str, str] = {}
+    for name, path in paths.items():
+        try:
+            opened[name] = open_image(path)
+        except BrokenImage as error:
+            broken[name] = error.reason
+    return opened, broken
+
+
 def _reason(path: Path) -> str:
-    try:
-        open_image(path)
-    except BrokenImage as error:
-        return error.reason
-    return "it came and went while it was read"
+    _, broken = open_pictures({"": path})
+    return broken.get("", "it came and went while it was read")
 
 
 def _marks(values: Sequence[str]) -> str:

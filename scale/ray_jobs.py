@@ -12,24 +12,21 @@ import os
 import signal
 import threading
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image as PILImage
 from tqdm import tqdm
 
 from experiments.models import caption_batch, open_captioner, open_encoder
 from experiments.open_index import embed_dataset, open_named_dataset
 from files import file_sha256
-from generation.captions import CaptionCache, Captioner, ImageCaptions
+from generation.captions import CaptionCache, Captioner, ImageCaptions, open_pictures
 from generation.loading import model_identity
 from index.build import Done
-from index.decode import BrokenImage, open_image
 from index.encoder import embed
 from index.faiss_index import FaissIndex
 from index.shards import Shard
@@ -105,31 +102,35 @@ def caption_on_ray(settings: CaptioningSettings) -> str:
             " one process, many requests at a time; leave --engine ray out"
         )
     images = open_named_dataset(settings).images
-    cache = CaptionCache(settings.caption_cache)
-    name = ImageCaptions(open_captioner(settings), (), cache, 1).captioner_name
-    log.info("captions by %s in %s", name, cache.path)
-    hashes = cache.hashes_of([image.path for image in images])
-    same: dict[str, list[Path]] = defaultdict(list)  # files by content
-    for image in images:
-        same[hashes.get(image.path, "")].append(image.path)
-    broken = dict.fromkeys(same.pop("", ()), "the file cannot be read")
-    known = cache.find(name, list(same))
-    wanting = [(picture, paths[0]) for picture, paths in same.items() if picture not in known]
-    size = caption_batch(settings) * BATCHES_AT_ONCE
-    parts = [wanting[first : first + size] for first in range(0, len(wanting), size)]
-    made = 0
-    open_work = partial(open_captioning, settings, name, _threads())
-    bar = tqdm(total=len(images), initial=len(images) - len(wanting), desc="captioning", unit="image")
-    with bar, closing(map_parts(parts, open_work, settings)) as results:
-        for said, _ in results:
-            cache.keep(name, said["captions"])
-            made += len(said["captions"])
-            broken |= {path: why for picture, why in said["broken"].items() for path in same[picture]}
-            bar.update(len(said["captions"]) + len(said["broken"]))
-    for path, why in broken.items():
-        log.warning("%s cannot be captioned: %s", path, why)
-    counts = f"{made} captions made, {len(images) - made - len(broken)} reused"
-    return f"{counts}, {len(broken)} pictures broken" if broken else counts
+    captions = _RayCaptions(settings, images, CaptionCache(settings.caption_cache))
+    log.info("captions by %s in %s", captions.captioner_name, settings.caption_cache)
+    captions.captions_of([image.id for image in images])
+    return captions.counts()
+
+
+class _RayCaptions(ImageCaptions):
+    """Captions made by workers; the cache keeps those of a part as soon as it is done."""
+
+    def __init__(self, settings: CaptioningSettings, images: Sequence[Image], cache: CaptionCache) -> None:
+        super().__init__(open_captioner(settings), images, cache, max(1, len(images)))
+        self._settings = settings
+
+    def make(self, pictures: Mapping[str, Path]) -> tuple[dict[str, str], dict[str, str]]:
+        size = caption_batch(self._settings) * BATCHES_AT_ONCE
+        named = list(pictures.items())
+        parts = [named[first : first + size] for first in range(0, len(named), size)]
+        open_work = partial(open_captioning, self._settings, self.captioner_name, _threads())
+        captions: dict[str, str] = {}
+        broken: dict[str, str] = {}
+        with (
+            tqdm(total=len(named), desc="captioning", unit="image") as bar,
+            closing(map_parts(parts, open_work, self._settings)) as results,
+        ):
+            for said, _ in results:
+                captions |= self._cache.keep(self.captioner_name, said["captions"])
+                broken |= said["broken"]
+                bar.update(len(said["captions"]) + len(said["broken"]))
+        return captions, broken
 
 
 def open_captioning(settings: CaptioningSettings, name: str, threads: int) -> Work:
@@ -156,14 +157,9 @@ def _describe(part: Part, captioner: Captioner, batch_size: int) -> dict[str, di
     captions: dict[str, str] = {}
     broken: dict[str, str] = {}
     for start in range(0, len(part), batch_size):
-        opened: dict[str, PILImage.Image] = {}
-        for picture, path in part[start : start + batch_size]:
-            try:
-                opened[picture] = open_image(path)
-            except BrokenImage as error:
-                broken[picture] = error.reason
-        if opened:
-            captions |= zip(opened, captioner.caption(list(opened.values())), strict=True)
+        opened, unreadable = open_pictures(dict(part[start : start + batch_size]))
+        broken |= unreadable
+        captions |= zip(opened, captioner.caption(list(opened.values())), strict=True)
     return {"captions": captions, "broken": broken}
 
 
