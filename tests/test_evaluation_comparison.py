@@ -1,9 +1,5 @@
-import itertools
-
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from evaluation.comparison import adjusted_by_holm, compare, mean_over_seeds, paired_bootstrap
 from evaluation.measures import Measures
@@ -21,14 +17,6 @@ def test_two_queries_give_the_exact_distribution():
     assert (difference.mean, difference.low, difference.high) == (0.5, 0, 1)
     sure = paired_bootstrap(np.full(30, 0.25))
     assert (sure.mean, sure.low, sure.high) == (0.25, 0.25, 0.25)
-
-
-def test_large_sample_agrees_with_the_normal_interval():
-    differences = np.random.default_rng(1).normal(0.1, 1, 2000)
-    difference = paired_bootstrap(differences)
-    half = 1.96 * differences.std() / np.sqrt(2000)
-    assert difference.low == pytest.approx(differences.mean() - half, abs=0.003)
-    assert difference.high == pytest.approx(differences.mean() + half, abs=0.003)
 
 
 def test_interval_covers_the_truth_about_as_often_as_it_says():
@@ -71,21 +59,6 @@ def test_the_p_value_and_the_interval_agree():
         difference = paired_bootstrap(random.normal(shift, 1, 50), 2000)
         if abs(difference.p_value - 0.05) > 0.005:
             assert (difference.p_value < 0.05) == (difference.low > 0 or difference.high < 0)
-
-
-@given(st.lists(st.floats(0.0001, 1), max_size=6))
-def test_holm_agrees_with_the_step_down_procedure(p_values):
-    adjusted = adjusted_by_holm(p_values)
-    for level in (0.01, 0.05, 0.2, 0.9):
-        rejected = set()  # step down: compare the smallest left with level / (how many are left)
-        left = sorted(range(len(p_values)), key=lambda number: p_values[number])
-        while left and p_values[left[0]] <= level / len(left):
-            rejected.add(left.pop(0))
-        # At a tie of value and threshold, rounding may decide either way.
-        clear = [n for n, value in enumerate(adjusted) if abs(value - level) > 1e-9]
-        assert {n for n in clear if adjusted[n] <= level} == rejected & set(clear)
-    for one, two in itertools.permutations(range(len(p_values)), 2):
-        assert p_values[one] > p_values[two] or adjusted[one] <= adjusted[two]
 
 
 def test_holm_by_hand():

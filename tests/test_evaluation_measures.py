@@ -135,34 +135,12 @@ def test_every_measure_equals_brute_force(run):
                 assert summary["Median rank"][number] == pytest.approx(median(known))
 
 
-def test_worked_example_of_the_session_measures():
-    relevant = ["0.jpg", "10.jpg", "11.jpg", "24.jpg"]
-    rounds = [
-        make_round("q", 0, COLLECTION[:10], None, relevant),
-        make_round("q", 1, COLLECTION[10:20], None, relevant[1:]),
-    ]
-    summary = evaluate(rounds, 2).summary()
-    assert summary["Session recall"] == [1 / 4, 3 / 4]
-    assert summary["Session precision"] == [1 / 10, 3 / 20]
-    assert summary["Session F1"] == pytest.approx([2 / 14, 6 / 24])
-
-
 def test_equal_scores_keep_the_order_of_the_list():
     # Tools behind ir-measures would put equal scores in the order of the ids.
     for ranking in (["b", "a"], ["a", "b"]):
         record = replace(make_round("q", 0, ranking, "a", ["a"]), scores=(0.5, 0.5))
         summary = evaluate([record], 1).summary()
         assert summary["RR@10"] == summary["MRR"] == [1.0 if ranking[0] == "a" else 0.5]
-
-
-def test_target_shown_earlier_keeps_its_rank_when_the_query_goes_on():
-    rounds = [
-        make_round("q", 0, COLLECTION[:10], "2.jpg", ["2.jpg", "20.jpg"]),
-        make_round("q", 1, COLLECTION[10:20], "2.jpg", ["20.jpg"]),
-    ]
-    summary = evaluate(rounds, 2).summary()
-    assert summary["Mean rank"] == [3, 3]
-    assert summary["R@10"] == [0.5, 0.5]
 
 
 def test_query_missing_from_the_run_scores_zero_and_the_worst_rank():

@@ -1,12 +1,6 @@
 """Rows as Markdown and CSV: what a reader of each format gets back is what was put in."""
 
-import csv
-import io
-
-from hypothesis import given
-from hypothesis import strategies as st
-
-from evaluation.tables import as_csv, as_markdown, format_table
+from evaluation.tables import as_markdown, format_table
 
 ROWS = [
     ["Run", "Recall@10", "difference"],
@@ -23,16 +17,6 @@ def test_markdown_is_aligned_and_keeps_bars_inside_cells():
         r"| c_d             |      10.0 |                     |",
     ]
     assert as_markdown([["k"], ["1"]], left=0).splitlines() == ["|   k |", "| --: |", "|   1 |"]
-
-
-@given(
-    st.lists(
-        st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r")), min_size=2, max_size=2),
-        min_size=1,
-    )
-)
-def test_csv_is_read_back_as_it_was(rows):
-    assert list(csv.reader(io.StringIO(as_csv(rows), newline=""))) == rows
 
 
 def test_a_runs_table_has_shares_in_percent_and_ranks_as_they_are():

@@ -7,12 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import IMAGE_IDS
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 from PIL import Image as PILImage
 
 from BLIP.model import BlipEncoder
-from evaluation.measures import evaluate
 from experiments.dialogues import (
     Dialogue,
     play_dialogues,
@@ -23,14 +20,6 @@ from experiments.dialogues import (
 from settings import DialogueSettings
 from tests.small_runs import draw_noise, model_folder
 
-ANSWERS = (
-    "what animal is it? a dog",
-    "which colour? red",
-    "where? the beach",
-    "anything else? no",
-    "a cat",
-)
-
 
 def dialogue(number, image_id, turns):
     return Dialogue(f"{image_id}#{number}", image_id, tuple(turns))
@@ -38,56 +27,6 @@ def dialogue(number, image_id, turns):
 
 def play(*arguments, **options):
     return list(itertools.chain.from_iterable(play_dialogues(*arguments, **options)))
-
-
-DIALOGUES = st.lists(
-    st.tuples(
-        st.sampled_from(IMAGE_IDS),
-        st.lists(st.sampled_from([*ANSWERS, *IMAGE_IDS[:9]]), min_size=1, max_size=5),
-    ),
-    min_size=1,
-    max_size=6,
-)
-
-
-def ranks_by_hand(retriever, dialogues, round_count, alone):
-    """Ranks from 1, (rounds, dialogues); the collection's order settles ties."""
-    vectors = retriever.vectors_of(IMAGE_IDS).astype(np.float64)
-    ranks = np.empty((round_count, len(dialogues)))
-    for column, (image_id, turns) in enumerate(dialogues):
-        for number in range(round_count):
-            text = turns[min(number, len(turns) - 1)] if alone else ", ".join(turns[: number + 1])
-            scores = vectors @ retriever.query_vectors([text])[0].astype(np.float64)
-            order = sorted(range(len(IMAGE_IDS)), key=lambda row: (-scores[row], row))
-            ranks[number, column] = order.index(IMAGE_IDS.index(image_id)) + 1
-    return ranks
-
-
-TIED = [("black-bird-beach", ["green-fish-beach", "green-fish-beach", "black-bird-beach"])]
-
-
-@settings(max_examples=40, deadline=None)
-@example(held=TIED, alone=False, batch_size=1)  # in round 2 thirteen images are equally far
-@given(held=DIALOGUES, alone=st.booleans(), batch_size=st.integers(1, 7))
-def test_hits_and_bri_agree_with_their_definitions(retriever, held, alone, batch_size):
-    dialogues = [dialogue(number, *entry) for number, entry in enumerate(held)]
-    round_count = max(len(turns) for _, turns in held)
-    rounds = play(dialogues, retriever, round_count, alone=alone, batch_size=batch_size)
-    summary = evaluate(rounds, round_count, [one.query for one in dialogues], len(IMAGE_IDS)).summary()
-    ranks = ranks_by_hand(retriever, held, round_count, alone)
-    for number in range(round_count):
-        # ChatIR: a dialogue counts from its first hit on.
-        hit = [
-            any(ranks[earlier, column] <= 10 for earlier in range(number + 1)) for column in range(len(held))
-        ]
-        assert summary["Hits@10"][number] == pytest.approx(np.mean(hit))
-        # PlugIR: trapezoids under the logarithm of the best rank so far, over the rounds since the first.
-        best = [np.minimum.reduce(ranks[: earlier + 1], axis=0) for earlier in range(number + 1)]
-        if number:
-            area = sum((np.log(best[t]) + np.log(best[t + 1])) / 2 for t in range(number)) / number
-            assert summary["BRI"][number] == pytest.approx(area.mean())
-        else:
-            assert summary["BRI"][0] == pytest.approx(np.log(best[0]).mean())
 
 
 def test_every_round_is_played_although_the_target_was_found(retriever):

@@ -9,13 +9,12 @@ from conftest import make_language_model
 from PIL import Image as PILImage
 
 from evaluation.runs import read_rounds
-from experiments.compare import run_comparison
 from experiments.dialogues import run_dialogues
 from experiments.identity import sampled_sha256
 from experiments.own_models import OwnModels
 from experiments.run import run_experiment
 from files import write_json
-from settings import ComparisonSettings, ExperimentSettings
+from settings import ExperimentSettings
 from tests.small_runs import write_captions
 from tests.test_experiments_dialogues import settings_of as dialogue_settings_of
 from tests.test_experiments_dialogues import visdial  # noqa: F401  fixture
@@ -67,10 +66,6 @@ def stop_in_the_midst(folder):
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))
 
 
-def grow(folder):
-    draw(folder, [f"{number:02}.png" for number in range(24, 40)], seed=1)
-
-
 def repaint(folder):
     draw(folder, ["03.png"], seed=2)
 
@@ -101,16 +96,6 @@ def test_a_run_over_other_pictures_or_words_is_refused(settings, pictures, chang
         run_experiment(settings, own)
     assert (folder / "rounds.jsonl").read_bytes() == kept
     run_experiment(replace(settings, restart=True), own)
-
-
-def test_a_comparison_over_other_pictures_is_refused(settings, pictures, tmp_path):
-    compared = ComparisonSettings(
-        "image_folder", pictures, strategies=("append",), users=("first",), rounds=2, output=tmp_path / "all"
-    )
-    stop_in_the_midst(run_comparison(compared, OwnModels(Colours(), Colours())))
-    grow(pictures)
-    with pytest.raises(ValueError, match="image_count: 24 there, 40 now"):
-        run_comparison(compared, OwnModels(Colours(), Colours()))
 
 
 def test_dialogues_over_other_pictures_are_refused(visdial, tmp_path):  # noqa: F811

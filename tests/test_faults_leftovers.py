@@ -16,15 +16,13 @@ from interactive_world import context, options, picture_folder, study  # noqa: F
 from PIL import Image as PILImage
 
 from evaluation.runs import append_rounds
-from experiments.run_folder import run_folder
 from feedback.protocols import PROTOCOLS
 from feedback.strategies import make_strategy
 from feedback.users import FirstUser
-from files import FolderBusy, locked_folder, read_json
+from files import locked_folder, read_json
 from index.build import build_index
 from interactive.session import Session
 from playground.image_folder import list_images
-from settings import ExperimentSettings
 
 PROJECT = Path(__file__).parent.parent
 QUERIES = [one_target(f"q{number}", "a dog", target) for number, target in enumerate(IMAGE_IDS[3:150:15])]
@@ -93,21 +91,6 @@ def test_a_resumed_run_asks_the_models_in_the_batches_of_one_that_was_not_stoppe
     assert resumed == whole and kept == whole[cut:]
     assert again == batches[-len(again) :]
     assert len(again) < len(batches)
-
-
-def test_a_run_is_played_by_one_process_and_free_again_afterwards(tmp_path):
-    settings = ExperimentSettings("demo", output=tmp_path / "run").resolved()
-    with run_folder(settings, {}) as folder:
-        before = (folder / "settings.json").read_bytes()
-        other = replace(settings, restart=True)
-        with (
-            pytest.raises(FolderBusy, match="another process is playing this run"),
-            run_folder(other, {}),
-        ):
-            pass
-        assert (folder / "settings.json").read_bytes() == before
-    with run_folder(settings, {}):
-        pass
 
 
 def test_a_study_goes_on_after_a_kill_in_the_midst_of_a_line(context, study, options):  # noqa: F811

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from playground import msrvtt, open_dataset, video_frames
-from playground.video_frames import difference_hash, extract_frames, read_broken, sample_frames
+from playground.video_frames import extract_frames, read_broken, sample_frames
 
 av = pytest.importorskip("av", reason="pip install -r requirements/video.txt")
 
@@ -58,16 +58,6 @@ def test_near_duplicates_are_dropped_by_the_difference_hash(tmp_path):
     assert (done.extracted, done.frames, done.dropped) == (1, 3, 5)
     names = sorted(path.name for path in (tmp_path / "frames" / "v").iterdir())
     assert names == ["00.jpg", "02.jpg", "06.jpg"]  # a gap where a frame was dropped
-
-
-def test_the_hash_compares_neighbouring_cells():
-    falling = Image.fromarray(np.tile(np.arange(255, 3, -28, dtype=np.uint8), (8, 1)))
-    assert falling.size == (9, 8)
-    assert difference_hash(falling) == 2**64 - 1
-    assert difference_hash(falling.transpose(Image.Transpose.FLIP_LEFT_RIGHT)) == 0
-    cells = np.asarray(falling).copy()
-    cells[7, 8] = 255  # the last comparison of the last row: the lowest bit
-    assert difference_hash(Image.fromarray(cells)) == 2**64 - 2
 
 
 def test_extraction_goes_on_where_it_was_stopped(tmp_path, monkeypatch):

@@ -1,8 +1,5 @@
 """Whatever a data file holds, a reader returns records or refuses in one line; nothing gets lost unsaid."""
 
-import csv
-import io
-import json
 import os
 
 import pytest
@@ -11,7 +8,6 @@ from hypothesis import strategies as st
 
 from playground import open_dataset
 from playground.captions import captioned_dataset, table_lines
-from playground.captions_json import coco_lines
 from records import Image
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "10"))
@@ -84,48 +80,6 @@ def test_any_rows(tmp_path, images, header, rows, mark, end):
     read_or_refuse(path, images)
 
 
-readable = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=40).filter(
-    lambda text: text.split()
-)
-
-
-@QUICK
-@given(
-    entries=st.lists(st.tuples(st.sampled_from(NAMES[:3]), readable), min_size=1, max_size=10),
-    end=st.sampled_from(["\n", "\r\n"]),
-    mark=st.booleans(),
-)
-def test_what_a_csv_writer_writes_is_read_back(tmp_path, images, entries, end, mark):
-    sheet = io.StringIO(newline="")
-    writer = csv.writer(sheet, lineterminator=end)
-    writer.writerow(("image_name", "comment_number", "comment"))
-    writer.writerows((name, number, text) for number, (name, text) in enumerate(entries))
-    path = tmp_path / "images_captions.csv"
-    path.write_text(sheet.getvalue(), encoding="utf-8-sig" if mark else "utf-8", newline="")
-    captions = read_or_refuse(path, images)
-    assert captions is not None and captions.skipped == ()
-    assert [(query.target, query.text) for query in captions.queries] == [
-        (name, " ".join(text.split())) for name, text in entries
-    ]
-
-
-values = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), words, st.sampled_from([1, 2])),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
-    max_leaves=6,
-)
-
-
-def entry(*keys):
-    """An object with some of the keys, of the right type or of any."""
-    return st.one_of(
-        values,
-        st.fixed_dictionaries(
-            {}, optional={key: st.one_of(values, st.sampled_from([1, 2, *NAMES])) for key in keys}
-        ),
-    )
-
-
 def folder_of(root, *names):
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -150,21 +104,6 @@ def read_or_refuse_dataset(name, root, split):
         assert query.relevant and query.relevant <= known
         query.text.encode("utf-8")
     return dataset
-
-
-@QUICK
-@given(
-    images=st.lists(entry("id", "file_name"), max_size=5),
-    annotations=st.lists(entry("image_id", "caption"), max_size=8),
-)
-def test_any_coco_annotations(tmp_path, images, annotations):
-    root = folder_of(tmp_path / "mscoco", "val2017/a.jpg", "val2017/b.jpg")
-    path = root / "captions_val2017.json"
-    path.write_text(json.dumps({"images": images, "annotations": annotations}))
-    dataset = read_or_refuse_dataset("mscoco", root, "all")
-    assert len(list(coco_lines(path, ""))) == len(annotations)
-    if dataset:
-        assert len(dataset.queries) + len(dataset.skipped) == len(annotations)
 
 
 @QUICK

@@ -33,20 +33,6 @@ def write_json(path, values):
     path.write_text(json.dumps(values), encoding="utf-8")
 
 
-@pytest.mark.parametrize(("name", "images"), [("mscoco", "val2017")])
-def test_a_named_dataset(tmp_path, name, images):
-    fill(tmp_path / images, "2.jpg", "1.jpg", "notes.txt")
-    write_captions(tmp_path, "1.jpg,0,One", "2.jpg,0,Two", "3.jpg,0,Three")
-    dataset = open_dataset(name, tmp_path, "all")
-    assert (dataset.name, dataset.folder) == (name, tmp_path / images)
-    assert [(image.id, image.path, image.captions) for image in dataset.images] == [
-        ("1.jpg", tmp_path / images / "1.jpg", ("One",)),
-        ("2.jpg", tmp_path / images / "2.jpg", ("Two",)),
-    ]
-    assert [query.id for query in dataset.queries] == ["1.jpg#0", "2.jpg#0"]
-    assert [skip.why for skip in dataset.skipped] == ["no such image in the folder"]
-
-
 @pytest.mark.parametrize(("name", "images"), [("flickr30k", "flickr30k_images"), ("mscoco", "val2017")])
 def test_missing_parts_of_a_named_dataset_say_what_to_do(tmp_path, name, images):
     advice = f"python -m playground.{name}"
@@ -392,13 +378,3 @@ def test_the_check_says_what_is_there_what_is_missing_and_what_comes_next(tmp_pa
     assert "the whole split has 5,000 images and 25,014 queries" in there.stdout
     last = there.stdout.rstrip().splitlines()[-1]
     assert last == f"next: python embed_image_as_faiss.py --dataset mscoco --root {tmp_path}"
-
-
-def test_the_check_lists_what_was_left_out(tmp_path):
-    fill(tmp_path, "1.jpg")
-    write_captions(tmp_path, "1.jpg,0,A dog", *(f"../{number}.jpg,0,x" for number in range(12)))
-    done = check("image_folder", "--root", str(tmp_path))
-    assert done.returncode == 0
-    assert "usable: 1 images (0 without a caption), 1 queries, 12 left out" in done.stdout
-    assert done.stdout.count("the image name leaves the folder") == 10
-    assert "and 2 more" in done.stdout

@@ -1,12 +1,10 @@
 """Records, captions, settings and pictures: any content comes back as it was, or is refused in one line."""
 
-import dataclasses
 import io
 import json
 import logging
 import os
 import tempfile
-import typing
 from pathlib import Path
 
 import pytest
@@ -15,19 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from evaluation.runs import append_rounds, read_rounds
-from experiments.run_folder import run_folder
 from files import read_json, write_json
 from generation.captions import CaptionCache
 from index.decode import BrokenImage, open_image
 from records import Round
-from settings import (
-    ExperimentSettings,
-    PresetName,
-    ProtocolName,
-    StrategyName,
-    UserName,
-    result_settings,
-)
 
 QUICK = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "15")), deadline=None)
 # Readers let no half character in; line ends of every sort stay inside a record.
@@ -117,52 +106,6 @@ def test_the_first_caption_of_each_picture_stays_and_comes_back(kept, asked):
         cache = CaptionCache(Path(folder) / "captions.sqlite")
         for captioner, captions in first.items():
             assert cache.find(captioner, [*captions, *asked]) == captions
-
-
-CHANGES = {
-    "strategy": st.sampled_from(typing.get_args(StrategyName)),
-    "user": st.sampled_from(typing.get_args(UserName)),
-    "protocol": st.sampled_from(typing.get_args(ProtocolName)),
-    "preset": st.sampled_from(typing.get_args(PresetName)),
-    "user_noise": st.floats(0, 1),
-    "rounds": st.integers(1, 9),
-    "query_batch": st.integers(1, 999),
-    "queries": st.none() | st.integers(1, 99),
-    "seed": st.integers(),
-    "caption_numbers": st.none() | st.lists(st.sampled_from("01234"), max_size=3).map(tuple),
-}
-
-
-@QUICK
-@given(ours=st.fixed_dictionaries({}, optional=CHANGES), theirs=st.fixed_dictionaries({}, optional=CHANGES))
-def test_a_run_is_taken_up_with_the_settings_saved_with_it_and_no_others(ours, theirs):
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        first = ExperimentSettings("demo", output=folder, **ours).resolved()
-        second = ExperimentSettings("demo", output=folder, **theirs).resolved()
-        with run_folder(first, {"captioner": "one"}):
-            pass
-        saved = read_json(folder / "settings.json")
-        assert saved["seed"] == first.seed and type(saved["seed"]) is int
-        (folder / "rounds.jsonl").touch()
-        with run_folder(first, {"captioner": "one"}):
-            pass
-        matters = result_settings(ExperimentSettings)
-        differing = {
-            field.name
-            for field in dataclasses.fields(first)
-            if getattr(first, field.name) != getattr(second, field.name)
-        }
-        if not differing & matters:
-            with run_folder(second, {"captioner": "one"}):
-                return
-        with (
-            pytest.raises(ValueError, match="other settings or data") as caught,
-            run_folder(second, {"captioner": "one"}),
-        ):
-            pass
-        assert all(f"{one}: " in str(caught.value) for one in differing & matters)
-        assert read_json(folder / "settings.json") == saved
 
 
 def small_picture(kind):

@@ -17,11 +17,6 @@ from settings import (
 )
 
 
-@pytest.mark.parametrize("kind", [ExperimentSettings, ComparisonSettings, InteractiveSettings])
-def test_without_constants_and_arguments_the_defaults_hold(kind):
-    assert read_settings(kind, {}, []) == kind()
-
-
 def test_constants_override_defaults_and_the_command_line_overrides_both():
     constants = {"DATASET": "mscoco", "ROUNDS": 2, "QUANTIZATION": True, "__doc__": "", "main": None, "_X": 1}
     settings = read_settings(ExperimentSettings, constants, [])
@@ -100,17 +95,6 @@ def test_a_study_goes_on_at_another_address():
 def test_a_search_without_words_is_refused():
     with pytest.raises(ValueError, match="text: got ' ', expected words, such as --text 'a dog on a beach'"):
         InteractiveSettings("demo", text=" ").resolved()
-
-
-def test_what_is_given_is_kept():
-    given = {
-        "dataset": "demo", "root": Path("r"), "split": "dev", "preset": "rtx3090-int4", "blip": "b",
-        "index": Path("i"), "image_batch": 3, "caption_model": "c", "rewrite_model": "m",
-        "quantization": False, "caption_batch": 4, "rewrite_batch": 5, "output": Path("o"),
-        "caption_cache": Path("k"),
-    }  # fmt: skip
-    settings = ExperimentSettings(**given)
-    assert settings.resolved() == settings
 
 
 def test_a_run_is_named_after_what_makes_it():
