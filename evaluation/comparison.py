@@ -12,21 +12,13 @@ from evaluation.measures import Measures
 
 @dataclass(frozen=True)
 class Difference:
-    """Second run minus first run.
+    """Second run minus first run."""
 
-    Attributes:
-        mean: Difference of the means over the queries.
-        low: Lower end of the 95 percent interval.
-        high: Upper end. An interval that holds 0 shows no difference.
-        query_count: Queries behind it.
-        p_value: Of no difference, two-sided, from the same resamples as the interval.
-    """
-
-    mean: float
-    low: float
-    high: float
-    query_count: int
-    p_value: float
+    mean: float  # difference of the means over the queries
+    low: float  # lower end of the 95 percent interval
+    high: float  # upper end; an interval that holds 0 shows no difference
+    query_count: int  # queries behind it
+    p_value: float  # of no difference, two-sided, from the same resamples as the interval
 
 
 def compare(first: Measures, second: Measures, measure: str, seed: int = 0) -> Difference:

@@ -39,19 +39,12 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Everything that happened to one query.
-
-    Attributes:
-        query_id: The query's id.
-        target: Id of the wanted image, or None.
-        relevant: All relevant images, before anything was shown.
-        rounds: Round 0 first, without gaps; empty when the run does not hold the query.
-    """
+    """Everything that happened to one query."""
 
     query_id: str
-    target: str | None
-    relevant: frozenset[str]
-    rounds: tuple[Outcome, ...]
+    target: str | None  # id of the wanted image, or None
+    relevant: frozenset[str]  # all relevant images, before anything was shown
+    rounds: tuple[Outcome, ...]  # round 0 first, without gaps; empty when the run does not hold the query
 
     def state(self, number: int) -> Outcome | None:
         """Returns the outcome that stands for this query in round ``number``; None when there is none.

@@ -18,8 +18,6 @@ from settings import PRESETS, PROJECT, Precision, SessionSettings, run_script
 if TYPE_CHECKING:  # opened late, so that --help answers at once
     from PIL.Image import Image
 
-    from BLIP.model import BlipEncoder
-
 PICTURE = PROJECT / "docs" / "pictures" / "check.jpg"
 WORDS = "there is a dog with a kite inside a house"
 OTHER_WORDS = ("a pig under a night sky", "two buses on a street", "a cake on the beach")
@@ -103,9 +101,7 @@ def check_weights(settings: CheckSettings) -> dict[str, Check]:
 def _check_search(session: SessionSettings, picture: Image) -> Check:
     from experiments.models import open_encoder
 
-    @cache  # opened with the first use
-    def encoder() -> BlipEncoder:
-        return open_encoder(session)
+    encoder = cache(lambda: open_encoder(session))  # opened with the first use
 
     def cosines() -> list[float]:
         texts = encoder().encode_texts([WORDS, *OTHER_WORDS])

@@ -37,23 +37,14 @@ COSTS = {
 
 @dataclass(frozen=True)
 class Play:
-    """One strategy with one user.
+    """One strategy with one user."""
 
-    Attributes:
-        name: In tables.
-        strategy: Its name.
-        user: Its name.
-        noise: Share of wrong picks.
-        seeds: What is random is played once with each; one seed where nothing is random.
-        control: Name of the run without feedback that it is compared with; its own for that run itself.
-    """
-
-    name: str
+    name: str  # in tables
     strategy: str
     user: str
-    noise: float
-    seeds: tuple[int, ...]
-    control: str
+    noise: float  # share of wrong picks
+    seeds: tuple[int, ...]  # what is random is played once with each; one seed where nothing is random
+    control: str  # name of the run without feedback that it is compared with; its own for that run itself
 
     @property
     def is_control(self) -> bool:
@@ -69,17 +60,11 @@ class Play:
 
 @dataclass(frozen=True)
 class Scores:
-    """What is kept of one play; query by query the headline measure alone. Means over its seeds.
+    """What is kept of one play; query by query the headline measure alone. Means over its seeds."""
 
-    Attributes:
-        written: For comparison.json, see `Measures.to_json`.
-        headline: Holds one measure.
-        counts: How much of each stage it asked for, see `counts_of`.
-    """
-
-    written: dict[str, Any]
-    headline: Measures
-    counts: dict[str, float]
+    written: dict[str, Any]  # for comparison.json, see `Measures.to_json`
+    headline: Measures  # holds one measure
+    counts: dict[str, float]  # how much of each stage it asked for, see `counts_of`
 
     @property
     def means(self) -> dict[str, list[float]]:
@@ -89,31 +74,18 @@ class Scores:
 
 @dataclass(frozen=True)
 class Row:
-    """What a comparison found for one play.
-
-    Attributes:
-        play: The play.
-        scores: Its scores.
-        minus_scrolling: Its headline measure in the last round minus that of its control.
-        p_value: Of that difference, adjusted for all rows of the table.
-        minus_controls: Minus the same strategy with the controls that pick at random or the first image.
-        costs: A query, see `Costs.per_query`.
-    """
+    """What a comparison found for one play."""
 
     play: Play
     scores: Scores
-    minus_scrolling: Difference
-    p_value: float
-    minus_controls: Mapping[str, Difference]
-    costs: Mapping[str, float | None]
+    minus_scrolling: Difference  # its headline measure in the last round minus that of its control
+    p_value: float  # of that difference, adjusted for all rows of the table
+    minus_controls: Mapping[str, Difference]  # minus the same strategy's random and first picks
+    costs: Mapping[str, float | None]  # a query's, see `Costs.per_query`
 
 
 def run_comparison(settings: ComparisonSettings, own: OwnModels | None = None) -> Path:
     """Plays every strategy with every user, and compares each with scrolling.
-
-    Args:
-        settings: See `ComparisonSettings`.
-        own: Models given as objects, instead of those that the settings name.
 
     Returns:
         The folder with one ``NAME.rounds.jsonl`` each, ``comparison.md``, ``comparison.csv``,

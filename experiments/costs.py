@@ -25,19 +25,12 @@ STAGES = ("search", "move", *SHARED)
 
 @dataclass
 class Spent:
-    """What one stage of one run has spent.
+    """What one stage of one run has spent."""
 
-    Attributes:
-        items: Searches, moved queries, captions or rewrites.
-        seconds: Without the time of other stages inside.
-        tokens: Written by a model; 0 where nobody counts them.
-        money: Paid for a model behind servers, at the prices that the settings give.
-    """
-
-    items: int = 0
-    seconds: float = 0.0
-    tokens: int = 0
-    money: float = 0.0
+    items: int = 0  # searches, moved queries, captions or rewrites
+    seconds: float = 0.0  # without the time of other stages inside
+    tokens: int = 0  # written by a model; 0 where nobody counts them
+    money: float = 0.0  # paid for a model behind servers, at the prices that the settings give
 
 
 class Costs:

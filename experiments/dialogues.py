@@ -49,17 +49,11 @@ COLUMNS = ("Hits@1", "Hits@5", "Hits@10", "Recall@10", "Mean rank", "BRI")
 
 @dataclass(frozen=True)
 class Dialogue:
-    """What was said about one image.
+    """What was said about one image."""
 
-    Attributes:
-        id: Unique in the file: the image and the dialogue's place.
-        image_id: The target.
-        turns: The first caption, then a question with its answer each.
-    """
-
-    id: str
-    image_id: str
-    turns: tuple[str, ...]
+    id: str  # unique in the file: the image and the dialogue's place
+    image_id: str  # the target
+    turns: tuple[str, ...]  # the first caption, then a question with its answer each
 
     @property
     def query(self) -> Query:

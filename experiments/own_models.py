@@ -40,19 +40,12 @@ class PictureCaptioner(Protocol):
 
 @dataclass(frozen=True)
 class OwnModels:
-    """What stands in for the models that the settings name; None where the settings' model is meant.
+    """What stands in for the models that the settings name; None where the settings' model is meant."""
 
-    Attributes:
-        encoder: Embeds queries and pictures, instead of BLIP.
-        captioner: Describes picked images.
-        rewriter: Rewrites queries with captions.
-        sentence_encoder: Embeds captions for the simulated users who judge by them; its
-            ``encode_texts(texts)`` gives (n, d) rows of length 1.
-    """
-
-    encoder: TextImageEncoder | None = None
-    captioner: PictureCaptioner | None = None
-    rewriter: Rewriter | None = None
+    encoder: TextImageEncoder | None = None  # of queries and pictures, instead of BLIP
+    captioner: PictureCaptioner | None = None  # of picked images
+    rewriter: Rewriter | None = None  # of queries, with captions
+    # Of captions, for the simulated users who judge by them; encode_texts gives (n, d) rows of length 1.
     sentence_encoder: SentenceEncoder | None = None
 
 

@@ -39,10 +39,6 @@ def scrolling_name(protocol: str) -> str:
 def run_experiment(settings: ExperimentSettings, own: OwnModels | None = None) -> Path:
     """Runs the feedback loop, or what is left of it, and writes all results.
 
-    Args:
-        settings: Everything.
-        own: Models given as objects, instead of those that the settings name.
-
     Returns:
         The run's folder with ``settings.json``, ``rounds.jsonl``, ``measures.json``, ``recall_f1.png``,
         ``report.html``, the scrolling control's ``scrolling.rounds.jsonl`` and, for other tools, ``trec/``.

@@ -20,23 +20,14 @@ _LISTED = 10
 
 @dataclass(frozen=True)
 class Check:
-    """How a dataset is checked.
+    """How a dataset is checked."""
 
-    Attributes:
-        name: The dataset's, and its module's.
-        read: Its reader.
-        how_to_get: Where its files come from and go; printed when it is not usable.
-        pieces: What may lie in its folder, and what it is for; the path of a folder ends in a slash.
-        sizes: What its whole splits hold, by the word of their authors, as far as known.
-        download: Command that gets it, if there is one.
-    """
-
-    name: str
+    name: str  # the dataset's, and its module's
     read: Callable[[Path, str], Dataset]
-    how_to_get: str
-    pieces: Mapping[str, str]
-    sizes: Mapping[str, str] = field(default_factory=dict)
-    download: str = ""
+    how_to_get: str  # where its files come from and go; printed when it is not usable
+    pieces: Mapping[str, str]  # what may lie in its folder, and its use; a folder's path ends in a slash
+    sizes: Mapping[str, str] = field(default_factory=dict)  # of whole splits, by the word of their authors
+    download: str = ""  # command that gets it, if there is one
 
     def parser(self) -> argparse.ArgumentParser:
         """Returns the command line; a dataset may add to it."""

@@ -10,21 +10,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Thing:
-    """One kind of object.
+    """One kind of object."""
 
-    Attributes:
-        code_point: OpenMoji's file name without suffix, such as ``1F436``.
-        category: One of `CATEGORIES`.
-        noun: Its name.
-        synonyms: Other names people use for it.
-        is_plural: Whether the noun takes no article ("some grapes").
-    """
-
-    code_point: str
-    category: str
+    code_point: str  # OpenMoji's file name without suffix, such as 1F436
+    category: str  # one of `CATEGORIES`
     noun: str
-    synonyms: tuple[str, ...]
-    is_plural: bool
+    synonyms: tuple[str, ...]  # other names people use for it
+    is_plural: bool  # whether the noun takes no article ("some grapes")
 
 
 # How often a category is drawn, and what people call it when they are vague.

@@ -15,19 +15,12 @@ MAX_PICTURES = 4  # things in a scene, copies counted
 
 @dataclass(frozen=True)
 class Item:
-    """One kind of thing in a scene.
+    """One kind of thing in a scene."""
 
-    Attributes:
-        noun: Key into `catalogue.things`.
-        size: Key into `CELLS`.
-        is_mirrored: Whether the pictures are flipped left to right.
-        corners: (x, y) of the upper left cell of each copy.
-    """
-
-    noun: str
-    size: str
-    is_mirrored: bool
-    corners: tuple[tuple[int, int], ...]
+    noun: str  # key into `catalogue.things`
+    size: str  # key into `CELLS`
+    is_mirrored: bool  # whether the pictures are flipped left to right
+    corners: tuple[tuple[int, int], ...]  # (x, y) of the upper left cell of each copy
 
     @property
     def count(self) -> int:
