@@ -19,12 +19,14 @@ import numpy as np
 from PIL import Image
 
 from evaluation.report import mark_changes
+from experiments.captions import GivenCaptions
 from experiments.setup import Setup
 from feedback.history import NextQuery, Strategy
 from feedback.protocols import Protocol
-from feedback.rounds import Captions, next_searches, search_round, take_feedback
+from feedback.rounds import next_searches, search_round, take_feedback
 from feedback.strategies import STRATEGIES
 from feedback.users import View
+from generation.captions import ImageCaptions
 from records import Feedback, Query, Round
 from retriever import Retriever, SearchQuery
 
@@ -53,8 +55,7 @@ class SearchContext:
     Attributes:
         name: Name of the collection, for people.
         retriever: Searches the collection.
-        captions: Captions of its pictures; each is made once.
-        describe: Captions a picture from outside the collection.
+        captions: Captions of its pictures, each made once, and of a picture from outside.
         strategy: Returns a strategy by name.
         paths: The picture files, by image id.
         strategies: Names of the strategies on offer.
@@ -62,8 +63,7 @@ class SearchContext:
 
     name: str
     retriever: Retriever
-    captions: Captions
-    describe: Callable[[Image.Image], str]
+    captions: ImageCaptions | GivenCaptions
     strategy: Callable[[str], Strategy]
     paths: Mapping[str, Path]
     strategies: tuple[str, ...] = EDITABLE
@@ -80,7 +80,6 @@ class SearchContext:
             name=settings.dataset if settings.split == "all" else f"{settings.dataset} {settings.split}",
             retriever=setup.retriever,
             captions=setup.captions,
-            describe=setup.captions.describe,
             strategy=setup.strategy,
             paths={image.id: image.path for image in setup.dataset.images},
             strategies=EDITABLE if strategy in EDITABLE else (*EDITABLE, strategy),
@@ -178,11 +177,6 @@ class Turn:
         """Number of pictures that the minimum similarity hides."""
         return min(self.options.shown, len(self.record.image_ids)) - self.record.shown
 
-    @property
-    def set_aside(self) -> int:
-        """Number of marks on pictures that the options hide."""
-        return sum(mark != "none" and image_id not in self.shown_ids for image_id, mark in self.marks.items())
-
     def with_marks(self, marks: Mapping[str, Mark]) -> Turn:
         """Returns the round with other marks, in the order shown; captions must be asked for again."""
         liked, disliked = (
@@ -267,7 +261,7 @@ class Session:
             first, added = SearchQuery(text=text), vector
         else:
             say("Describing your picture")
-            text = checked_text(self.context.describe(picture)) if picture is not None else text
+            text = checked_text(self.context.captions.describe(picture)) if picture is not None else text
             first, added = SearchQuery(text=text, vector=vector), None
         query = Query(f"person-{secrets.token_hex(6)}", text, None, frozenset())
         turn = self._search(query, [], NextQuery(first), "original", added, say)
@@ -321,11 +315,9 @@ class Session:
         turn = self.current
         coming = NextQuery(turn.search, turn.record.fallback)
         new = self._search(self._query, self.past, coming, turn.options.strategy, None, say)
-        self.turns[self.position] = new = new.with_marks(turn.marks)
+        self.turns[self.position] = new.with_marks(turn.marks)
         self.proposal = None
-        if new.set_aside <= turn.set_aside:
-            return ""
-        return f"marks on pictures no longer shown ({new.set_aside}) count again once the options show them"
+        return ""
 
     def go_to(self, number: int) -> None:
         """Steps to another round; later rounds stay until a new one follows this one."""

@@ -38,13 +38,10 @@ def with_target(
 
     Args:
         turns: The session's rounds up to the last one that counts.
-        target: Id of the picture that the person had in mind.
+        target: Id of the picture that the person had in mind; a ValueError if it is not in the index.
         retriever: The one that searched.
         stop: Why the session ended: "found" or "abandoned".
         query_id: Query id for the records; the session's own when None.
-
-    Raises:
-        ValueError: If the target is not in the index.
     """
     records, seen = [], frozenset()
     for number, turn in enumerate(turns):

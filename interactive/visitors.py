@@ -31,6 +31,7 @@ class Closed(Exception):
     """The page ends while work is under way."""
 
 
+@dataclass(eq=False)
 class Job:
     """A piece of work in a thread's queue.
 
@@ -41,12 +42,10 @@ class Job:
         future: Done when the work is.
     """
 
-    future: Future[None]
-
-    def __init__(self, worker: Worker, is_visitors: bool) -> None:
-        self.worker = worker
-        self.is_visitors = is_visitors
-        self.stage = ""
+    worker: Worker
+    is_visitors: bool
+    stage: str = ""
+    future: Future[None] = field(init=False)
 
     def say(self, stage: str) -> None:
         """Notes what is being done; ends work that is under way when the page closes."""
@@ -172,9 +171,8 @@ class Visitors:
         new_session: Makes an empty session.
     """
 
-    def __init__(self, new_session: Callable[[], Session], max_visitors: int = MAX_VISITORS) -> None:
+    def __init__(self, new_session: Callable[[], Session]) -> None:
         self.new_session = new_session
-        self._max_visitors = max_visitors
         self._visitors: OrderedDict[str, Visitor] = OrderedDict()  # longest unseen first
 
     def __len__(self) -> int:
@@ -197,7 +195,7 @@ class Visitors:
         Raises:
             TooBusy: If everybody is waiting for something.
         """
-        if len(self._visitors) >= self._max_visitors:
+        if len(self._visitors) >= MAX_VISITORS:
             free = next((visitor for visitor in self._visitors.values() if not visitor.is_waiting), None)
             if free is None:
                 raise TooBusy

@@ -37,7 +37,7 @@ def colour_of(picture):
 
 
 class Gate:
-    """Captions that wait while the gate is closed."""
+    """Captions that wait while the gate is closed; a picture from outside is called by its colour."""
 
     def __init__(self):
         self.known = KnownCaptions()
@@ -48,6 +48,9 @@ class Gate:
         while not self.is_open and time.monotonic() < until:
             time.sleep(0.005)
         return self.known.captions_of(image_ids)
+
+    def describe(self, picture):
+        return f"a {colour_of(picture)} picture"
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +73,6 @@ def context(picture_folder):
         name="the little world",
         retriever=retriever,
         captions=Gate(),
-        describe=lambda picture: f"a {colour_of(picture)} picture",
         strategy=lambda name: make_strategy(name, merger, Collection(retriever)),
         paths={image_id: picture_folder / f"{image_id}.png" for image_id in IMAGE_IDS},
     )
