@@ -73,17 +73,10 @@ class Captioning:
         return self._servers.money if self._servers else 0.0
 
     def caption(self, images: list[Image.Image]) -> list[str]:
-        """Describes pictures.
+        """Describes RGB pictures, one line of at most `MAX_WORDS` words each, in order.
 
-        Args:
-            images: RGB pictures.
-
-        Returns:
-            One line each, at most `MAX_WORDS` words, in order.
-
-        Raises:
-            ValueError: If the model cannot be opened, or does not fit into memory.
-            ServersFailed: If a server gives no answer; the error holds the captions made before.
+        Raises ValueError if the model cannot be opened, or does not fit into memory; ServersFailed if a
+        server gives no answer, with the captions made before.
         """
         if not images:
             return []
@@ -94,12 +87,7 @@ class Captioning:
         return [self._line(text) for text in self._batches.map(images, describe, "captioning")]
 
     def load(self) -> None:
-        """Loads the model, if it is not there.
-
-        Raises:
-            ValueError: If it cannot be opened.
-            torch.OutOfMemoryError: If it does not fit into the GPU's memory.
-        """
+        """Loads the model, if it is not there; errors are those of `open_model`."""
         if not self._blip:
             _ = self._vision_language
 

@@ -61,17 +61,10 @@ class QueryEditing:
         return self._servers.money if self._servers else 0.0
 
     def rewrite(self, queries: Sequence[str], captions: Sequence[str]) -> list[str]:
-        """Rewrites each query with the caption beside it.
+        """Rewrites each query with the caption beside it, as one line each.
 
-        Args:
-            queries: What people asked for.
-            captions: As many captions of what they liked.
-
-        Returns:
-            As many lines. One is empty where the model said nothing usable: the caller knows what to do.
-
-        Raises:
-            ValueError: If there are not as many captions as queries, or a server gives no answer.
+        A line is empty where the model said nothing usable: the caller knows what to do. ValueError if there
+        are not as many captions as queries, or a server gives no answer.
         """
         if len(queries) != len(captions):
             raise ValueError(f"got {len(queries)} queries and {len(captions)} captions, expected as many")
@@ -96,12 +89,7 @@ class QueryEditing:
         ]
 
     def load(self) -> None:
-        """Loads the model, if it is not there or behind servers.
-
-        Raises:
-            ValueError: If it cannot be opened.
-            torch.OutOfMemoryError: If it does not fit into the GPU's memory.
-        """
+        """Loads the model, if it is not there or behind servers; errors are those of `open_model`."""
         if self._servers is None:
             self._model.load()
 

@@ -23,18 +23,13 @@ ROUNDING = 1e-6  # a float32 row that was scaled to length 1 is no farther from 
 
 @dataclass(frozen=True, eq=False)
 class SearchQuery:
-    """What to search for.
+    """What to search for: words, a vector, or scores of all images; an empty or wrong one is a ValueError.
 
     Attributes:
         text: The words; encoded when there is no vector.
-        vector: (d,) floats of any length above zero, such as a weighted sum of embeddings; only its direction
-            counts. It wins over the text, which then is kept for the record alone.
-        scores: (images,) float32 in the index's order, for what no single vector can say: the images are
-            ranked by them, the higher first. They win over vector and text.
-
-    Raises:
-        ValueError: If all are missing, the text is blank, the vector is not a finite direction, or the scores
-            are not finite.
+        vector: (d,) floats, of which only the direction counts; it wins over the text.
+        scores: (images,) float32 in the index's order, the higher first, for what no vector can say; they win
+            over vector and text.
     """
 
     text: str | None = None
@@ -77,8 +72,7 @@ class Retriever:
     def __init__(self, encoder: Encoder, index: ImageIndex, batch_size: int = BATCH_SIZE) -> None:
         """Joins the two; `batch_size` texts or pictures go to one call of the encoder.
 
-        Raises:
-            ValueError: If the index is another model's; of one in memory only the dimension can be checked.
+        Raises ValueError if the index is another model's; of one in memory only the dimension can be checked.
         """
         if batch_size < 1:
             raise ValueError(f"batch size: got {batch_size}, expected at least 1")
@@ -95,45 +89,22 @@ class Retriever:
 
     @classmethod
     def open(cls, encoder: Encoder, index_folder: Path, batch_size: int = BATCH_SIZE) -> Retriever:
-        """Opens a saved index for this encoder.
-
-        Raises:
-            FileNotFoundError: If there is no whole index in the folder.
-            ValueError: If the index is damaged, or another model's.
-        """
+        """Opens a saved index for this encoder; errors are those of `FaissIndex.open`."""
         return cls(encoder, FaissIndex.open(index_folder, encoder.fingerprint, encoder.dimension), batch_size)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Encodes n texts, batch by batch.
-
-        Returns:
-            (n, d) float32, rows of unit length.
-
-        Raises:
-            ValueError: If a text is blank, or the encoder's output does not fit.
-        """
+        """Encodes n texts, (n, d) float32 unit rows; one that is blank is a ValueError."""
         for number, text in enumerate(texts):
             if not text.strip():
                 raise ValueError(f"text {number}: got {text!r}, expected words")
         return self._encoded(texts, self.encoder.encode_texts, "text vectors")
 
     def encode_images(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """Encodes n RGB pictures (see `index.decode.open_image`), batch by batch.
-
-        Returns:
-            (n, d) float32, rows of unit length.
-
-        Raises:
-            ValueError: If the encoder's output does not fit.
-        """
+        """Encodes n RGB pictures (see `index.decode.open_image`), (n, d) float32 unit rows."""
         return self._encoded(images, self.encoder.encode_images, "image vectors")
 
     def query_vectors(self, queries: Sequence[SearchQuery | str] | np.ndarray) -> np.ndarray:
-        """Makes one unit row of each query, (q, d) float32; arguments as for `prepared`.
-
-        Raises:
-            ValueError: If a query is empty, a vector does not fit the index, or a query has scores.
-        """
+        """Makes one unit row of each query, (q, d) float32; as `prepared`, but scores are a ValueError."""
         asked = self.prepared(queries)
         for number, query in enumerate(asked):
             if query.scores is not None:
@@ -144,15 +115,12 @@ class Retriever:
         return self._with_vectors(asked)[1]
 
     def prepared(self, queries: Sequence[SearchQuery | str] | np.ndarray) -> list[SearchQuery]:
-        """Makes each query a unit row, unless it has scores; all texts are encoded together.
-
-        So what is to be searched and ranked is encoded once for both.
+        """Makes each query a unit row, unless it has scores, so that it is encoded once for search and rank.
 
         Args:
             queries: q queries, q texts, or their vectors (q, d) of any length above zero.
 
-        Raises:
-            ValueError: If a query is empty, or a vector does not fit the index.
+        Raises ValueError if a query is empty, or a vector does not fit the index.
         """
         asked = [_search_query(query) for query in queries]
         for number, query in enumerate(asked):
@@ -176,18 +144,12 @@ class Retriever:
         k: int,
         exclude: Exclusions | None = None,
     ) -> list[Ranking]:
-        """Lists the k best images of each query; fewer when fewer are left.
+        """Lists the k best images of each query; fewer when fewer are left. A misfit is a ValueError.
 
         Args:
             queries: As for `prepared`.
             k: At least 1.
             exclude: For each query the image ids that may not be listed, or None.
-
-        Returns:
-            q rankings; of equal scores the image added earlier comes first.
-
-        Raises:
-            ValueError: If the arguments do not fit the index.
         """
         asked = self.prepared(queries)
         excluded = excluded_rows(exclude, self.index.row_of, len(asked))
@@ -209,15 +171,9 @@ class Retriever:
         target_ids: Sequence[str],
         exclude: Exclusions | None = None,
     ) -> np.ndarray:
-        """Counts the place of one target a query in the whole collection, as `search` would list it.
+        """Counts the place of a target for each query in the whole collection, (q,) int64 from 1.
 
-        To search and rank the same queries, encode them once with `prepared`.
-
-        Returns:
-            (q,) int64, from 1.
-
-        Raises:
-            ValueError: If the arguments do not fit the index, or a target is excluded.
+        Raises ValueError if the arguments do not fit the index, or a target is excluded.
         """
         asked = self.prepared(queries)
         excluded = excluded_rows(exclude, self.index.row_of, len(asked))
@@ -235,11 +191,7 @@ class Retriever:
         return ranks
 
     def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
-        """Looks up the vectors of indexed images, (n, d) float32, without encoding them again.
-
-        Raises:
-            ValueError: If an id is not in the index.
-        """
+        """Looks up the vectors of indexed images, (n, d) float32; an unknown id is a ValueError."""
         return self.index.vectors_of(ids)
 
     def _encoded(self, items: Sequence, encode: Callable[[list], np.ndarray], what: str) -> np.ndarray:

@@ -71,19 +71,13 @@ class BlipCaptioner:
         max_length: int = 20,
         min_length: int = 5,
     ) -> list[str]:
-        """Describes pictures, one sentence each, taking the likeliest word each time.
+        """Describes PIL images of any mode and size, one sentence each, taking the likeliest word each time.
 
         Args:
-            images: PIL images of any mode and size.
+            images: In the order of which captions are returned.
             prompt: What the caption continues; not part of what is returned. None: the model's own.
-            max_length: The most tokens, prompt counted.
+            max_length: The most tokens, prompt counted; out of range is a ValueError.
             min_length: The fewest tokens, prompt counted.
-
-        Returns:
-            Captions in the order given.
-
-        Raises:
-            ValueError: If a length is out of range.
         """
         captions = []
         for start in range(0, len(images), self._batch_size):
@@ -110,9 +104,6 @@ class BlipCaptioner:
 
         Returns:
             (n, length) int64: [DEC], prompt, caption, [SEP], padding.
-
-        Raises:
-            ValueError: If a length is out of range.
         """
         start = self.prompt_ids(prompt)
         if not start.shape[1] < max_length <= self.positions:

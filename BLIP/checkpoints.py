@@ -55,7 +55,7 @@ _Model = TypeVar("_Model", bound=nn.Module)
 def load_towers(
     path: Path | str, tokenizer: Tokenizer, image_size: int | None = None, device: torch.device | str = "cpu"
 ) -> Towers:
-    """Loads a retrieval model: both towers, the projections into the joint space, the matching head.
+    """Loads a retrieval model, float32, in evaluation mode: both towers, projections, matching head.
 
     Args:
         path: A weights file, or a folder that holds one.
@@ -64,13 +64,8 @@ def load_towers(
             size the file was trained for.
         device: Where the model goes.
 
-    Returns:
-        The model in evaluation mode, float32.
-
-    Raises:
-        FileNotFoundError: If there is no weights file.
-        ValueError: If the file cannot be read, is of another model, or misses, misshapes or adds a tensor, or
-            a head count is not known (see `BLIP.sizes.read_stated`).
+    Raises FileNotFoundError if there is no weights file; ValueError if it cannot be read, is of another
+    model, misses, misshapes or adds a tensor, or a head count is not known (see `BLIP.sizes.read_stated`).
 
     Source: the names and settings of salesforce/BLIP (Li et al. 2022, arXiv 2201.12086) and ChatIR.
     """

@@ -20,14 +20,7 @@ def resize(image: Image.Image, size: int) -> Image.Image:
 
 
 def to_pixels(images: Sequence[Image.Image], size: int) -> torch.Tensor:
-    """Prepares pictures for the vision transformer.
-
-    Args:
-        images: PIL images of any mode and size.
-        size: Side of the square, in pixels.
-
-    Returns:
-        (n, 3, size, size) float32.
+    """Prepares PIL images of any mode and size: (n, 3, size, size) float32.
 
     Source: the preprocessing of salesforce/BLIP and ChatIR.
     """

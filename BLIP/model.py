@@ -66,9 +66,8 @@ class BlipEncoder:
             device: Where to compute, in float32.
             batch_size: Images, texts or pairs computed at a time.
 
-        Raises:
-            FileNotFoundError: If the weights or the vocabulary are not there.
-            ValueError: If they do not make a retrieval model.
+        Raises FileNotFoundError if weights or vocabulary are not there; ValueError if they make no such
+        model.
         """
         weights = find_weights(path)
         tokenizer = Tokenizer.open(weights)
@@ -95,11 +94,7 @@ class BlipEncoder:
         return rows
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeds texts, read by themselves and beginning with [CLS]; those over `text_limit` tokens are cut.
-
-        Returns:
-            (n, dimension) float32, rows of length 1, in the order given.
-        """
+        """Embeds texts, cut to `text_limit` tokens, in order: (n, dimension) float32, rows of length 1."""
         if isinstance(texts, str):
             raise ValueError("got one str, expected a sequence of texts: put it in a list")
         rows = np.empty((len(texts), self.dimension), dtype=np.float32)
@@ -155,11 +150,7 @@ class BlipEncoder:
 
 
 def checked_batch(batch_size: int) -> int:
-    """Returns a batch size that can be used.
-
-    Raises:
-        ValueError: If it is below 1.
-    """
+    """Returns a batch size that can be used; below 1 it is a ValueError."""
     if batch_size < 1:
         raise ValueError(f"got batch_size={batch_size}, expected at least 1")
     return batch_size

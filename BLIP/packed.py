@@ -1,9 +1,8 @@
 """Weights laid out in advance the way the processor reads them fastest.
 
-torch multiplies float32 matrices with MKL, which on some processors reaches half the speed of oneDNN; torch
-has both. oneDNN wants the weights in blocks. They are rearranged once, when a model is opened, which needs no
-compiler and no other package; bfloat16, which oneDNN multiplies anyway, is otherwise rearranged at every
-call. docs/performance.md has figures.
+torch multiplies float32 matrices with MKL, which on some processors reaches half the speed of oneDNN. oneDNN
+wants the weights in blocks: they are rearranged once, when a model is opened, and not at every call.
+docs/performance.md has figures.
 """
 
 from __future__ import annotations
@@ -38,11 +37,10 @@ def can_pack() -> bool:
 
 
 def pack(module: nn.Module) -> None:
-    """Replaces all plain linear layers by packed ones; the module can no longer be trained.
+    """Replaces the plain linear layers of a module on the CPU by packed ones; it can no longer be trained.
 
-    Args:
-        module: On the CPU; its layers are replaced one by one, so that memory does not double. Layers of
-            other dtypes than float32 and bfloat16, and of other classes (quantized ones), stay.
+    One by one, so that memory does not double. Layers of other dtypes than float32 and bfloat16, and of other
+    classes (quantized ones), stay.
     """
     for name, child in list(module.named_children()):
         if type(child) is nn.Linear and child.weight.dtype in (torch.float32, torch.bfloat16):

@@ -127,12 +127,9 @@ def anchors(text_prefix: str) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Stated:
-    """What a JSON says about a model, in Hugging Face's key names.
+    """What a JSON says about the text and the vision transformer, in Hugging Face's key names.
 
-    Attributes:
-        text: About the text transformer.
-        vision: About the vision transformer.
-        prompt: What captions begin with, or None if the JSON does not say.
+    `prompt` is what captions begin with, or None if the JSON does not say.
     """
 
     text: Mapping[str, Any]
@@ -141,16 +138,10 @@ class Stated:
 
 
 def read_stated(weights: Path) -> Stated:
-    """Reads the configuration beside the weights: ``config.json``, else ``*med_config*.json``.
+    """Reads the configuration beside the weights: ``config.json``, else ``*med_config*.json``, else nothing.
 
     It is a text configuration (as ``med_config.json``), to which a ``"vision": {"heads": ...}`` may be added,
-    or a transformers ``BlipConfig``.
-
-    Returns:
-        What it states; nothing if there is no such file.
-
-    Raises:
-        ValueError: If it is not a JSON object, or its activation is not BLIP's.
+    or a transformers ``BlipConfig``. ValueError if it is no JSON object, or its activation is not BLIP's.
     """
     config: Mapping[str, Any] = {}
     for file in (weights.parent / "config.json", *sorted(weights.parent.glob("*med_config*.json"))):
@@ -183,9 +174,8 @@ def read_sizes(
         stated: What a configuration says.
         source: The weights file, for messages.
 
-    Raises:
-        ValueError: If the image positions are not a class token and a square grid, a head count is unknown or
-            does not divide the width, or the configuration is of a model with other widths or depths.
+    Raises ValueError if the image positions are not a class token and a square grid, a head count is unknown
+    or does not divide the width, or the configuration is of a model with other widths or depths.
     """
     positions = shapes[_POSITIONS][1]
     grid = math.isqrt(max(positions - 1, 0))

@@ -22,12 +22,9 @@ CLOSED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
 @dataclass(frozen=True)
 class Tokens:
-    """Texts as token ids.
+    """Texts as token ids: `ids` (n, length) int64, padded on the right; `mask` likewise, 1 where a token is.
 
-    Attributes:
-        ids: (n, length) int64, padded on the right.
-        mask: (n, length) int64, 1 where a token is.
-        truncated: How many of the texts were cut.
+    `truncated` says how many of the texts were cut.
     """
 
     ids: torch.Tensor
@@ -53,15 +50,10 @@ class Tokenizer:
 
     @classmethod
     def open(cls, path: Path | str) -> Tokenizer:
-        """Opens the vocabulary that belongs to a checkpoint.
+        """Opens a ``.txt`` vocabulary, or the ``vocab.txt`` beside a checkpoint's file or in its folder.
 
-        Args:
-            path: A ``.txt`` vocabulary, or a checkpoint's file or folder with ``vocab.txt`` beside or in it.
-                Without one there, the released models' ``bert-base-uncased`` is asked of transformers.
-
-        Raises:
-            FileNotFoundError: If there is no vocabulary, beside the checkpoint or in reach.
-            ValueError: If the vocabulary is damaged.
+        Without one there, the released models' ``bert-base-uncased`` is asked of transformers.
+        FileNotFoundError if that is out of reach, ValueError if the vocabulary is damaged.
         """
         path = Path(path)
         file = path if path.suffix == ".txt" else (path if path.is_dir() else path.parent) / VOCABULARY
@@ -73,7 +65,7 @@ class Tokenizer:
     def encode(
         self, texts: Sequence[str], limit: int, length: int | None = None, first: int | None = None
     ) -> Tokens:
-        """Turns texts into padded ids: [CLS], the words, [SEP].
+        """Turns one or more texts into padded ids: [CLS], the words, [SEP].
 
         Args:
             texts: At least one.

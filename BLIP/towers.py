@@ -96,15 +96,10 @@ class TextTower(nn.Module):
         mask: torch.Tensor | None = None,
         image_states: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Reads texts, alone or each with an image.
+        """Reads texts, alone or each with an image: (n, length) token ids to (n, length, width) states.
 
-        Args:
-            ids: (n, length) token ids.
-            mask: (n, length), nonzero where a token is; None if no text is padded, which is faster.
-            image_states: (n, tokens, width) of the images, or None.
-
-        Returns:
-            (n, length, width) states.
+        `mask` is (n, length), nonzero where a token is; None if no text is padded, which is faster.
+        `image_states` are (n, tokens, width).
         """
         # (n, 1, 1, length): every head and every query of a text sees the same keys. Padding is only hidden
         # from the others; what it computes itself is never read.

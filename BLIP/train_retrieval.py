@@ -1,16 +1,12 @@
 """Trains or fine-tunes a BLIP for retrieval, matching and captioning, on any dataset the playground reads.
 
-From scratch; the demo's weights began so (docs/training.md has the second command, times and scores):
+From scratch, as the demo's weights began, and starting from a checkpoint:
 
     python -m BLIP.train_retrieval --dataset demo --output runs/train-demo
-
-Starting from a checkpoint:
-
     python -m BLIP.train_retrieval --dataset flickr30k --split all --dev-split None
         --start BLIP/chatir_weights.ckpt --image-size 224 --learning-rate 1e-5 --output runs/train-flickr30k
 
-If it is stopped or killed, the same command resumes from the last checkpoint. docs/training.md says what the
-output folder holds.
+If it is stopped or killed, the same command resumes from the last checkpoint (docs/training.md).
 """
 
 from __future__ import annotations
@@ -118,9 +114,8 @@ class TrainingSettings:
 def train(settings: TrainingSettings) -> Path:
     """Runs the training, or what is left of it; returns the folder with the trained weights.
 
-    Raises:
-        ValueError: If the folder holds a run with other settings, or the dataset is too small for a batch.
-        FileNotFoundError: If the dataset or the starting checkpoint is missing.
+    Raises ValueError if the folder holds a run with other settings, or the dataset is too small for a batch;
+    FileNotFoundError if the dataset or the starting checkpoint is missing.
     """
     torch.manual_seed(settings.seed)
     output = settings.output
@@ -315,8 +310,7 @@ def _save_weights(model: TrainingModel, tokenizer: Tokenizer, output: Path) -> N
 def _image_states(model: TrainingModel, pixels: np.ndarray, rows: Sequence[int], path: Path) -> np.ndarray:
     """Runs the vision tower once over the rows that the second stage learns from.
 
-    Returns:
-        (rows, tokens, width) float16, memory-mapped from `path`; reused if it is there.
+    Returns (rows, tokens, width) float16, memory-mapped from `path`; reused if it is there.
     """
     if path.is_file():
         return np.load(path, mmap_mode="r")

@@ -34,11 +34,7 @@ _FILLERS = (
 def cache_pixels(images: Sequence[Image], side: int, path: Path) -> np.ndarray:
     """Decodes and resizes all pictures once, as BLIP does, into one array at `path`; reused if it fits.
 
-    Returns:
-        (n, side, side, 3) uint8, read-only, memory-mapped.
-
-    Raises:
-        ValueError: If pictures cannot be read, naming the first.
+    Returns (n, side, side, 3) uint8, memory-mapped. ValueError if pictures cannot be read, naming the first.
     """
     shape = (len(images), side, side, 3)
     if path.is_file():
@@ -130,9 +126,8 @@ class PatchTargets:
     def __init__(self, path: Path, image_ids: Sequence[str]) -> None:
         """Reads the boxes of some images, which are later asked for by their place here.
 
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If a line is malformed, or no box belongs to these images.
+        FileNotFoundError if there is no such file; ValueError if a line is malformed, or no box is of the
+        images.
         """
         row_of = {image_id: row for row, image_id in enumerate(image_ids)}
         names: dict[str, int] = {}

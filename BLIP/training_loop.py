@@ -37,7 +37,7 @@ def run_stage(
     checkpoint_every: int,
     saved: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Runs a stage, or what is left of it after a stop.
+    """Runs a stage, or what is left of it after a stop; checkpoint and log are in `output`.
 
     Args:
         name: Of the stage's checkpoint and in the log.
@@ -46,7 +46,7 @@ def run_stage(
         losses_of: The losses of a step, computed under autocast in bfloat16; their sum is minimised.
         output: Folder of checkpoints and log.
         steps: In all.
-        learning_rate: Peak; warms up, then falls along a cosine.
+        learning_rate: Peak; warms up for `warmup_steps`, then falls along a cosine.
         warmup_steps: Until the peak.
         seed: Of what a step draws at random.
         checkpoint_every: Steps.

@@ -47,8 +47,8 @@ class TrainingModel(nn.Module):
             towers: The retrieval model.
             text_decoder: From `BLIP.checkpoints.make_decoder`; None to train no captioner.
             enc_id: Of [ENC], which begins a text that is matched.
-            words: Of `BLIP.training_data.WordTargets`, how many.
-            labels: Of `BLIP.training_data.PatchTargets`, how many.
+            words: How many words `WordTargets` has.
+            labels: How many labels `PatchTargets` has.
         """
         super().__init__()
         self.towers, self.text_decoder, self.enc_id = towers, text_decoder, enc_id
@@ -143,10 +143,8 @@ class TrainingModel(nn.Module):
     def matching_loss(self, states: torch.Tensor, texts: TokenBatch, text_rows: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of match or no match.
 
-        Args:
-            states: (3 n, tokens, width): the pictures of n true pairs, then those of 2 n false ones.
-            texts: Token 0 is replaced by [ENC].
-            text_rows: (3 n,) int64, which of the texts belongs to each.
+        `states` are (3 n, tokens, width), the pictures of n true pairs, then those of 2 n false ones;
+        `text_rows` are (3 n,) int64, which of the texts (token 0 is replaced by [ENC]) belongs to each.
         """
         ids = texts.starting_with(self.enc_id)[text_rows]
         fused = self.read(ids, texts.mask[text_rows], states)

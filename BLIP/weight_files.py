@@ -43,12 +43,9 @@ _SURPLUS = {"image_queue", "text_queue", "idx_queue", "ptr_queue", "queue_ptr", 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A weights file, read.
+    """A weights file, read: its tensors by Hugging Face name, without the known surplus.
 
-    Attributes:
-        file: The weights file.
-        salesforce: Whether the names in the file are Salesforce's; else they are Hugging Face's.
-        tensors: By Hugging Face name, without the known surplus.
+    `salesforce`: whether the names in the file are Salesforce's; else they are Hugging Face's.
     """
 
     file: Path
@@ -61,16 +58,11 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path | str) -> Checkpoint:
-    """Reads a checkpoint and translates its names.
+    """Reads a checkpoint, a file or a folder that holds one, and translates its names.
 
     The naming is told from the names alone, since files of either naming come nested and flat.
-
-    Args:
-        path: A weights file, or a folder that holds one.
-
-    Raises:
-        FileNotFoundError: If there is no weights file.
-        ValueError: If it cannot be read, or its names are not BLIP's.
+    FileNotFoundError if there is no weights file; ValueError if it cannot be read, or its names are not
+    BLIP's.
     """
     file = find_weights(path)
     tensors = read_tensors(file)
@@ -112,15 +104,8 @@ def _translated(name: str, new: int) -> str:
 def find_weights(path: Path | str) -> Path:
     """Finds the weights file that a path names.
 
-    Args:
-        path: A weights file, or a folder that holds one.
-
-    Returns:
-        The file. In a folder: ``model.safetensors``, else ``pytorch_model.bin``, else the only weights file.
-
-    Raises:
-        FileNotFoundError: If there is nothing at the path, or the folder holds no weights file.
-        ValueError: If the folder holds several weights files, or one in parts.
+    In a folder it is ``model.safetensors``, else ``pytorch_model.bin``, else the only weights file.
+    FileNotFoundError if there is none; ValueError if the folder holds several, or one in parts.
     """
     path = Path(path)
     if path.is_file():
@@ -153,14 +138,8 @@ def is_hub_id(name: str) -> bool:
 def fetch_checkpoint(hub_id: str) -> Path:
     """Downloads weights, configuration and vocabulary from the Hugging Face hub, or finds them in its cache.
 
-    Args:
-        hub_id: Such as ``Salesforce/blip-itm-base-coco``.
-
-    Returns:
-        The weights file, its configuration and vocabulary beside it.
-
-    Raises:
-        ValueError: If there is no such model, it is not BLIP's, or the hub cannot be reached.
+    `hub_id` is such as ``Salesforce/blip-itm-base-coco``. Returns the weights file, the others beside it.
+    ValueError if there is no such model, it is not BLIP's, or the hub cannot be reached.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -186,17 +165,11 @@ def fetch_checkpoint(hub_id: str) -> Path:
 
 
 def read_tensors(file: Path) -> dict[str, torch.Tensor]:
-    """Reads the named tensors of one file, whatever they are nested in.
+    """Reads the named tensors of a safetensors or torch file, perhaps under ``model`` or ``state_dict``.
 
-    Args:
-        file: safetensors, or a torch file: the tensors by name, perhaps under ``model`` or ``state_dict``.
-
-    Returns:
-        Tensors on the CPU by the names in the file, less a ``module.`` that all of them begin with. They may
-        be mapped from the file: copy what outlives the call.
-
-    Raises:
-        ValueError: If the file is empty, truncated, no checkpoint, or a pickle of other objects.
+    They are on the CPU, by the names in the file less a ``module.`` that all begin with, and may be mapped
+    from the file: copy what outlives the call. ValueError if the file is empty, truncated, no checkpoint, or
+    a pickle of other objects.
     """
     with file.open("rb") as stream:
         head = stream.read(64)
@@ -230,10 +203,7 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
 
 
 def fingerprint(path: Path | str) -> str:
-    """Names the content of a checkpoint: the first 16 hex digits of the SHA-256 of its weights file.
-
-    Arguments and errors are those of `find_weights`.
-    """
+    """Names the content of a checkpoint: the first 16 hex digits of the SHA-256 of its weights file."""
     return file_sha256(find_weights(path))[:16]
 
 

@@ -35,15 +35,7 @@ class ShrinkingBatches:
         """Applies ``work`` to all items, a batch at a time; returns the results in order.
 
         Out of memory, the batch is halved, for later calls too, and tried again; what was done before stays
-        done.
-
-        Args:
-            items: What there is to do.
-            work: A batch to as many results.
-            doing: What the progress bar says.
-
-        Raises:
-            ValueError: If memory does not even suffice for one item.
+        done. ValueError if memory does not even suffice for one item. ``doing`` names the progress bar.
         """
         import torch
 

@@ -54,11 +54,7 @@ class CaptionCache:
     """
 
     def __init__(self, path: Path) -> None:
-        """Opens the file, or makes it and the folders above it.
-
-        Raises:
-            ValueError: If it is damaged, of a newer format, or no file of captions.
-        """
+        """Opens the file, or makes it; ValueError if it is damaged, newer, or no file of captions."""
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._transaction("IMMEDIATE") as database:  # two processes may want to make it
@@ -85,9 +81,8 @@ class CaptionCache:
     def find(self, captioner: str, pictures: Sequence[str]) -> dict[str, str]:
         """Returns the captions that are there, by picture.
 
-        Args:
-            captioner: What makes captions differ: model, revision, precision, prompt.
-            pictures: SHA-256 of each picture's file.
+        `captioner` is what makes captions differ (model, revision, precision, prompt); `pictures` are SHA-256
+        of files.
         """
         with self._transaction() as database:
             return dict(
@@ -198,14 +193,7 @@ class ImageCaptions:
     def __init__(
         self, captioner: Captioner, images: Sequence[Image], cache: CaptionCache, batch_size: int
     ) -> None:
-        """Opens no model and no picture yet.
-
-        Args:
-            captioner: Makes the captions.
-            images: The collection.
-            cache: Holds the captions made so far.
-            batch_size: Pictures captioned, and then kept, at a time.
-        """
+        """Opens nothing yet; `batch_size` pictures are captioned, and then kept, at a time."""
         self.reused = 0
         self.made = 0
         self.broken: dict[str, str] = {}
@@ -217,27 +205,17 @@ class ImageCaptions:
 
     @cached_property
     def captioner_name(self) -> str:
-        """What makes captions differ: the model's content, precision and prompt.
-
-        Raises:
-            ValueError: If there is no such model.
-        """
+        """What makes captions differ: the model's content, precision, prompt. ValueError: no such model."""
         model_id, name = self._captioner.model_id, self._captioner.name
         if model_id.startswith(SERVED):  # nobody here can see a server's files
             return name
         return model_identity(model_id, self._cache.hashes_of) + name.removeprefix(model_id)
 
     def captions_of(self, image_ids: Sequence[str]) -> list[str]:
-        """Returns the captions of images, making those that are missing.
+        """Returns the captions of images, one line each, making those that are missing.
 
-        Args:
-            image_ids: Of the collection.
-
-        Returns:
-            One line each, in order; empty for a picture that cannot be read.
-
-        Raises:
-            ValueError: If an image is not in the collection, or the captioner cannot be opened.
+        A picture that cannot be read has the empty caption. ValueError if an image is not in the collection,
+        or the captioner cannot be opened.
         """
         missing = [image_id for image_id in dict.fromkeys(image_ids) if image_id not in self._captions]
         unknown = [image_id for image_id in missing if image_id not in self._images]

@@ -41,10 +41,7 @@ class GpuMemory:
         """Has a model loaded before it is used.
 
         A model that cannot be loaded beside the others takes their place, and from then on only one is there
-        at a time.
-
-        Raises:
-            ValueError: If it does not fit even alone, or cannot be opened.
+        at a time. ValueError if it does not fit even alone, or cannot be opened.
         """
         if self._takes_turns:
             self.release_others(model)

@@ -34,10 +34,7 @@ MODEL_SUFFIXES = (
 def precision_of(quantization: Quantization) -> str:
     """Returns one of `PRECISIONS`; True means int8 and False fp16, as in the first scripts.
 
-    "auto" means 16 bits where the hardware computes in them, else fp32.
-
-    Raises:
-        ValueError: If it is neither a bool nor a known name.
+    "auto" means 16 bits where the hardware computes in them, else fp32. Other values are a ValueError.
     """
     if isinstance(quantization, bool):
         return "int8" if quantization else "fp16"
@@ -62,11 +59,8 @@ def loading_options(quantization: Quantization) -> dict[str, Any]:
     """Returns the keyword arguments of ``from_pretrained`` for a precision.
 
     int8 is LLM.int8() (Dettmers et al. 2022, arXiv 2208.07339); int4 is nf4 with double quantization
-    (Dettmers et al. 2023, arXiv 2305.14314), computing in 16 bits.
-
-    Raises:
-        ValueError: If the precision is not known.
-        ModuleNotFoundError: If it needs bitsandbytes and that is not installed.
+    (Dettmers et al. 2023, arXiv 2305.14314), computing in 16 bits. ValueError if the precision is not known,
+    ModuleNotFoundError if it needs bitsandbytes and that is not installed.
     """
     precision = precision_of(quantization)
     import torch
@@ -94,16 +88,13 @@ def loading_options(quantization: Quantization) -> dict[str, Any]:
 def check_precision(
     precision: str, model_id: str, stored_as: str | None, capability: tuple[int, int] | None
 ) -> None:
-    """Refuses what cannot work, and warns of what works slowly.
+    """Refuses (ValueError) what cannot work, and warns of what works slowly.
 
     Args:
         precision: One of `PRECISIONS`.
         model_id: Of which model.
         stored_as: How its weights are quantized already, such as "gguf" or "awq"; None if they are not.
-        capability: The GPU's compute capability, as `gpu_capability` returns it.
-
-    Raises:
-        ValueError: If the model cannot be quantized, or the GPU cannot compute with it.
+        capability: The GPU's compute capability; None on a CPU.
     """
     packed = precision in ("int8", "int4")
     if packed and stored_as:
@@ -130,45 +121,21 @@ def gpu_capability() -> tuple[int, int] | None:
     return min(torch.cuda.get_device_capability(gpu) for gpu in range(torch.cuda.device_count()))
 
 
-def choose_attention(
-    skeleton: Any, dtype: Any, capability: tuple[int, int] | None, flash_installed: bool
-) -> tuple[str, str]:
-    """Chooses the fastest kernel that machine, precision and model allow.
+def fits_flash_attention(model: Any, dtype: Any, capability: tuple[int, int] | None) -> bool:
+    """Returns whether flash-attention 2 is installed and supported by GPU, precision and all of a model.
 
-    Args:
-        skeleton: A transformers model, on the meta device or loaded; a model made of several (vision tower,
-            language model) gets what all of them support.
-        dtype: The torch dtype it computes in.
-        capability: The GPU's compute capability; None on a CPU.
-        flash_installed: Whether flash-attention 2 is installed.
-
-    Returns:
-        A value for ``attn_implementation``, and why it is that one.
+    `model` is transformers', on the meta device or loaded, and computes in `dtype`; `capability` is the
+    GPU's, None on a CPU.
     """
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, utils
 
-    models = [module for module in skeleton.modules() if isinstance(module, PreTrainedModel)]
-    without_sdpa = [type(model).__name__ for model in models if not model._supports_sdpa]
-    if without_sdpa:
-        return "eager", f"{without_sdpa[0]} supports no other"
-    without_flash = [type(model).__name__ for model in models if not model._supports_flash_attn]
-    widest = max((_head_width(model.config) for model in models), default=0)
-    if capability is None:
-        obstacle = "it needs a GPU"
-    elif not flash_installed:
-        obstacle = "flash-attn is not installed"
-    elif capability < FLASH_CAPABILITY:
-        obstacle = "the GPU's compute capability {}.{} is below 8.0".format(*capability)
-    elif dtype not in (torch.float16, torch.bfloat16):
-        obstacle = f"it computes in 16 bits, not in {str(dtype).removeprefix('torch.')}"
-    elif without_flash:
-        obstacle = f"{without_flash[0]} does not support it"
-    elif widest > MAX_FLASH_HEAD:
-        obstacle = f"heads of {widest} are wider than {MAX_FLASH_HEAD}"
-    else:
-        return "flash_attention_2", "installed, and supported by GPU, precision and model"
-    return "sdpa", f"no flash-attention 2: {obstacle}"
+    if capability is None or capability < FLASH_CAPABILITY or dtype not in (torch.float16, torch.bfloat16):
+        return False
+    parts = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    return bool(utils.is_flash_attn_2_available()) and all(
+        part._supports_flash_attn and _head_width(part.config) <= MAX_FLASH_HEAD for part in parts
+    )
 
 
 def _head_width(config: Any) -> int:
@@ -180,9 +147,7 @@ def _head_width(config: Any) -> int:
 def naming_model(model_id: str) -> Iterator[None]:
     """Turns what the hub's libraries say of a missing or foreign model into one line.
 
-    Raises:
-        ValueError: If the block raises OSError or ValueError.
-        ModuleNotFoundError: If the block misses a package.
+    Raises ValueError for OSError and ValueError, and ModuleNotFoundError if the block misses a package.
     """
     try:
         yield
@@ -203,7 +168,10 @@ def naming_model(model_id: str) -> Iterator[None]:
 def open_model(
     auto_class: Any, model_id: str, quantization: Quantization, *, source: str | None = None, **options: Any
 ) -> Any:
-    """Opens a model, ready to generate greedily.
+    """Opens a model in evaluation mode, ready to generate greedily.
+
+    Its generation settings keep their token ids alone: sampling and penalties that come with a model would
+    make its answers differ from plain greedy decoding.
 
     Args:
         auto_class: Of transformers, such as ``AutoModelForCausalLM``.
@@ -212,18 +180,11 @@ def open_model(
         source: Where it lies, if not at ``model_id``.
         options: For ``from_pretrained``; ``gguf_file`` among them names a file whose weights are unpacked.
 
-    Returns:
-        The model in evaluation mode. Its generation settings keep their token ids alone: sampling and
-        penalties that come with a model would make its answers differ from plain greedy decoding.
-
-    Raises:
-        ValueError: If it cannot be opened, or not with this precision.
-        ModuleNotFoundError: If a package is missing.
-        torch.OutOfMemoryError: If it does not fit into the GPU's memory.
+    Raises ValueError if it cannot be opened, or not with this precision; ModuleNotFoundError if a package is
+    missing; torch.OutOfMemoryError if it does not fit into the GPU's memory.
     """
     import torch
     from transformers import AutoConfig, GenerationConfig
-    from transformers.utils import is_flash_attn_2_available
 
     precision, wanted = precision_of(quantization), loading_options(quantization)
     with naming_model(model_id):
@@ -233,10 +194,8 @@ def open_model(
     with naming_model(model_id):
         with torch.device("meta"):
             skeleton = auto_class.from_config(config)
-        attention, reason = choose_attention(
-            skeleton, wanted["dtype"], capability, bool(is_flash_attn_2_available())
-        )
-        say_once(f"loading {model_id} in {precision}; attention: {attention} ({reason})")
+        if fits_flash_attention(skeleton, wanted["dtype"], capability):  # else transformers chooses
+            wanted["attn_implementation"] = "flash_attention_2"
         if "gguf_file" in options:
             from transformers import GgufConfig
 
@@ -245,11 +204,11 @@ def open_model(
         model = auto_class.from_pretrained(
             source or model_id,
             config=config,
-            attn_implementation=attention,
             **options,
             **wanted,
             **_device_options(),
         )
+    say_once(f"loaded {model_id} in {precision}; attention: {model.config._attn_implementation}")
     given = model.generation_config
     model.generation_config = GenerationConfig(
         bos_token_id=given.bos_token_id, eos_token_id=given.eos_token_id, pad_token_id=given.pad_token_id
@@ -266,17 +225,9 @@ def say_once(line: str) -> None:
 def model_identity(model_id: str, hashes_of: Callable[[Iterable[Path]], Mapping[Path, str]]) -> str:
     """Names a model's content, wherever it lies: other weights under the same id make other captions.
 
-    Args:
-        model_id: A file, a folder, or a model of the hub.
-        hashes_of: SHA-256 of files, in hexadecimal, by path.
-
-    Returns:
-        For a file or folder the first 16 hexadecimal digits of a SHA-256 over names and contents of its model
-        files; for a model of the hub ``id@commit``, the commit being the newest, or without network the one
-        that was downloaded.
-
-    Raises:
-        ValueError: If there is no such model, or its files cannot be read.
+    For a file or folder it is the first 16 hexadecimal digits of a SHA-256 over names and contents of its
+    model files, whose own SHA-256 `hashes_of` tells; for a model of the hub ``id@commit``, the commit being
+    the newest, or without network the one that was downloaded. ValueError if there is no such model.
     """
     path = Path(model_id)
     if not path.exists():

@@ -1,10 +1,9 @@
 """The packaged language model on a CPU, by OpenVINO GenAI.
 
 It reads the GGUF file as it is, and writes several times as many tokens a second as torch does
-(docs/performance.md): weights stay in 4 bits, prompts share what they begin with, an answer that ends makes
-room for the next prompt. It computes with the 4-bit numbers in its own way, and splits text otherwise than
-transformers' reading of the GGUF file, which cuts an empty line in two: answers differ in words (25 of 64
-were equal), so a run records its engine and is not resumed with the other.
+(docs/performance.md). It computes with the 4-bit numbers in its own way, and splits text otherwise than
+transformers' reading of the file: answers differ in words, so a run records its engine and is not resumed
+with the other.
 """
 
 from __future__ import annotations
@@ -35,11 +34,7 @@ class OpenVinoModel:
     """
 
     def __init__(self, path: Path, batch_size: int) -> None:
-        """Opens the file.
-
-        Raises:
-            RuntimeError: If the library cannot read it.
-        """
+        """Opens the file; RuntimeError if the library cannot read it."""
         if "openvino_telemetry" not in sys.modules:
             # Imported, it would report each start to its makers unless the user has opted out.
             sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]

@@ -18,14 +18,8 @@ _QUOTES = "\"'`“”‘’"
 def plain_text(text: str, special_tokens: Iterable[str] = (), max_words: int | None = None) -> str:
     """Makes foreign text safe for a prompt: one line, no control characters, no tokens of a chat template.
 
-    Args:
-        text: A person's query or a model's caption.
-        special_tokens: The tokenizer's; they are taken out wherever they stand.
-        max_words: Where to cut; so many words are at most 10 letters each on average, so that one word of
-            100,000 letters is cut as well.
-
-    Returns:
-        The words, single spaces between them.
+    `special_tokens` are the tokenizer's. Cut to `max_words`, which are at most 10 letters each on average,
+    so that one word of 100,000 letters is cut as well.
     """
     if max_words is not None:  # first: the rest takes time for every letter
         text = text[: 4 * _LETTERS_PER_WORD * max_words]
@@ -41,18 +35,12 @@ def plain_text(text: str, special_tokens: Iterable[str] = (), max_words: int | N
 
 
 def one_line(text: str, max_words: int, special_tokens: Iterable[str] = (), prompt: str = "") -> str:
-    """Takes the answer out of what a model wrote.
-
-    Args:
-        text: The generated part, without the prompt.
-        max_words: Where to cut; `plain_text` says how many letters that is.
-        special_tokens: The tokenizer's.
-        prompt: What the model was told. A model may say it again: that is no answer.
+    """Takes the answer out of what a model wrote after its prompt.
 
     Returns:
         The first line that says something, without lead-in ("Rewritten query:"), quotes or special tokens;
-        cut to ``max_words``; a phrase repeated without end is kept once. Empty when nothing was said, or
-        nothing but the prompt.
+        cut as `plain_text` cuts; a phrase repeated without end is kept once. Empty when nothing was said, or
+        nothing but the prompt again.
     """
     special = tuple(special_tokens)
     told = plain_text(prompt, special)

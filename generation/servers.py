@@ -122,27 +122,14 @@ class ChatServers:
         return (self.tokens_read * read + self.tokens_written * written) / 1e6
 
     def check(self) -> None:
-        """Asks every server whether it has the model.
-
-        Raises:
-            ValueError: If one does not answer, or has other models.
-            ModuleNotFoundError: If the openai package is missing.
-        """
+        """Asks every server whether it has the model; ValueError if one does not answer, or has others."""
         asyncio.run(self._check())
 
     def describe(self, images: Sequence[Image.Image], prompt: str, *, max_tokens: int) -> list[str]:
-        """Describes pictures greedily.
+        """Describes pictures greedily, in order; ``prompt`` is what to say of each.
 
-        Args:
-            images: Pictures; they go out as JPEG, none of their sides longer than `MAX_SIDE`.
-            prompt: What to say of each.
-            max_tokens: Limit of new tokens of an answer.
-
-        Returns:
-            As many texts, in order.
-
-        Raises:
-            ServersFailed: If a request failed for good; it holds the texts that were written.
+        They go out as JPEG, none of their sides longer than `MAX_SIDE`. ServersFailed if a request failed for
+        good; it holds the texts that were written.
         """
 
         def content(image: Image.Image) -> list[dict[str, Any]]:
@@ -156,17 +143,9 @@ class ChatServers:
         return message
 
     def complete(self, prompts: Sequence[str], *, max_tokens: int) -> list[str]:
-        """Answers messages greedily.
+        """Answers messages greedily, in order; tokens of chat templates are taken out of them.
 
-        Args:
-            prompts: Messages; tokens of chat templates are taken out of them.
-            max_tokens: Limit of new tokens of an answer.
-
-        Returns:
-            As many texts, in order.
-
-        Raises:
-            ServersFailed: If a request failed for good; it holds the texts that were written.
+        ServersFailed if a request failed for good; it holds the texts that were written.
         """
         return asyncio.run(self._ask(prompts, without_template_tokens, max_tokens, "writing"))
 

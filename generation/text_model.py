@@ -41,8 +41,7 @@ _MIN_SHARED = 16  # tokens that prompts begin with, from which on reading them o
 def source_of(model_id: str) -> tuple[str, dict[str, Any]]:
     """Returns where a model lies, and for a packaged one the option of transformers that names its file.
 
-    Raises:
-        ModuleNotFoundError: If it comes in a package that is not installed.
+    ModuleNotFoundError if it comes in a package that is not installed.
     """
     if model_id not in PACKAGED:
         return model_id, {}
@@ -57,9 +56,6 @@ def engine_of(model_id: str, quantization: Quantization) -> str:
     """Returns what runs a language model: "openvino", or the precision in which transformers does.
 
     On a CPU, a packaged model is for OpenVINO where that is installed and no precision is asked for.
-
-    Raises:
-        ValueError: If the precision is not known.
     """
     import torch
 
@@ -90,13 +86,7 @@ class TextModel:
         self.name = f"{model_id} {self._engine}"
 
     def load(self) -> None:
-        """Loads the model, if it is not there.
-
-        Raises:
-            ValueError: If it cannot be opened.
-            ModuleNotFoundError: If a package is missing.
-            torch.OutOfMemoryError: If it does not fit into the GPU's memory.
-        """
+        """Loads the model, if it is not there; errors are those of `open_model`."""
         if self._model is not None:
             return
         source, options = source_of(self.model_id)
@@ -126,28 +116,16 @@ class TextModel:
         return self._loaded.special_tokens
 
     def chat_prompt(self, message: str) -> str:
-        """Wraps a message in the model's chat template, the answer's opening included.
-
-        Raises:
-            ValueError: If the model has no chat template.
-        """
+        """Wraps a message in the chat template, the answer's opening included; ValueError: there is none."""
         return self._loaded.chat_prompt(message)
 
     def complete(
         self, prompts: Sequence[str], *, max_tokens: int, stops_at_line_end: bool = False
     ) -> list[str]:
-        """Completes prompts greedily.
+        """Completes prompts greedily; returns the new texts, in order.
 
-        Args:
-            prompts: Texts; what all of them begin with is read once.
-            max_tokens: Limit of new tokens of each.
-            stops_at_line_end: Whether a line feed ends the answer.
-
-        Returns:
-            The new text of each prompt, in order.
-
-        Raises:
-            ValueError: If a prompt is empty, or memory does not even suffice for one.
+        What all prompts begin with is read once. ``stops_at_line_end``: whether a line feed ends the answer.
+        ValueError if a prompt is empty, or memory does not even suffice for one.
         """
         if "" in prompts:
             raise ValueError(f"prompt {list(prompts).index('')}: got no tokens, expected at least one")
@@ -196,10 +174,9 @@ class _TransformersModel:
 
     @property
     def special_tokens(self) -> list[str]:
-        """The tokenizer's special tokens and its template's.
+        """The tokenizer's special tokens, and its template's, which some models list as common ones.
 
-        Some models list tokens of their template as common ones (Qwen's ``<tool_call>``); common added
-        tokens that are plain words stay allowed.
+        Common added tokens that are plain words stay allowed.
         """
         added = self.tokenizer.added_tokens_decoder.values()
         unsafe = [token.content for token in added if token.special or set(token.content) & set("<>[]|")]
@@ -254,10 +231,9 @@ class _TransformersModel:
         return self.tokenizer.batch_decode(new, skip_special_tokens=True), sum(map(len, new))
 
     def ends(self, stops_at_line_end: bool = False) -> list[int]:
-        """Returns all tokens that end an answer.
+        """Returns all tokens that end an answer: the tokenizer's, and those that the model lists.
 
-        They are the tokenizer's, those that the model lists (Llama 3.1 has three), and if a line end ends an
-        answer those that hold a line feed.
+        Llama 3.1 lists three. If a line end ends an answer, tokens that hold a line feed are among them.
         """
         stated = self.model.generation_config.eos_token_id
         listed = stated if isinstance(stated, list) else [stated]

@@ -39,12 +39,9 @@ FAISS_TYPES = {"hnsw": faiss.IndexHNSWSQ, "ivf": faiss.IndexIVFScalarQuantizer}
 
 
 def choose_kind(count: int, dimension: int, memory: int | None = None) -> IndexKind:
-    """Picks the kind of index for a collection: exact while that is fast, then the best that fits.
+    """Picks the kind of index for so many vectors: exact while that is fast, then the best that fits.
 
-    Args:
-        count: Vectors.
-        dimension: Width of a vector.
-        memory: Bytes of the machine; asked of the system when None.
+    `memory` are the bytes of the machine; asked of the system when None.
     """
     if count < FLAT_BELOW:
         return "flat"
@@ -106,11 +103,7 @@ class Approximate:
     def read(
         cls, path: Path, vectors: np.ndarray, kind: IndexKind, effort: int, recall: float
     ) -> Approximate:
-        """Reads what `write` wrote.
-
-        Raises:
-            ValueError: If it is of another kind or size.
-        """
+        """Reads what `write` wrote; ValueError if it is of another kind or size."""
         store, expected = faiss.read_index(str(path)), FAISS_TYPES[kind]
         if (type(store), store.ntotal, store.d) != (expected, *vectors.shape):
             raise ValueError(
@@ -121,13 +114,9 @@ class Approximate:
 
 
 def build_approximate(vectors: np.ndarray, kind: IndexKind) -> Approximate:
-    """Builds an approximate index and raises its effort until it finds enough.
+    """Builds "hnsw" or "ivf" over (n, d) float32 unit rows, and raises its effort until it finds enough.
 
     Recall is measured with sums of two stored vectors, which lie between images as questions do.
-
-    Args:
-        vectors: (n, d) float32 unit rows; read block by block.
-        kind: "hnsw" or "ivf".
     """
     count, dimension = vectors.shape
     lists = max(1, min(int(2 * count**0.5), count // TRAINING_ROWS_PER_LIST))

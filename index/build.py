@@ -78,10 +78,8 @@ def build_index(
         rebuild: Embed everything again, whatever is there.
         embed_parts: Does the embedding elsewhere, with the same model; here, part by part, when None.
 
-    Raises:
-        ValueError: If there are no images, ids repeat, all images or too many are broken
-            (`failed_images.csv` is written all the same), the encoder's output does not fit, or another
-            process builds in the folder.
+    Raises ValueError if there are no images, ids repeat, all or too many are broken, the encoder's output
+    does not fit, or another process builds in the folder.
     """
     if not images:
         raise ValueError("embedding: got no images, expected at least one; check the dataset's image folder")

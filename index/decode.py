@@ -32,19 +32,15 @@ class BrokenImage(ValueError):
 
 
 def open_image(source: Path | bytes) -> Image.Image:
-    """Reads a picture whole; the content decides the format, not the file's name.
+    """Reads a picture whole, as RGB; the content decides the format, not the file's name.
 
-    The first frame of an animation is taken, and `to_rgb` makes it RGB. Very large pictures are reduced by a
-    whole number, so that a queue of them fits into memory.
+    The first frame of an animation is taken. Very large pictures are reduced by a whole number, so that a
+    queue of them fits into memory.
 
     Args:
         source: The file, or its bytes.
 
-    Returns:
-        A picture in mode RGB that holds no open file.
-
-    Raises:
-        BrokenImage: (a ValueError) If the file is missing, empty, cut off, no picture, or too large.
+    Raises BrokenImage (a ValueError) if it is missing, empty, cut off, no picture, or too large.
     """
     path = source if isinstance(source, Path) else Path("the picture")
     try:
@@ -69,20 +65,13 @@ def open_image(source: Path | bytes) -> Image.Image:
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """Turns a picture the right way up and into 8-bit RGB; the only such converter.
+    """Turns a picture of any mode the right way up and into 8-bit RGB, a copy; the only such converter.
 
     The camera's orientation is applied and transparency lies on white. Grey of more than 8 bits is scaled:
     16-bit values by their type, 32-bit and floating-point values by the smallest of the usual ranges (0 to 1
     for floats, 0 to 255, 0 to 65535) that holds them all, anything else from darkest to brightest.
 
-    Args:
-        picture: Of any mode; of an animation the frame it stands at is taken.
-
-    Returns:
-        A copy in mode RGB.
-
-    Raises:
-        ValueError: If it is no PIL image, or holds NaN or infinity.
+    Raises ValueError if it is no PIL image, or holds NaN or infinity.
     """
     if not isinstance(picture, Image.Image):
         raise ValueError(
@@ -113,11 +102,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
 def check_still_there(paths: Iterable[Path]) -> None:
     """Tells a collection that has gone, as with an unmounted disk, from one with broken files.
 
-    Args:
-        paths: Of pictures that were there when they were listed.
-
-    Raises:
-        FileNotFoundError: If not a single one of them is left.
+    Raises FileNotFoundError if not a single one of the pictures is left.
     """
     first = None
     for path in paths:

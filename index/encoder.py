@@ -52,13 +52,9 @@ class Encoder(ImageEncoder, Protocol):
 
 
 def checked_rows(vectors: np.ndarray, count: int, encoder: ImageEncoder, what: str) -> np.ndarray:
-    """Checks that an encoder gave one unit row for each of `count` inputs.
+    """Rounds what an encoder gave for `count` inputs to the grid, (count, dimension) float32.
 
-    Returns:
-        (count, dimension) float32, rounded to the index's grid.
-
-    Raises:
-        ValueError: If the shape, a value or a row's length is wrong; `what` names the vectors.
+    Raises ValueError, naming the vectors, if the shape, a value or a row's length is wrong.
     """
     rows = unit_rows(vectors, encoder.dimension, what)
     if len(rows) != count:
@@ -74,24 +70,13 @@ def embed(
     bar: tqdm,
     keep_seconds: float = math.inf,
 ) -> Generator[tuple[Shard, list[Skip]], None, None]:
-    """Decodes and encodes images.
+    """Decodes with `workers` threads, and encodes images; the bar moves on by one an image.
 
     At most a batch and a picture a thread wait for the model: memory does not grow with the collection.
 
-    Args:
-        images: Any number.
-        encoder: Makes the vectors.
-        batch_size: Pictures to one call of the encoder.
-        workers: Threads that decode.
-        bar: Moves on by one an image.
-        keep_seconds: What is done is handed out after so long, between two batches.
-
     Yields:
-        The vectors of the images that could be read, in order, and the others with the reason; all at once
-        unless `keep_seconds` says otherwise.
-
-    Raises:
-        ValueError: If the encoder's output does not fit.
+        The vectors of the images that could be read, in order, and the others with the reason; what is done
+        after `keep_seconds`, between two batches, and the rest at the end.
     """
     ids: list[str] = []
     skipped: list[Skip] = []

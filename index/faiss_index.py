@@ -116,11 +116,8 @@ class FaissIndex:
         """Makes an index in memory, whose search is exact.
 
         Args:
-            ids: n image ids, each once.
+            ids: n image ids, each once and not empty, else it is a ValueError.
             vectors: (n, d) float32, rows of unit length; d becomes the dimension.
-
-        Raises:
-            ValueError: If ids repeat or are empty, or the vectors do not fit.
         """
         if np.ndim(vectors) != 2 or not np.shape(vectors)[1]:
             raise ValueError(f"image vectors: got shape {np.shape(vectors)}, expected (n, d)")
@@ -141,9 +138,7 @@ class FaissIndex:
             expect_fingerprint: Of the model that will encode the queries.
             expect_dimension: Of the same model.
 
-        Raises:
-            FileNotFoundError: If the folder or one of its files is missing.
-            ValueError: If a file is damaged, the parts do not fit together, or another model made them.
+        Raises FileNotFoundError if a file is missing; ValueError if one is damaged or another model's.
         """
         manifest = Manifest.read(folder)
         if expect_fingerprint not in (None, manifest.model_fingerprint):
@@ -173,27 +168,16 @@ class FaissIndex:
         return self._approximate.kind if self._approximate else "flat"
 
     def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
-        """Looks up the vectors of n images, (n, dimension) float32, a copy.
-
-        Raises:
-            ValueError: If an id is not in the index.
-        """
+        """Looks up the vectors of n images, (n, dimension) float32, a copy; an unknown id is a ValueError."""
         return self.vectors[rows_of(ids, self.row_of)]
 
     def search(self, vectors: np.ndarray, k: int, exclude: Exclusions | None = None) -> list[Ranking]:
-        """Lists the nearest images of each query.
+        """Lists the nearest images of each query; what does not fit is a ValueError.
 
         Args:
             vectors: (q, dimension) float32, rows of unit length.
             k: How many images to list, at least 1. Fewer come when fewer are left.
-            exclude: For each query the images that may not be listed (ids, or an integer array of rows), or
-                None.
-
-        Returns:
-            q rankings.
-
-        Raises:
-            ValueError: If the vectors do not fit, k is below 1, or an exclusion is unknown.
+            exclude: For each query the images not to be listed (ids, or an integer array of rows), or None.
         """
         queries = unit_rows(vectors, self.dimension, "query vectors")
         if k < 1:
@@ -215,14 +199,11 @@ class FaissIndex:
 
         Args:
             vectors: (q, dimension) float32, rows of unit length.
-            target_ids: q image ids.
+            target_ids: q image ids; an unknown or excluded one is a ValueError.
             exclude: As in `search`.
 
         Returns:
-            (q,) int64, from 1.
-
-        Raises:
-            ValueError: If the arguments do not fit, or a target is unknown or itself excluded.
+            (q,) int64.
         """
         queries = unit_rows(vectors, self.dimension, "query vectors")
         excluded = excluded_rows(exclude, self.row_of, len(queries))

@@ -67,9 +67,7 @@ class Manifest:
     def read(cls, folder: Path) -> Manifest:
         """Reads `manifest.json`.
 
-        Raises:
-            FileNotFoundError: If the folder or the file is missing.
-            ValueError: If the file is not a manifest, or one of another version.
+        Raises FileNotFoundError if it is missing; ValueError if it is no manifest, or of another version.
         """
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such index folder; {REBUILD}")
@@ -90,12 +88,7 @@ class Manifest:
         return cls(**values)
 
     def verify_files(self, folder: Path) -> None:
-        """Compares the folder's files with their checksums.
-
-        Raises:
-            FileNotFoundError: If a file is missing.
-            ValueError: If a file's content differs from the one written.
-        """
+        """Compares checksums: FileNotFoundError or ValueError if a file is not as it was written."""
         for name, expected in self.sha256.items():
             path = folder / name
             if not path.is_file():
@@ -123,22 +116,13 @@ def write_folder(
     """Writes an index in the memory of one block.
 
     A kill leaves the folder's old index whole, or a folder without manifest whose new files are all there:
-    `finish_swap` then puts them in place.
+    `finish_swap` then puts them in place. Other arguments are those of the `Manifest`.
 
-    Args:
-        folder: Created if missing; an index in it is replaced.
-        ids: n image ids, each once.
-        blocks: Their vectors, in order, each block (m, dimension) float32 from `unit_rows`.
-        dimension: As the other names below, of the `Manifest`.
-        model_name: Of the model that made the vectors.
-        model_fingerprint: Of the same model.
-        dataset: Name of the dataset.
-        image_folder: The folder that the ids are relative to.
-        kind: "auto" picks one by the number of vectors and the memory.
-        sizes: Bytes of each picture's file, None where that is not known; empty when nothing is known.
-
-    Raises:
-        ValueError: If there are no images, or not as many ids as vectors.
+    - folder: Created if missing; an index in it is replaced.
+    - ids: n image ids, each once; none are a ValueError.
+    - blocks: Their vectors, in order, each block (m, dimension) float32 from `unit_rows`.
+    - kind: "auto" picks one by the number of vectors and the memory.
+    - sizes: Bytes of each picture's file, None where that is not known; empty when nothing is known.
     """
     if not ids:
         raise ValueError(f"{folder}: got an empty index to save, expected at least one image")
@@ -208,11 +192,7 @@ def read_sizes(folder: Path, count: int) -> list[int | None]:
 
 
 def write_vectors(path: Path, blocks: Iterable[np.ndarray], count: int, dimension: int) -> None:
-    """Writes a file that `open_vectors` and `faiss.read_index` open, block by block.
-
-    Raises:
-        ValueError: If the blocks do not hold `count` rows.
-    """
+    """Writes a file that `open_vectors` and `faiss.read_index` open, of `count` rows (else ValueError)."""
     written = 0
     with path.open("wb") as file:
         file.write(_header(count, dimension))
@@ -224,18 +204,11 @@ def write_vectors(path: Path, blocks: Iterable[np.ndarray], count: int, dimensio
 
 
 def open_vectors(path: Path, count: int, dimension: int) -> np.ndarray:
-    """Maps a file of vectors into memory, read-only.
-
-    Args:
-        path: As `faiss.write_index` writes an IndexFlatIP.
-        count: How many rows it must hold.
-        dimension: How wide they must be.
+    """Maps a file of vectors, as `faiss.write_index` writes an IndexFlatIP, into memory, read-only.
 
     Returns:
-        (count, dimension) float32; not aligned, since FAISS's header has 45 bytes.
-
-    Raises:
-        ValueError: If the file is of another kind or size.
+        (count, dimension) float32; not aligned, since FAISS's header has 45 bytes. ValueError if the file is
+        of another kind or size.
     """
     expected = _header(count, dimension)
     with path.open("rb") as file:
@@ -250,11 +223,7 @@ def open_vectors(path: Path, count: int, dimension: int) -> np.ndarray:
 
 
 def read_list(path: Path, count: int) -> list[Any]:
-    """Reads `ids.json` or `sizes.json`, whose content the checksums have proved.
-
-    Raises:
-        ValueError: If it has not `count` entries.
-    """
+    """Reads `ids.json` or `sizes.json`, whose content the checksums have proved, of `count` entries."""
     values = json.loads(path.read_text(encoding="utf-8"))
     if len(values) != count:
         raise ValueError(f"{path}: got {len(values)} entries, expected {count}; {REBUILD}")

@@ -18,18 +18,14 @@ log = logging.getLogger(__name__)
 
 
 def merge_indexes(folders: Sequence[Path], output: Path) -> int:
-    """Joins indexes, block by block, so that memory holds their ids only.
+    """Joins indexes, block by block, so that memory holds their ids only; returns how many images.
 
     Args:
         folders: At least two index folders, with no image in common.
         output: Folder of the new index; an index in it is replaced. None of the others.
 
-    Returns:
-        How many images the new index has.
-
-    Raises:
-        FileNotFoundError: If one of the folders holds no whole index.
-        ValueError: If one is damaged, their models differ, or two have the same image.
+    Raises FileNotFoundError if a folder holds no whole index; ValueError if one is damaged, their models
+    differ, or two have the same image.
     """
     from files import locked_folder
     from index.faiss_index import FaissIndex

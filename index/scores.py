@@ -25,18 +25,12 @@ Exclusions = Sequence[Collection[str] | np.ndarray | None]
 
 
 def unit_rows(vectors: np.ndarray, dimension: int, what: str) -> np.ndarray:
-    """Checks that rows are finite and of unit length, and rounds them to the grid.
+    """Checks rows and rounds them to the grid: (n, dimension) float32, C-contiguous, a copy.
 
     Args:
-        vectors: (n, dimension) floats.
+        vectors: (n, dimension) finite floats, rows of unit length; anything else is a ValueError.
         dimension: The expected width.
         what: Names the vectors in errors, such as "query vectors".
-
-    Returns:
-        (n, dimension) float32, C-contiguous, a copy.
-
-    Raises:
-        ValueError: If the shape, the type, a value or a row's length is wrong.
     """
     array = np.asarray(vectors)
     if array.ndim != 2 or array.shape[1] != dimension:
@@ -64,11 +58,7 @@ def unit_rows(vectors: np.ndarray, dimension: int, what: str) -> np.ndarray:
 
 
 def check_ids(ids: Iterable[str]) -> None:
-    """Checks that image ids are non-empty strings, each there once.
-
-    Raises:
-        ValueError: If one is not.
-    """
+    """Raises ValueError unless all image ids are non-empty strings, each there once."""
     seen: set[str] = set()
     for image_id in ids:
         if not isinstance(image_id, str) or not image_id:
@@ -81,9 +71,7 @@ def check_ids(ids: Iterable[str]) -> None:
 def score_blocks(queries: np.ndarray, vectors: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray]]:
     """Multiplies queries with vectors, block by block, in bounded memory.
 
-    Args:
-        queries: (q, d) float32 from `unit_rows`.
-        vectors: (n, d) float32 from `unit_rows`; may be a memory-mapped file larger than the memory.
+    Both are float32 from `unit_rows`, (q, d) and (n, d); the vectors may be a mapped file larger than memory.
 
     Yields:
         The queries' slice, the rows' slice and their scores (queries, rows) float64, exact. All rows of one
@@ -99,16 +87,13 @@ def score_blocks(queries: np.ndarray, vectors: np.ndarray) -> Iterator[tuple[sli
 def list_rows(
     queries: np.ndarray, vectors: np.ndarray, k: int, excluded: Sequence[np.ndarray]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Finds the k best rows of each query.
+    """Finds the k best rows of each query, in order: int64 rows, at most k, and their float64 scores.
 
     Args:
         queries: (q, d) float32 from `unit_rows`.
         vectors: (n, d) float32 from `unit_rows`.
         k: At least 1.
         excluded: For each query the rows that may not be listed, int64, each once.
-
-    Returns:
-        For each query at most k rows, int64, and their scores, float64, in order.
     """
     k = min(k, len(vectors))
     at_once = max(1, min(QUERIES_AT_ONCE, QUERIES_AT_ONCE * ROWS_AT_ONCE // max(1, k)))  # bounds the pairs
@@ -124,11 +109,7 @@ def count_places(
 ) -> np.ndarray:
     """Counts the place of one row per query among all rows that are not excluded, without sorting.
 
-    Args:
-        queries: (q, d) float32 from `unit_rows`.
-        vectors: (n, d) float32 from `unit_rows`.
-        targets: (q,) int64, a row each, not excluded.
-        excluded: As for `list_rows`.
+    `targets` are (q,) int64 rows, not excluded; the others are as for `list_rows`.
 
     Returns:
         (q,) int64: 1 + rows with a higher score + rows with the same score that come earlier.
@@ -147,14 +128,9 @@ def count_places(
 
 
 def best_rows(scores: np.ndarray, k: int) -> np.ndarray:
-    """Finds the k best rows of one query, in order: the higher score first, then the lower row.
+    """Finds the k best rows of one query, int64, in order: the higher score first, then the lower row.
 
-    Args:
-        scores: (n,) float64; minus infinity marks a row that may not be listed.
-        k: At least 1.
-
-    Returns:
-        At most k rows, int64.
+    `scores` are (n,) float64; minus infinity marks a row that may not be listed.
     """
     if k < 1:
         raise ValueError(f"search: got k={k}, expected at least 1")
@@ -164,11 +140,7 @@ def best_rows(scores: np.ndarray, k: int) -> np.ndarray:
 
 
 def rows_of(ids: Collection[str], row_of: Mapping[str, int]) -> np.ndarray:
-    """Looks up the rows of image ids, (n,) int64.
-
-    Raises:
-        ValueError: If an id is not in the index.
-    """
+    """Looks up the rows of image ids, (n,) int64; an unknown one is a ValueError."""
     try:
         return np.fromiter((row_of[image_id] for image_id in ids), dtype=np.int64, count=len(ids))
     except KeyError as error:
@@ -181,13 +153,8 @@ def rows_of(ids: Collection[str], row_of: Mapping[str, int]) -> np.ndarray:
 def excluded_rows(exclude: Exclusions | None, row_of: Mapping[str, int], queries: int) -> list[np.ndarray]:
     """Turns the images that each query may not be shown into rows, int64, sorted, each once.
 
-    Args:
-        exclude: For each query a collection of image ids, or an integer array of rows, or None.
-        row_of: The row of each image id of the index.
-        queries: How many queries there are.
-
-    Raises:
-        ValueError: If there is not one entry a query, or an id or a row is not in the index.
+    `exclude` has for each query a collection of image ids, or an integer array of rows, or None; anything
+    else, or an id or a row that is not in the index, is a ValueError.
     """
     if exclude is None:
         return [np.empty(0, dtype=np.int64)] * queries
@@ -199,11 +166,7 @@ def excluded_rows(exclude: Exclusions | None, row_of: Mapping[str, int], queries
 def target_rows(
     target_ids: Sequence[str], row_of: Mapping[str, int], excluded: Sequence[np.ndarray]
 ) -> np.ndarray:
-    """Looks up the rows to be ranked, one a query, (q,) int64.
-
-    Raises:
-        ValueError: If there is not one a query, or one is unknown or itself excluded.
-    """
+    """Looks up the rows to be ranked, (q,) int64; ValueError unless each is known and not excluded."""
     if len(target_ids) != len(excluded):
         raise ValueError(f"rank: got {len(target_ids)} targets for {len(excluded)} queries, expected as many")
     targets = rows_of(target_ids, row_of)

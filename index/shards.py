@@ -60,11 +60,7 @@ class ShardStore:
     dimension: int
 
     def save(self, number: int, shard: Shard) -> Shard:
-        """Keeps a shard, in place of an older one with this number.
-
-        Returns:
-            The same, with its vectors in the file and no longer in memory.
-        """
+        """Keeps a shard, in place of an older one; returns the same with its vectors mapped from the file."""
         vectors, label = self._files(number)
         with write_errors(label):
             self.folder.mkdir(parents=True, exist_ok=True)

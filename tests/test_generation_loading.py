@@ -18,7 +18,7 @@ from generation import loading
 from generation.loading import (
     PRECISIONS,
     check_precision,
-    choose_attention,
+    fits_flash_attention,
     loading_options,
     precision_of,
 )
@@ -116,30 +116,27 @@ def llava():
 
 
 @pytest.mark.parametrize(
-    ("build", "settings", "attention", "reason"),
+    ("build", "settings", "fits"),
     [
-        (llama, {}, "flash_attention_2", "installed, and supported by GPU, precision and model"),
-        (llava, {}, "flash_attention_2", "installed, and supported by GPU, precision and model"),
-        (llama, {"capability": None}, "sdpa", "no flash-attention 2: it needs a GPU"),
-        (llama, {"flash_installed": False}, "sdpa", "no flash-attention 2: flash-attn is not installed"),
-        (llama, {"capability": TURING}, "sdpa", "the GPU's compute capability 7.5 is below 8.0"),
-        (llama, {"dtype": torch.float32}, "sdpa", "it computes in 16 bits, not in float32"),
-        (wide, {}, "sdpa", "heads of 512 are wider than 256"),
-        (blip, {}, "eager", "supports no other"),
-        (blip, {"capability": None}, "eager", "supports no other"),
+        (llama, {}, True),
+        (llava, {}, True),
+        (llama, {"capability": None}, False),
+        (llama, {"capability": TURING}, False),
+        (llama, {"dtype": torch.float32}, False),
+        (wide, {}, False),
+        (blip, {}, False),
     ],
 )
-def test_attention_is_the_fastest_that_all_agree_on(build, settings, attention, reason):
-    given = {"dtype": torch.float16, "capability": AMPERE, "flash_installed": True} | settings
-    chosen, why = choose_attention(build(), **given)
-    assert chosen == attention and why.endswith(reason)
+def test_flash_attention_is_for_what_all_of_a_model_supports(build, settings, fits, monkeypatch):
+    given = {"dtype": torch.float16, "capability": AMPERE} | settings
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: True)
+    assert fits_flash_attention(build(), **given) == fits
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: False)
+    assert not fits_flash_attention(build(), **given)
 
 
-def test_a_model_made_of_several_gets_what_all_support():
+def test_one_part_without_flash_attention_decides_for_the_whole(monkeypatch):
     model = llava()
-    model.model.vision_tower.__class__._supports_flash_attn = False
-    try:
-        attention, reason = choose_attention(model, torch.float16, AMPERE, True)
-    finally:
-        model.model.vision_tower.__class__._supports_flash_attn = True
-    assert attention == "sdpa" and "CLIPVisionModel does not support it" in reason
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: True)
+    monkeypatch.setattr(type(model.model.vision_tower), "_supports_flash_attn", False)
+    assert not fits_flash_attention(model, torch.float16, AMPERE)
