@@ -23,13 +23,7 @@ LEGEND_WIDTH = 130  # letters, marks included
 def plot_recall_f1(
     curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path, measure: str = "Recall@10"
 ) -> None:
-    """Draws recall and F1 in each round, two panels beside each other.
-
-    Args:
-        curves: For each run its name and its summary (means per round).
-        path: The PNG to write.
-        measure: In the left panel.
-    """
+    """Draws a PNG of `measure` and F1 in each round, two panels; `curves` are summaries by run."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     label = "Recall@10 of the target" if measure == "Recall@10" else measure
@@ -67,12 +61,9 @@ def plot_recall_f1(
 
 
 def plot_differences(differences: Mapping[str, Difference], path: Path, label: str) -> None:
-    """Draws each run's difference from its control with its interval, one line a run.
+    """Draws a PNG of differences, shares of one, with their intervals; one line a run, at least one.
 
-    Args:
-        differences: For each run its name and its difference, as shares of one; at least one.
-        path: The PNG to write.
-        label: What the difference is of.
+    The label says what they are of.
     """
     figure = _figure(8, 1.2 + 0.32 * len(differences))
     axes = figure.subplots()

@@ -63,14 +63,11 @@ def build_sessions(
 ) -> tuple[Session, ...]:
     """Groups the records of a run by query and checks that they are complete.
 
-    Args:
-        rounds: The run's records in any order, such as `evaluation.runs.stream_rounds` yields.
-        round_count: How many rounds the run was to have; a query has that many records unless it stopped.
-        queries: The queries that were asked. Those the run lacks become sessions without rounds. None: only
-            the queries that the run holds.
+    Arguments are those of `evaluation.measures.evaluate`.
 
     Returns:
-        One session per query, in the order of ``queries``, else in order of first appearance.
+        One session per query, in the order of ``queries``, else in order of first appearance. A query that
+        the run lacks becomes a session without rounds.
 
     Raises:
         ValueError: If there is no query, a round is given twice, missing, out of range or after a stop, the
@@ -147,20 +144,12 @@ def _check_record(record: Round, round_count: int) -> None:
     where = f"query {record.query_id!r}, round {record.number}"
     if not 0 <= record.number < round_count:
         raise ValueError(f"{where}: expected rounds 0 to {round_count - 1}; is round_count right?")
-    if not 0 <= record.shown <= len(record.image_ids):
-        raise ValueError(f"{where}: {record.shown} images shown of {len(record.image_ids)} recorded")
     if len(set(record.image_ids)) < len(record.image_ids):
         image_id = Counter(record.image_ids).most_common(1)[0][0]
         raise ValueError(f"{where}: image {image_id!r} is listed twice")
     rank = record.target_rank
     if rank is None:
         return
-    if record.target is None:
-        raise ValueError(f"{where}: target_rank is {rank} but there is no target")
-    if rank < 1:
-        raise ValueError(f"{where}: target_rank is {rank}; ranks start at 1")
-    if record.target not in record.relevant:
-        raise ValueError(f"{where}: the target {record.target!r} is a candidate but not among the relevant")
     listed = record.image_ids.index(record.target) + 1 if record.target in record.image_ids else None
     # A disagreement would give outside tools, which read the list, other numbers than ours.
     if listed is not None and listed != rank:

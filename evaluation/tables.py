@@ -15,9 +15,7 @@ NOT_SHARES = ("Mean rank", "Median rank", "BRI")
 def format_table(summary: Mapping[str, Sequence[float]], columns: Sequence[str] | None = None) -> str:
     """Lays out the means of a run, as `Measures.summary` gives them, as Markdown; shares in percent.
 
-    Args:
-        summary: Means per round, by measure.
-        columns: Measures to show, in order. None: the usual ones of those at hand.
+    The columns are measures, in order; None: the usual ones of those at hand.
     """
     if columns is None:
         usual = COLUMNS if "Mean rank" in summary else COLUMNS_WITHOUT_TARGET

@@ -30,11 +30,7 @@ from records import Round
 def write_trec(folder: Path, rounds: Iterable[Round], sessions: Sequence[Session], round_count: int) -> None:
     """Writes a run as TREC files, line by line.
 
-    Args:
-        folder: Where to; made when missing.
-        rounds: The run's records, read once more: the sessions hold only the top of each list.
-        sessions: The same records, as `evaluation.sessions.build_sessions` grouped them.
-        round_count: How many rounds the run was to have.
+    The records are read once more, in `rounds`: sessions hold only the top of each list.
 
     Raises:
         ValueError: If an id is empty.
@@ -61,13 +57,10 @@ def write_trec(folder: Path, rounds: Iterable[Round], sessions: Sequence[Session
 
 
 def encode_id(name: str) -> str:
-    """Returns an id without white space; `urllib.parse.unquote` gives it back.
+    """Returns an id without white space: "été 1/50%.jpg" is "été%201/50%25.jpg"; `unquote` gives it back.
 
     Raises:
         ValueError: If the id is empty, which would shift the columns.
-
-    Example:
-        ``encode_id("été 1/50%.jpg")`` is ``"été%201/50%25.jpg"``.
     """
     if not name:
         raise ValueError("an id is empty; TREC files need one for every query and image")

@@ -58,14 +58,7 @@ def caption_dataset(settings: CaptionSettings) -> ImageCaptions:
 def open_captions(
     settings: CaptionSettings, dataset: Dataset, costs: Costs, memory: GpuMemory | None = None
 ) -> ImageCaptions:
-    """Opens the captions that resolved settings name; the captioner is loaded when one is missing.
-
-    Args:
-        settings: Resolved.
-        dataset: The collection.
-        costs: Charged for captions.
-        memory: Makes room for the captioner.
-    """
+    """Opens the captions that resolved settings name; the captioner is loaded when one is missing."""
     assert settings.caption_cache is not None  # resolved
     captioner = CountedCaptioner(open_captioner(settings, memory), costs)
     cache = CaptionCache(settings.caption_cache)

@@ -60,10 +60,7 @@ class Costs:
     def measure(self, stage: str, items: int, model: object = None) -> Iterator[None]:
         """Charges the block's time to a stage of the current run, without that of stages inside.
 
-        Args:
-            stage: Its name.
-            items: How much work it is.
-            model: Does the work; its ``tokens_written`` and ``money`` are read, if it has them.
+        Of the `model` that does the work, ``tokens_written`` and ``money`` are read, if it has them.
         """
         account = self.spent.setdefault(self.run, {}).setdefault(stage, Spent())
         started, (written, paid) = time.perf_counter(), _counters(model)
@@ -92,10 +89,7 @@ class Costs:
     def per_query(self, run: str, counts: Mapping[str, float], query_count: int) -> dict[str, float | None]:
         """Says what a run costs a query, as if it had been played alone.
 
-        Args:
-            run: Its name.
-            counts: How many searches, moves, captions and rewrites it asked for, by stage.
-            query_count: Its queries.
+        `counts` says how many searches, moves, captions and rewrites it asked for, by stage.
 
         Returns:
             A query's ``seconds`` and ``tokens`` in all, and for each stage its count, as ``search``, its

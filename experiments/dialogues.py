@@ -115,13 +115,7 @@ def play_dialogues(
 ) -> Iterator[list[Round]]:
     """Searches every round of every dialogue; none stops early, found or not.
 
-    Args:
-        dialogues: Their images are in the index.
-        retriever: Searches.
-        round_count: Rounds, the first caption's included.
-        alone: As `Dialogue.text`.
-        batch_size: Dialogues searched together.
-        played: Records of an earlier run; what they hold is not searched again.
+    `round_count` includes the first caption's; what `played`, an earlier run, holds is not searched again.
 
     Yields:
         The new records, batch by batch.

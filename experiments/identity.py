@@ -44,7 +44,7 @@ def weights_identity(model: str, packaged: Mapping[str, tuple[str, str, str]]) -
 
     Args:
         model: A folder, a hub id, or a name in `packaged`.
-        packaged: Models that come in Python packages: name to package, what lies in it, install command.
+        packaged: Name to package, what lies in it, install command.
 
     Raises:
         ModuleNotFoundError: If the model's package is not installed.

@@ -38,11 +38,7 @@ def open_encoder(settings: IndexSettings) -> BlipEncoder:
 
 
 def open_captioner(settings: CaptionSettings, memory: GpuMemory | None = None) -> Captioning:
-    """Opens the model that describes pictures; it is loaded on first use.
-
-    Args:
-        settings: Resolved.
-        memory: Shared with the models that are used beside it.
+    """Opens the model that describes pictures; it is loaded on first use. `memory` is shared with others.
 
     Raises:
         ValueError: If the precision is not known, or a server does not have the model.
@@ -58,11 +54,7 @@ def open_captioner(settings: CaptionSettings, memory: GpuMemory | None = None) -
 
 
 def open_rewriter(settings: SessionSettings, memory: GpuMemory | None = None) -> QueryEditing:
-    """Opens the model that rewrites queries; it is loaded on first use.
-
-    Args:
-        settings: Resolved.
-        memory: Shared with the models that are used beside it.
+    """Opens the model that rewrites queries; it is loaded on first use. `memory` is shared with others.
 
     Raises:
         ValueError: If the precision is not known.

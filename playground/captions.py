@@ -92,12 +92,7 @@ def usable_lines(
 ) -> tuple[tuple[Line, ...], tuple[Skip, ...]]:
     """Separates the lines that can be used from the others, and says why.
 
-    Args:
-        path: The file, for the messages.
-        lines: Of it.
-        known: Image names that are there.
-        next_command: As for `captioned_dataset`.
-        unknown: What to say of a name that is not known.
+    The arguments are those of `captioned_dataset`; `unknown` is what to say of a name that is not `known`.
 
     Returns:
         Lines with known names, the comment numbers of an image distinct, white space in comments normalised;

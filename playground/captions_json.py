@@ -39,8 +39,8 @@ def read_lists(path: Path, keys: Sequence[str], form: str, next_command: str) ->
     Args:
         path: UTF-8, with or without a byte order mark.
         keys: Of the lists in the outermost object.
-        form: What the file should be, for the error message.
-        next_command: What to do when it is another; ends the error messages.
+        form: What the file should be, for the error messages.
+        next_command: Ends them.
 
     Returns:
         One list a key; anything that is not an object becomes an empty one.
@@ -112,9 +112,7 @@ def split_images(path: Path, next_command: str) -> tuple[SplitImage, ...]:
 def split_lines(images: Sequence[SplitImage], id_of: Callable[[SplitImage], str]) -> Iterator[Line]:
     """Turns images of a Karpathy file into lines; comments are numbered from 0 in the file's order.
 
-    Args:
-        images: The images.
-        id_of: Gives the id of an image's picture, or any other name when it is not there.
+    `id_of` gives the id of an image's picture, or any other name when it is not there.
     """
     for image in images:
         for number, comment in enumerate(image.comments):

@@ -92,12 +92,7 @@ def read(root: Path, split: str) -> Dataset:
 
 
 def extract(root: Path, split: str, per_video: int = PER_VIDEO) -> None:
-    """Takes the frames of the videos of a split.
-
-    Args:
-        root: Holds `videos/`; `frames/` is written beside it.
-        split: As for `read`.
-        per_video: Frames to take of each video.
+    """Takes `per_video` frames of each of the `videos/` of a split, into `frames/` beside it.
 
     Raises:
         FileNotFoundError: If videos or sentences are missing.

@@ -88,10 +88,6 @@ def extract_frames(videos: Mapping[str, Path], folder: Path, per_video: int = PE
 def sample_frames(path: Path, count: int) -> tuple[list[tuple[int, Picture]], str]:
     """Takes `count` frames of a video: of each of that many equal parts of its frames the middle one.
 
-    Args:
-        path: The video.
-        count: How many; all frames of a video that has fewer.
-
     Returns:
         Places from 0 and RGB pictures, in the order of the video; and what is wrong with it, or nothing.
     """
