@@ -2,9 +2,8 @@
 
     python -m benchmarks.generation
 
-Rewrites the demo's vague queries with captions of other scenes, by SmolLM2-135M. Cold is a fresh process:
-opening the model, and its first answer. Warm, the ways take turns in one process. Only tokens of the answers
-count; what a batch goes on writing after an answer's end does not.
+Rewrites the demo's vague queries with captions of other scenes, by SmolLM2-135M; the ways take turns in one
+process. Only tokens of the answers count; what a batch goes on writing after an answer's end does not.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from benchmarks.timing import Watch, in_a_process, in_turns, parser, report
+from benchmarks.timing import in_turns, parser, report
 from settings import PROJECT, run_script
 
 log = logging.getLogger(__name__)
@@ -40,7 +39,6 @@ def main() -> None:
         "--ways", nargs="+", default=list(WAYS), choices=WAYS, help="generate, or TextModel's precision"
     )
     read.add_argument("--repeats", type=int, default=3, help="turns of each way; their median counts")
-    read.add_argument("--threads", type=int, default=2, help="threads of the cold starts")
     arguments = read.parse_args()
     report("generation", arguments, measure(arguments))
 
@@ -57,7 +55,6 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     if "auto" in ways and not is_installed():
         log.warning("OpenVINO is left out: it is not installed; pip install openvino-genai")
         ways = [way for way in ways if way != "auto"]
-    cold = {way: in_a_process(arguments.threads, _cold, way, prompts[0]) for way in ways}
     opened = {way: _open(way, max(arguments.batches)) for way in ways}
     for write in opened.values():
         write(prompts[:1], 1)  # so that nothing is set up on the clock
@@ -77,7 +74,6 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             {
                 "way": WAYS[way],
                 "at a time": batch,
-                "cold, s": cold[way],
                 "tokens/s": one.result[1] / one.wall,
                 "rewrites/s": len(prompts) / one.wall,
                 "CPU s": one.cpu,
@@ -101,12 +97,6 @@ def vague_prompts(count: int) -> list[str]:
         FEW_SHOT_PREFIX + FEW_SHOT_OPEN.format(query=said[f"{name}#4"], caption=said[f"{other}#0"])
         for name, other in pairwise(names)
     ]
-
-
-def _cold(way: str, prompt: str) -> float:
-    watch = Watch()
-    _open(way, 1)([prompt], 1)
-    return watch.wall()
 
 
 def _open(way: str, max_batch: int) -> Write:

@@ -62,24 +62,16 @@ class Row:
     flaw: str = ""
 
 
-@dataclass
-class Counts:
-    """What an import has copied, and left out so far; the reasons are in the journal."""
-
-    pictures: int = 0
-    captions: int = 0
-    uncaptioned: int = 0
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-
-
 def import_dataset(
     source: str,
     root: Path,
     split: str = "train",
     image_column: str = "",
     caption_column: str = "",
-) -> Counts:
+) -> Journal:
     """Copies a dataset into a folder, or the rest of it when an earlier import was stopped.
+
+    Returns the journal, which counts what was copied and left out.
 
     Args:
         source: A folder, a file or a pattern such as 'shards/*.tar', on disk or at an address; or the id of
@@ -104,22 +96,22 @@ def import_dataset(
         journal = Journal.open(path, given)
         if (root / PICTURES).exists():
             log.info("%s: the import is complete already", root)
-            return journal.counts
+            return journal
         pictures = path.with_name(PICTURES)
-        with tqdm(desc="importing", unit="picture", initial=journal.counts.pictures, disable=None) as bar:
+        with tqdm(desc="importing", unit="picture", initial=journal.pictures, disable=None) as bar:
             for name in names:
                 start, is_whole = journal.reached.get(name, (0, False))
                 if not is_whole:
                     rows = open_rows(name, split, image_column, caption_column, start)
                     _copy_rows(name, rows, pictures, journal, bar)
-        if not journal.counts.pictures:
-            why = ": ".join(journal.counts.skipped[0]) if journal.counts.skipped else "they are empty"
+        if not journal.pictures:
+            why = ": ".join(journal.skipped[0]) if journal.skipped else "they are empty"
             raise ValueError(f"{source}: got no picture in {len(names)} files, expected some; {why}")
-        if journal.counts.captions:
+        if journal.captions:
             replace_file(root / CAPTIONS_FILE, lambda table: _write_captions(table, path))
         with write_errors(root / PICTURES):
             pictures.rename(root / PICTURES)  # last: the folder's presence says that the import is complete
-    return journal.counts
+    return journal
 
 
 @dataclass
@@ -128,12 +120,18 @@ class Journal:
 
     Attributes:
         path: The file.
-        counts: Of all parts.
+        pictures: How many were copied.
+        captions: How many they have.
+        uncaptioned: How many pictures have none.
+        skipped: What was left out, and why.
         reached: Rows done of each file that was begun, in that order, and whether that is the whole file.
     """
 
     path: Path
-    counts: Counts = field(default_factory=Counts)
+    pictures: int = 0
+    captions: int = 0
+    uncaptioned: int = 0
+    skipped: list[tuple[str, str]] = field(default_factory=list)
     reached: dict[str, tuple[int, bool]] = field(default_factory=dict)
 
     @classmethod
@@ -161,10 +159,10 @@ class Journal:
 
     def _count(self, line: dict[str, Any]) -> None:
         self.reached[line["file"]] = line["rows"], line["is_whole"]
-        self.counts.pictures += len(line["images"])
-        self.counts.captions += sum(len(captions) for _, captions in line["images"])
-        self.counts.uncaptioned += sum(not captions for _, captions in line["images"])
-        self.counts.skipped += [(what, why) for what, why in line["skipped"]]
+        self.pictures += len(line["images"])
+        self.captions += sum(len(captions) for _, captions in line["images"])
+        self.uncaptioned += sum(not captions for _, captions in line["images"])
+        self.skipped += [(what, why) for what, why in line["skipped"]]
 
 
 def _copy_rows(name: str, rows: Iterator[Row], pictures: Path, journal: Journal, bar: tqdm) -> None:
@@ -416,17 +414,17 @@ def main() -> None:
     parser.add_argument("--image-column", default="", help="the column of pictures, where it is not clear")
     parser.add_argument("--caption-column", default="", help="the column of captions, if another is meant")
     options = parser.parse_args()
-    counts = import_dataset(**vars(options))
-    for what, why in counts.skipped[:_LISTED]:
+    done = import_dataset(**vars(options))
+    for what, why in done.skipped[:_LISTED]:
         log.info("left out: %s: %s", what, why)
-    if len(counts.skipped) > _LISTED:
-        log.info("and %d more, all of them in .import/journal.jsonl", len(counts.skipped) - _LISTED)
+    if len(done.skipped) > _LISTED:
+        log.info("and %d more, all of them in .import/journal.jsonl", len(done.skipped) - _LISTED)
     log.info(
         "%d pictures (%d without a caption), %d captions, %d left out",
-        counts.pictures,
-        counts.uncaptioned,
-        counts.captions,
-        len(counts.skipped),
+        done.pictures,
+        done.uncaptioned,
+        done.captions,
+        len(done.skipped),
     )
     root = shlex.quote(str(options.root))
     log.info("next: python embed_image_as_faiss.py --dataset image_folder --root %s", root)

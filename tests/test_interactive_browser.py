@@ -241,18 +241,6 @@ def test_with_the_keyboard_alone(visit):
     expect(ann.tab.get_by_role("heading", name="Found in round 2")).to_be_visible()
 
 
-def test_hostile_words_do_nothing(visit):
-    ann = visit()
-    hostile = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
-    ann.search(hostile)
-    expect(ann.tab.locator("#query")).to_have_text(hostile)
-    ann.tab.click("#propose")
-    expect(ann.tab.locator("#edit")).to_have_value(hostile)
-    ann.tab.reload()
-    assert ann.tab.title() == "Interactive image retrieval"
-    assert ann.tab.locator("main script, main img[src=x]").count() == 0
-
-
 def test_a_picture_of_ones_own_with_words_and_without(visit, tmp_path):
     Image.new("RGB", (300, 200), PAINT["green"]).save(tmp_path / "mine.jpg")
     ann = visit()
@@ -284,12 +272,17 @@ def test_a_server_that_does_not_answer_is_said(visit):
 def test_it_fits_and_can_be_read_seen_or_not(visit, width, scheme):
     ann = visit(viewport={"width": width, "height": 844}, color_scheme=scheme, reduced_motion="reduce")
     ann.shoot(f"empty-{width}-{scheme}")
-    ann.search("a dog that is really quite long to describe in so few words but goes on and on")
+    hostile = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+    words = f"{hostile} a dog that is really quite long to describe in so few words but goes on and on"
+    ann.search(words)
+    expect(ann.tab.locator("#query")).to_have_text(words)
     ann.card(1).locator(".like").click()
     ann.tab.click("#propose")
     expect(ann.tab.locator("#edit")).to_be_visible()
     ann.tab.click("#options summary")
     ann.shoot(f"proposal-{width}-{scheme}")
+    assert ann.tab.title() == "Interactive image retrieval"
+    assert ann.tab.locator("main script, main img[src=x]").count() == 0
     assert ann.tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     for box in ann.tab.locator(".bar button:visible").evaluate_all(
         "buttons => buttons.map(button => button.getBoundingClientRect().toJSON())"

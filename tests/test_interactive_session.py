@@ -6,8 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import IMAGE_IDS, caption_of, one_target, rounds_of
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from interactive_world import PAINT, context, options, picture_folder, study  # noqa: F401
 from PIL import Image
 
@@ -281,43 +279,6 @@ def test_a_tampered_session_is_refused_whole(played, context, path, value):  # n
     inside[path[-1]] = value
     with pytest.raises(UserError, match="damaged"):
         open_session(json.dumps(values), context)
-
-
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
-    | st.sampled_from(["../../etc/passwd", "AAAA", "append", "\ud800", 10**400, -1, 1e400]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
-    max_leaves=6,
-)  # fmt: skip
-
-
-def places(value, path=()):
-    """Every place in a JSON value."""
-    yield path
-    if isinstance(value, dict | list):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from places(inner, (*path, key))
-
-
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data=st.data())
-def test_any_change_to_a_session_is_accepted_or_refused_in_one_line(context, options, data):  # noqa: F811
-    session = Session(context, options)
-    session.search("red dog")
-    values = inside = json.loads(save_session(session))
-    *parents, last = data.draw(st.sampled_from([path for path in places(values) if path]))
-    for key in parents:
-        inside = inside[key]
-    if data.draw(st.booleans()):
-        inside[last] = data.draw(VALUES)
-    else:
-        del inside[last]
-    try:
-        opened = open_session(json.dumps(values), context)
-    except UserError as error:
-        assert "\n" not in str(error)
-    else:
-        assert open_session(save_session(opened), context).turns  # what is accepted can be saved again
 
 
 # Measured

@@ -94,13 +94,6 @@ def test_a_mistake_is_one_line_and_the_session_goes_on(talk, lines, said):
     assert Path(listed(text)[-10][3]).stem.startswith("red-dog")
 
 
-def test_every_command_of_the_help_exists(talk):
-    commands = set(re.findall(r"/[a-z]+", talk("/help"))) - {"/quit", "/help"}
-    assert len(commands) == 6
-    for command in commands:
-        assert "/help lists them" not in talk(command)
-
-
 def test_what_a_caption_tells_the_terminal_is_taken_out(talk, context):  # noqa: F811
     context.captions.known.captions_of = lambda ids: ["a dog\x1b]0;owned\x07\x9b31m" for _ in ids]
     text = talk("a dog")
