@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import shutil
 import sys
 
 import numpy as np
@@ -84,19 +83,6 @@ def test_the_msrvtt_script_plays_and_measures(arguments, tmp_path, monkeypatch, 
             shown = [i for r in records if r.query_id == query_id for i in r.image_ids[: r.shown]]
             assert len(shown) == len(set(shown))
     assert (tmp_path / "run" / "report.html").stat().st_size > 0
-
-
-def test_a_video_found_whole_ends_the_search(arguments, tmp_path, monkeypatch):
-    for folder in sorted((arguments["--root"] / "frames").iterdir())[2:]:
-        shutil.rmtree(folder)  # two videos, ten frames: the first round shows all
-    options = ("--strategy", "append")
-    embed(monkeypatch, arguments)
-    assert run(monkeypatch, "multi_modal_query_expansion_msrvtt", arguments, *options) == 0
-    records = read_rounds(tmp_path / "run" / "rounds.jsonl")
-    assert [(record.number, record.stop) for record in records] == [(0, "found")] * 2
-    means = json.loads((tmp_path / "run" / "measures.json").read_text())["means_per_round"]
-    assert means["Session recall"] == [1.0] * 4
-    assert means["Session precision"] == [0.5] * 4
 
 
 def test_strategies_are_compared_by_what_such_queries_can_be_measured_by(arguments, monkeypatch, capsys):

@@ -22,16 +22,6 @@ def read(tmp_path):
     return read
 
 
-def test_one_query_a_caption(read):
-    got = read(HEADER + "a.jpg,0,A red car.\nsub/c.png,0,A dog\na.jpg,1,A car at night\n")
-    assert [query.id for query in got.queries] == ["a.jpg#0", "sub/c.png#0", "a.jpg#1"]
-    assert got.queries[2].text == "A car at night"
-    assert got.queries[1].target == "sub/c.png"
-    assert got.queries[1].relevant == {"sub/c.png"}
-    assert [image.captions for image in got.images] == [("A red car.", "A car at night"), (), ("A dog",)]
-    assert got.skipped == ()
-
-
 @pytest.mark.parametrize(
     "content",
     [
@@ -133,18 +123,6 @@ def test_kaggles_results_csv_with_its_spaces_and_its_broken_line(read):
     assert [(skip.what, skip.why) for skip in got.skipped] == [
         ("images_captions.csv line 4: b.jpg", "not as many fields as the header"),
         ("images_captions.csv line 5: b.jpg", "not as many fields as the header"),
-    ]
-
-
-def test_the_token_file_of_flickr30ks_authors(read):
-    got = read('a.jpg#0\tTwo men , "big" ones\r\nb.jpg#3\tA dog\r\n\r\nno number\tx\nb.jpg#3\tagain\n')
-    assert [(query.id, query.text) for query in got.queries] == [
-        ("a.jpg#0", 'Two men , "big" ones'),
-        ("b.jpg#3", "A dog"),
-    ]
-    assert [(skip.what.split(": ")[0], skip.why) for skip in got.skipped] == [
-        ("images_captions.csv line 4", "not of the form NAME#NUMBER, tab, comment"),
-        ("images_captions.csv line 5", "the image has a comment of this number already"),
     ]
 
 

@@ -89,16 +89,6 @@ def test_extraction_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
         Image.open(path).load()
 
 
-def test_frames_taken_in_two_ways_are_not_mixed(tmp_path):
-    write_video(tmp_path / "v.mp4", scenes(1, 2))
-    extract_frames({"v": tmp_path / "v.mp4"}, tmp_path / "frames", per_video=4)
-    with pytest.raises(ValueError, match=r"taken otherwise \(per_video: 4 there, 6 now\)"):
-        extract_frames({"v": tmp_path / "v.mp4"}, tmp_path / "frames", per_video=6)
-    with pytest.raises(ValueError, match="got 0 frames a video, expected at least 1"):
-        extract_frames({}, tmp_path / "other", 0)
-    assert not (tmp_path / "other").exists()
-
-
 def test_broken_videos_are_counted_and_listed(tmp_path):
     write_video(tmp_path / "good.mp4", scenes(1, 2))
     write_video(tmp_path / "cut.mp4", [picture(seed) for seed in range(40)], movflags="faststart")

@@ -14,7 +14,6 @@ from PIL import Image
 
 from evaluation.runs import append_rounds, read_rounds
 from files import read_json, write_json
-from generation.captions import CaptionCache
 from index.decode import BrokenImage, open_image
 from records import Round
 
@@ -90,22 +89,6 @@ def test_json_comes_back_and_anything_else_is_refused(values, content):
             assert isinstance(read_json(path), dict)
         except ValueError as error:
             assert "\n" not in str(error) and str(error).startswith(str(path))
-
-
-@QUICK
-@given(kept=st.lists(st.tuples(TEXTS, st.dictionaries(TEXTS, TEXTS, max_size=4)), max_size=4), asked=TUPLES)
-def test_the_first_caption_of_each_picture_stays_and_comes_back(kept, asked):
-    with tempfile.TemporaryDirectory() as folder:
-        first: dict[str, dict[str, str]] = {}
-        for captioner, captions in kept:
-            known = first.setdefault(captioner, {})
-            for picture, caption in captions.items():
-                known.setdefault(picture, caption)
-            said = CaptionCache(Path(folder) / "captions.sqlite").keep(captioner, captions)
-            assert said == {picture: known[picture] for picture in captions}
-        cache = CaptionCache(Path(folder) / "captions.sqlite")
-        for captioner, captions in first.items():
-            assert cache.find(captioner, [*captions, *asked]) == captions
 
 
 def small_picture(kind):

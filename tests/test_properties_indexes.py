@@ -5,7 +5,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from index_world import save_index
@@ -79,14 +78,3 @@ def test_a_changed_or_missing_byte_is_refused_by_name(content, name, data):
         # The manifest has no checksum of itself; what it guards is what it was all the same.
         assert name == "manifest.json"
         assert_same(opened, index)
-
-
-@QUICK
-@given(st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode("utf-8", "replace")))
-def test_any_manifest_is_refused_in_one_line(content):
-    with tempfile.TemporaryDirectory() as folder:
-        save_index(Path(folder), ["a"], np.float32([[1, 0]]))
-        (Path(folder) / "manifest.json").write_bytes(content)
-        with pytest.raises(ValueError) as caught:
-            FaissIndex.open(Path(folder))
-        assert "\n" not in str(caught.value)

@@ -57,22 +57,6 @@ def test_wrong_constants_are_errors_of_one_line(constants, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--rounds", "x"],
-        ["--strategy", "Append"],
-        ["--nosuch"],
-        ["--quantization", "int2"],
-    ],
-)
-def test_wrong_arguments_end_with_status_two(arguments, capsys):
-    with pytest.raises(SystemExit) as caught:
-        read_settings(ExperimentSettings, {}, arguments)
-    assert caught.value.code == 2
-    assert arguments[0].strip("-") in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("preset", [None, *PRESETS])
 @pytest.mark.parametrize("dataset", ["demo", "msrvtt", "image_folder"])
 def test_presets_and_datasets_fill_what_is_open(dataset, preset):
