@@ -62,7 +62,8 @@ def read(root: Path, split: str) -> Dataset:
         fold = int(split.rpartition("-")[2])
         wanted = wanted[FOLD_SIZE * (fold - 1) : FOLD_SIZE * fold]
     by_number, skipped = _numbered_images(root)
-    images = [by_number[image.coco_id] for image in wanted if image.coco_id in by_number]
+    found = (by_number[image.coco_id] for image in wanted if image.coco_id in by_number)
+    images = tuple(dict.fromkeys(found))  # a damaged file may list one twice
 
     def id_of(image: SplitImage) -> str:
         there = by_number.get(image.coco_id)
