@@ -201,11 +201,7 @@ def measure_batch(
 ) -> Row:
     """Opens a model anew, so that no batch sees what another left in memory; returns its cells.
 
-    Args:
-        open_model: Opens it; weights may load at the first use.
-        use: Takes the model, how many items, and a number that no two uses share.
-        batch: Items at a time.
-        max_tokens: Tokens of an answer.
+    `use` takes the model, how many items, and a number that no two uses share.
     """
     import torch
 

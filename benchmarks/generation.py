@@ -44,11 +44,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Returns a row for each way and batch.
-
-    Compared are the speed of the first way in its first batch, and the answers of the same way in the first
-    batch.
-    """
+    """Returns a row a way and batch: speed against the first way's first batch, answers against its own."""
     from generation.openvino_engine import is_installed
 
     prompts, ways = vague_prompts(arguments.prompts), arguments.ways
@@ -119,20 +115,13 @@ def _generate() -> Write:
         answers: dict[int, list[int]] = {}
         for start in range(0, len(order), batch):
             places = order[start : start + batch]
-            inputs = tokenizer(
-                [prompts[place] for place in places],
-                add_special_tokens=False,
-                padding=True,
-                return_tensors="pt",
-            )
+            some = [prompts[place] for place in places]
+            inputs = tokenizer(some, add_special_tokens=False, padding=True, return_tensors="pt")
             with torch.inference_mode():
                 output = model.generate(
-                    **inputs,
-                    max_new_tokens=MAX_TOKENS,
-                    do_sample=False,
-                    eos_token_id=ends,
+                    **inputs, max_new_tokens=MAX_TOKENS, do_sample=False, eos_token_id=ends,
                     pad_token_id=tokenizer.pad_token_id,
-                )
+                )  # fmt: skip
             new = output[:, inputs["input_ids"].shape[1] :].tolist()
             answers |= zip(places, (cut(row, ends) for row in new), strict=True)
         texts = tokenizer.batch_decode([answers[row] for row in range(len(order))], skip_special_tokens=True)
@@ -151,11 +140,8 @@ def _text_model(precision: Any, max_batch: int) -> Write:
     def write(prompts: Sequence[str], batch: int) -> Answers:
         before, answers = model.tokens_written, []
         for start in range(0, len(prompts), batch):
-            answers += model.complete(
-                prompts[start : start + batch],
-                max_tokens=MAX_TOKENS,
-                stops_at_line_end=True,
-            )
+            some = prompts[start : start + batch]
+            answers += model.complete(some, max_tokens=MAX_TOKENS, stops_at_line_end=True)
         return answers, model.tokens_written - before
 
     return write

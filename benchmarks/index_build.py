@@ -15,6 +15,7 @@ import argparse
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,7 @@ def main() -> None:
 
 
 def time_ways(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Embeds the same pictures in each way.
-
-    Returns:
-        A row a way: images a second by the wall clock and of CPU time, and the first as a share of the
-        model's.
-    """
+    """Embeds the same pictures in each way; returns a row a way."""
     import torch
 
     from BLIP.images import to_pixels
@@ -104,14 +100,7 @@ class _Costless:
 
 
 def weigh(count: int) -> list[dict[str, Any]]:
-    """Builds an index over a tenth of the images, then over all.
-
-    Args:
-        count: Number of images.
-
-    Returns:
-        A row a size, with memory that is no mapped file: before, and its peak meanwhile.
-    """
+    """Builds an index over a tenth of so many images, then over all; returns a row a size."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder) / "picture.png"
@@ -119,9 +108,7 @@ def weigh(count: int) -> list[dict[str, Any]]:
         images = [Image(f"{number}.png", picture) for number in range(count)]
         for size in (count // 10, count):
             watch, before = Watch(), anonymous_mb()
-            peak = peak_mb(
-                lambda size=size: _build(images[:size], _Costless(), Path(folder) / str(size), 256, 2)
-            )
+            peak = peak_mb(partial(_build, images[:size], _Costless(), Path(folder) / str(size), 256, 2))
             rows.append(
                 {
                     "images": size,
@@ -156,15 +143,9 @@ def _build(images: Sequence[Image], encoder: Any, folder: Path, batch: int, work
     from index.build import build_index
 
     build_index(
-        images,
-        encoder,
-        folder,
-        model_name="benchmark",
-        dataset="benchmark",
-        image_folder=folder,
-        batch_size=batch,
-        workers=workers,
-    )
+        images, encoder, folder, model_name="benchmark", dataset="benchmark", image_folder=folder,
+        batch_size=batch, workers=workers,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

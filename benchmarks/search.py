@@ -58,16 +58,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace, size: int, folder: Path) -> list[dict[str, Any]]:
-    """Builds and searches one collection with every engine.
-
-    Args:
-        arguments: The command line, read.
-        size: Number of vectors.
-        folder: An empty folder for vectors and indexes.
-
-    Returns:
-        A row for each engine and number of threads.
-    """
+    """Builds and searches so many vectors with every engine, in an empty folder; returns their rows."""
     log.info("%d vectors: making them", size)
     in_a_process(1, _make, folder, size, arguments.queries)
     rows = []

@@ -114,10 +114,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 def report(name: str, arguments: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes the rows to NAME.json in the output folder, and prints them as a Markdown table.
 
-    Args:
-        name: The benchmark's module.
-        arguments: The command line, read.
-        rows: One at least, all with the same keys, words first.
+    There is one row at least; all have the same keys, those of words first.
     """
     conditions = {
         "command": " ".join([f"python -m benchmarks.{name}", *sys.argv[1:]]),

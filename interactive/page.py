@@ -64,9 +64,7 @@ class Page:
     """The page over one collection.
 
     Attributes:
-        context: The collection and its models.
         visitors: Who is there.
-        study: Hands out pictures to find.
         searching: The thread that searches.
         writing: The thread that captions and rewrites.
     """

@@ -245,12 +245,7 @@ class Session:
         """Starts a new search with words, a picture, or both with equal weight.
 
         The picture's vector stays part of the query in all rounds. Without words, the first round searches
-        the picture alone, and its caption is the text that later rounds build on.
-
-        Args:
-            words: May be blank if there is a picture.
-            picture: In mode RGB.
-            say: Called with what is being done.
+        the picture alone, in mode RGB, and its caption is the text that later rounds build on.
         """
         text = checked_text(words) if words.strip() or picture is None else ""
         vector = None

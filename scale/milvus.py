@@ -162,11 +162,7 @@ class MilvusIndex:
         self._client.close()
 
     def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
-        """Looks up vectors, (n, dimension) float32; they come over the network.
-
-        Raises:
-            ValueError: If an id is not in the index, or another process changed the collection.
-        """
+        """Looks up vectors, (n, dimension) float32, over the network; raises as `search` does."""
         wanted = rows_of(ids, self.row_of).tolist()
         found: dict[int, Any] = {}
         size = min(MAX_RECORDS, max(1, BYTES_AT_ONCE // (4 * self.dimension)))
