@@ -126,8 +126,8 @@ def language_model(tmp_path_factory):
     return make_language_model(tmp_path_factory.mktemp("language-model"))
 
 
-def make_language_model(folder):
-    """Writes the model of `language_model`; returns the folder's name."""
+def make_language_model(folder, width=32):
+    """Writes the model of `language_model`; returns the folder's name. bitsandbytes wants a width of 64."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -137,12 +137,12 @@ def make_language_model(folder):
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(fast),
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        initializer_range=0.4,
+        initializer_range=0.4 * 32 / width,
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=2,

@@ -1,6 +1,8 @@
 """What the tests of the index share: unit rows, saved indexes, pictures, and an encoder of colours."""
 
 import csv
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -89,3 +91,13 @@ def failures(folder):
     """The names in a folder's list of broken images, with the reasons."""
     with (folder / "failed_images.csv").open(encoding="utf-8", newline="") as file:
         return {row["image_name"]: row["reason"] for row in csv.DictReader(file)}
+
+
+def png(width, height):
+    """A PNG that claims a size, and holds next to nothing."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")

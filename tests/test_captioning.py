@@ -71,7 +71,7 @@ def test_blip_takes_no_bitsandbytes(blip_folder):
 
 def test_empty_captions_are_counted(blip_folder, monkeypatch):
     captioning = Captioning(blip_folder, "fp32", batch_size=2)
-    said = iter([["...", "a dog\nand more"], ["", "a cat"], ["a dog " * 200]])
+    said = iter([["...", "a dog\nand more"], [CAPTION, f"{CAPTION} a cat"], ["a dog " * 200]])
     monkeypatch.setattr(captioning._blip, "caption", lambda *_, **__: next(said))
     assert captioning.caption(pictures()) == ["an image", "a dog", "an image", "a cat", "a dog"]
     assert captioning.empty == 2
@@ -130,15 +130,6 @@ def test_every_end_that_the_model_lists_ends_a_caption(vlm_folders, tmp_path):
     assert len(ended) < len(first)
 
 
-def test_a_model_that_says_the_prompt_again_has_said_nothing(blip_folder, monkeypatch):
-    captioning = Captioning(blip_folder, "fp32")
-    said = [CAPTION, f"{CAPTION}\na dog", f"{CAPTION} a cat", "a " + "very " * 500 + "red dog", "x" * 100_000]
-    monkeypatch.setattr(captioning._blip, "caption", lambda *_, **__: said)
-    captions = captioning.caption(pictures())
-    assert captions[:4] == ["an image", "a dog", "a cat", "a very"]
-    assert len(captions[4]) == 10 * MAX_WORDS
-
-
 def test_out_of_memory_halves_the_batch_and_keeps_every_caption(vlm_folders, caplog):
     images = pictures()
     expected = Captioning(vlm_folders["llava_next"], "fp32", batch_size=1).caption(images)
@@ -158,13 +149,6 @@ def test_out_of_memory_halves_the_batch_and_keeps_every_caption(vlm_folders, cap
     assert "captioning: out of memory with a batch of 5, going on with 2" in caplog.messages
     assert captioning.caption(images[:3]) == expected[:3]
     assert tried[4:] == [2, 1]  # what was learned is kept
-
-    def no_memory(**_):
-        raise torch.OutOfMemoryError("CUDA out of memory.\nTried")
-
-    model.generate = no_memory
-    with pytest.raises(ValueError, match=r"not suffice for a batch of 1; .*hardware.md \(CUDA out of memory"):
-        captioning.caption(images)
 
 
 def test_a_released_captioner_comes_back(vlm_folders, blip_folder):

@@ -3,42 +3,17 @@
 import pytest
 import tiny_vlms
 import torch
-from conftest import CHAT_TEMPLATE, tiny_tokenizer
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
+from conftest import make_language_model
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from captioning import Captioning
 from generation.loading import open_model
-from query_editing import QueryEditing
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
 LAYERS = {"int8": bitsandbytes.nn.Linear8bitLt, "int4": bitsandbytes.nn.Linear4bit}
 NEAR = {"int8": 0.999, "int4": 0.9}  # cosine of the logits with float32's
 OFF = {"int8": 0.015, "int4": 0.12}  # of one layer's output, relative: nf4 has 16 levels
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    """Wide enough for bitsandbytes' blocks."""
-    folder = tmp_path_factory.mktemp("llama")
-    tokenizer = tiny_tokenizer(["<|im_start|>", "<|im_end|>"])
-    tokenizer.chat_template = CHAT_TEMPLATE
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.1,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +43,8 @@ def cosine(one, other):
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_a_language_model(llama, precision):
+def test_a_language_model(tmp_path, precision):
+    llama = make_language_model(tmp_path, width=128)
     tokens = torch.randint(0, 250, (3, 12), generator=torch.Generator().manual_seed(0))
     states = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -105,14 +81,3 @@ def test_a_vision_language_model(llava_next, precision):
     assert torch.isfinite(logits[seen]).all()
     # Its random weights are larger than a trained model's, so that its captions differ: errors are, too.
     assert cosine(logits[seen], full[seen]) > {"int8": 0.97, "int4": 0.6}[precision]
-
-
-@pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_captions_and_rewrites_come_out(llava_next, llama, precision):
-    captions = Captioning(llava_next, precision, batch_size=2).caption(tiny_vlms.pictures())
-    assert len(captions) == 5 and len(set(captions)) > 1
-    editing = QueryEditing(llama, precision, batch_size=2)
-    editing.load()
-    check_layers(editing._model._model.model, precision)
-    rewrites = editing.rewrite(["a dog", "a cat", "food"], ["a red dog", "a man", "two cups"])
-    assert len(rewrites) == 3 and any(rewrites)

@@ -124,21 +124,6 @@ def test_an_answer_has_one_deadline(server, fault):
     assert caught.value.answers == [None]
 
 
-def test_the_list_of_models_has_a_deadline_too(server, monkeypatch):
-    monkeypatch.setattr(server._server.RequestHandlerClass, "do_GET", drip)
-    began = time.monotonic()
-    with pytest.raises(ValueError, match=r"cannot be used: no whole answer within 0.5 s"):
-        servers(server, max_seconds=0.5).check()
-    assert time.monotonic() - began < 2
-
-
-def drip(handler):
-    """Each byte comes in time for a client that only bounds single reads."""
-    for letter in b"HTTP/1.1 200 OK\r\nX: " + b"x" * 40:
-        handler.wfile.write(bytes([letter]))
-        time.sleep(0.1)
-
-
 @pytest.mark.parametrize(
     ("fault", "requests", "reason"),
     [

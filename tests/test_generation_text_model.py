@@ -176,22 +176,6 @@ def test_a_model_without_a_chat_template_is_named_in_one_line(language_model, tm
     assert "\n" not in str(caught.value)
 
 
-def test_out_of_memory_halves_the_batch_and_keeps_every_answer(language_model, expected):
-    model = TextModel(language_model, "fp32", 12)
-    model.load()
-    tried = []
-
-    def small_memory(module, given):
-        tried.append(len(given[0]))
-        if tried[-1] > 5:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    model._model.model.get_input_embeddings().register_forward_pre_hook(small_memory)
-    answers = model.complete(PROMPTS, max_tokens=24)
-    assert answers == [expected["", prompt] for prompt in PROMPTS]
-    assert tried[:3] == [12, 6, 3] and max(tried[3:]) == 3
-
-
 def test_a_packed_model_is_not_quantized_again():
     with pytest.raises(ValueError, match="smollm2-135m-instruct, whose weights are stored as gguf already"):
         TextModel("smollm2-135m-instruct", "int8", 8).complete(["a"], max_tokens=1)

@@ -4,19 +4,17 @@ import json
 import logging
 import os
 import signal
-import struct
 import subprocess
 import sys
 import threading
 import time
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from index_world import ColourEncoder, build, failures, make_images
+from index_world import ColourEncoder, build, failures, make_images, png
 from PIL import Image as PILImage
 from tqdm import tqdm
 
@@ -44,17 +42,12 @@ def check_vectors(index, images):
 # Which pictures are embedded
 
 
-def chunk(kind, data):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def bomb():
-    """2 kB that claim to be 3.6 billion pixels."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 10**6)) + chunk(b"IEND", b"")
-
-
-BAD = {"zero bytes": b"", "bomb": bomb(), "html": b"<!doctype html><title>404</title>", "zeros": bytes(5000)}
+BAD = {
+    "zero bytes": b"",
+    "bomb": png(60_000, 60_000),
+    "html": b"<!doctype html><title>404</title>",
+    "zeros": bytes(5000),
+}
 
 
 @settings(max_examples=10, deadline=None)
@@ -195,9 +188,7 @@ def test_what_cannot_be_embedded_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda rows: rows * 2, "row 0 has length 2, expected 1"),
         (lambda rows: rows[1:], "got 3 rows from the encoder, expected 4"),
-        (lambda rows: rows[:, :5], "got shape"),
         (lambda rows: rows * np.nan, "NaN"),
     ],
 )
