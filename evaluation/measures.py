@@ -119,7 +119,7 @@ def measure_sessions(
     sessions: Sequence[Session], round_count: int, image_count: int | None = None
 ) -> Measures:
     """Measures a run whose records `build_sessions` has grouped; all else as `evaluate`."""
-    values = _target_measures(_target_ranks(sessions, round_count, image_count), image_count)
+    values = _target_measures(_target_ranks(sessions, round_count), image_count)
     values |= _relevant_measures(sessions, round_count) | _session_measures(sessions, round_count)
     return Measures(
         query_ids=tuple(session.query_id for session in sessions),
@@ -130,7 +130,7 @@ def measure_sessions(
 # Each of these returns float64 (round_count, queries), NaN where a measure has no meaning for the query.
 
 
-def _target_ranks(sessions: Sequence[Session], round_count: int, image_count: int | None) -> np.ndarray:
+def _target_ranks(sessions: Sequence[Session], round_count: int) -> np.ndarray:
     """Collects the target's rank in each round, carried forward; infinite for a query without rounds."""
     ranks = np.full((round_count, len(sessions)), np.nan)
     for column, session in enumerate(sessions):
@@ -138,12 +138,6 @@ def _target_ranks(sessions: Sequence[Session], round_count: int, image_count: in
             continue
         states = [session.state(number) for number in range(round_count)]
         ranks[:, column] = [np.inf if state is None else state.target_rank for state in states]
-        worst = max((state.target_rank or 0 for state in states if state is not None), default=0)
-        if image_count is not None and worst > image_count:
-            raise ValueError(
-                f"query {session.query_id!r}: target rank {worst} in a collection of {image_count} images; "
-                f"is image_count right?"
-            )
     return ranks
 
 
@@ -212,10 +206,6 @@ def _session_measures(sessions: Sequence[Session], round_count: int) -> dict[str
         R^T: Zhu et al., "Enhancing Interactive Image Retrieval With Query Rewriting Using Large Language
         Models and Vision Language Models", arXiv:2404.18746, where rounds show unseen images only. An image
         shown again (reference protocol) counts once.
-
-    Example:
-        Four relevant images; round 0 shows 10 images with one of them, round 1 shows 10 others with two more:
-        Session recall 1/4, 3/4; Session precision 1/10, 3/20.
     """
     recall = np.full((round_count, len(sessions)), np.nan)
     precision = recall.copy()

@@ -65,12 +65,8 @@ def run_experiment(settings: ExperimentSettings, own: OwnModels | None = None) -
     captioned = setup.captions.counts() if STRATEGIES[settings.strategy].needs_captioner else "no captions"
     reasons = ", ".join(f"{count} {reason}" for reason, count in fallbacks.most_common() if reason)
     log.info(
-        "%d refined queries, %d fell back to appending%s; %s; %.0f s",
-        fallbacks.total(),
-        fallbacks.total() - fallbacks[""],
-        f" ({reasons})" if reasons else "",
-        captioned,
-        time.monotonic() - started,
+        f"{fallbacks.total()} refined queries, {fallbacks.total() - fallbacks['']} fell back to appending"
+        f"{f' ({reasons})' if reasons else ''}; {captioned}; {time.monotonic() - started:.0f} s"
     )
     return folder
 

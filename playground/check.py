@@ -61,13 +61,10 @@ class Check:
                 log.info("next: %s", self.download)
             return 1
         skipped = dataset.skipped
+        bare = sum(not image.captions for image in dataset.images)
         log.info(
-            "usable: %d images (%d without a caption), %d queries, %d left out (split %s)",
-            len(dataset.images),
-            sum(not image.captions for image in dataset.images),
-            len(dataset.queries),
-            len(skipped),
-            split,
+            f"usable: {len(dataset.images)} images ({bare} without a caption), {len(dataset.queries)} "
+            f"queries, {len(skipped)} left out (split {split})"
         )
         for skip in skipped[:_LISTED]:
             log.info("  left out: %s: %s", skip.what, skip.why)

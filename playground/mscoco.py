@@ -45,8 +45,8 @@ def read(root: Path, split: str) -> Dataset:
     Args:
         root: Holds `val2017/` and a captions file, the first there is of `CAPTIONS_FILES`; for Karpathy's
             splits `dataset_coco.json` and one or more of `SPLIT_FOLDERS`.
-        split: "all" is val2017. Karpathy's: "train", "restval", "val", "test" (5,000 images), and "test-1k-1"
-            to "test-1k-5", the test images in the file's order, 1,000 at a time.
+        split: "all" is val2017; Karpathy's `SPLITS`: "test" has 5,000 images, "test-1k-1" to "test-1k-5" are
+            those in the file's order, 1,000 at a time.
 
     Raises:
         FileNotFoundError: If a folder, or the file with captions or splits, is missing.

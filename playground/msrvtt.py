@@ -74,21 +74,17 @@ def read(root: Path, split: str) -> Dataset:
     for line in lines:
         if line.comment not in captions[line.image_name]:
             captions[line.image_name].append(line.comment)
-    images = tuple(
+    images = [
         Image(frame.id, frame.path, tuple(said))
         for video, said in captions.items()
         for frame in frames[video]
-    )
-    queries = tuple(
-        Query(
-            f"{line.image_name}#{line.comment_number}",
-            line.comment,
-            None,
-            frozenset(frame.id for frame in frames[line.image_name]),
-        )
+    ]
+    relevant = {video: frozenset(frame.id for frame in frames[video]) for video in captions}
+    queries = [
+        Query(f"{line.image_name}#{line.comment_number}", line.comment, None, relevant[line.image_name])
         for line in lines
-    )
-    return Dataset("msrvtt", root / FRAME_FOLDER, images, queries, skipped + broken + left_out)
+    ]
+    return Dataset("msrvtt", root / FRAME_FOLDER, tuple(images), tuple(queries), skipped + broken + left_out)
 
 
 def extract(root: Path, split: str, per_video: int = PER_VIDEO) -> None:
@@ -105,15 +101,9 @@ def extract(root: Path, split: str, per_video: int = PER_VIDEO) -> None:
     chosen = {name: videos[name] for name in names if name in videos}
     done = extract_frames(chosen, root / FRAME_FOLDER, per_video)
     log.info(
-        "frames of %d videos taken, of %d already there; %d frames, %d near-duplicates dropped "
-        "(difference hash within %d of 64 bits); %d videos of the split are not in %s/",
-        done.extracted,
-        done.there,
-        done.frames,
-        done.dropped,
-        SAME_WITHIN,
-        len(names) - len(chosen),
-        VIDEO_FOLDER,
+        f"frames of {done.extracted} videos taken, of {done.there} already there; {done.frames} frames, "
+        f"{done.dropped} near-duplicates dropped (difference hash within {SAME_WITHIN} of 64 bits); "
+        f"{len(names) - len(chosen)} videos of the split are not in {VIDEO_FOLDER}/"
     )
     for skip in skipped + done.broken:
         log.warning("broken or left out: %s: %s", skip.what, skip.why)
@@ -206,12 +196,8 @@ def _main() -> int:
     check = Check("msrvtt", read, HOW_TO_GET, pieces)
     parser = check.parser()
     parser.add_argument("--extract", action="store_true", help="first take the frames that are not there yet")
-    parser.add_argument(
-        "--per-video",
-        type=int,
-        default=PER_VIDEO,
-        help=f"frames to take of each video (default: {PER_VIDEO})",
-    )
+    described = f"frames to take of each video (default: {PER_VIDEO})"
+    parser.add_argument("--per-video", type=int, default=PER_VIDEO, help=described)
     options = parser.parse_args()
     if options.extract:
         start_log()

@@ -204,10 +204,6 @@ def test_run_and_queries_must_agree():
         evaluate([FIRST], 1, [replace(query, id="other")])
     with pytest.raises(ValueError, match="differ between the run and the queries"):
         evaluate([FIRST], 1, [replace(query, relevant=frozenset(["24.jpg", "1.jpg"]))])
-    with pytest.raises(ValueError, match="given twice"):
-        evaluate([FIRST], 1, [query, query])
-    with pytest.raises(ValueError, match="collection of 20"):
-        evaluate([FIRST], 1, [query], image_count=20)
 
 
 def test_records_are_read_as_a_stream_and_little_is_kept_of_each(tmp_path):
