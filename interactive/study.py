@@ -7,7 +7,6 @@ written again after every search. A search that never ended counts as unfinished
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import statistics
@@ -20,7 +19,7 @@ from typing import Any
 
 from evaluation.measures import evaluate
 from evaluation.runs import append_rounds, read_rounds
-from files import append_lines, write_json
+from files import append_lines, read_lines, write_json
 from interactive.session import SearchContext, Session, Turn, UserError
 from records import Query, Round
 from retriever import Retriever
@@ -146,7 +145,7 @@ class Study:
 
     def _measure(self) -> None:
         """Writes ``measures.json`` from the two other files."""
-        events = [json.loads(line) for line in (self.folder / "tasks.jsonl").read_text("utf-8").splitlines()]
+        events = [event for _, event in read_lines(self.folder / "tasks.jsonl")]
         ended = [event for event in events if event["event"] != "shown"]
         ended_ids = {event["query_id"] for event in ended}  # a kill may separate rounds from their last line
         records = [each for each in read_rounds(self.folder / "rounds.jsonl") if each.query_id in ended_ids]

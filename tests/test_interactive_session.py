@@ -270,6 +270,8 @@ def test_saved_text_that_names_another_collection_is_refused(played, context):  
         (["turns", 0, "captions"], ["one too few"]), (["turns", 0, "options", "strategy"], "../../etc"),
         (["turns", 0, "options", "shown"], True), (["options", "shown"], 10_000), (["options"], {}),
         (["options", "threshold"], "0"), (["options", "shows_again"], 1), (["picture"], [1, 2]),
+        (["turns", 0, "marks"], []), (["turns", 0, "text"], None), (["turns", 0, "captions"], 7),
+        (["options", "threshold"], 1e400), (["options", "shown"], 10**400), (["at"], 10**400),
     ],
 )  # fmt: skip
 def test_a_tampered_session_is_refused_whole(played, context, path, value):  # noqa: F811
