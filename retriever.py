@@ -62,12 +62,7 @@ class SearchQuery:
 
 
 class Retriever:
-    """An encoder and an index of its vectors.
-
-    Attributes:
-        encoder: Encodes texts and pictures.
-        index: Holds the collection's vectors.
-    """
+    """An encoder of texts and pictures, and an index of its vectors."""
 
     def __init__(self, encoder: Encoder, index: ImageIndex, batch_size: int = BATCH_SIZE) -> None:
         """Joins the two; `batch_size` texts or pictures go to one call of the encoder.

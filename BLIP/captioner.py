@@ -21,11 +21,9 @@ PROMPT = "a picture of "  # what the released captioners were trained to begin w
 
 
 class BlipCaptioner:
-    """Describes images.
+    """Describes images with the vision tower and transformers' text decoder.
 
     Attributes:
-        model: The vision tower and transformers' text decoder.
-        tokenizer: Its tokenizer.
         image_size: Side of the images it reads, in pixels.
         positions: Longest text in tokens.
         prompt: What a caption begins with unless told otherwise; it is cut off again.

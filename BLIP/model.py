@@ -33,8 +33,6 @@ class BlipEncoder:
     """Embeds images and texts in one space, and scores pairs of them.
 
     Attributes:
-        model: The weights.
-        tokenizer: Its tokenizer.
         image_size: Side of the images it reads, in pixels.
         text_limit: Longest text in tokens; longer ones are cut, which is logged.
         dimension: Width of the rows.

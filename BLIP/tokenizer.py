@@ -35,10 +35,8 @@ class Tokens:
 class Tokenizer:
     """Texts to token ids and back.
 
-    Attributes:
-        pad_id: Of [PAD]; likewise ``cls_id``, ``sep_id``.
-        dec_id: Of [DEC], which begins a caption.
-        enc_id: Of [ENC], which begins a text that is matched with an image.
+    `dec_id` is of [DEC], which begins a caption; `enc_id` of [ENC], which begins a text that is matched with
+    an image; `pad_id`, `cls_id` and `sep_id` of the usual ones.
     """
 
     def __init__(self, vocabulary: Mapping[str, int]) -> None:

@@ -1,8 +1,7 @@
 """BLIP's two towers and its matching head in plain torch; searched with and trained.
 
-transformers has the same model with the same tensor names and numbers (`tests/test_blip_towers.py`), but its
-attention writes all weights out, and importing it takes longer than a search. docs/performance.md compares
-the time. Only the captioner's decoder is transformers'.
+transformers has the same model with the same tensor names and numbers (`tests/test_blip_models.py`), but is
+slower (docs/performance.md) and slow to import. Only the captioner's decoder is transformers'.
 
 Source: Li et al. 2022 (arXiv 2201.12086): a vision transformer with the norms first, and a BERT, norms last,
 with cross-attention in every layer; a text alone skips it.
@@ -20,11 +19,7 @@ from BLIP.sizes import TEXT_EPSILON, VISION_EPSILON, Sizes
 
 
 class _BlipModel(nn.Module):
-    """A vision tower and something that reads its states.
-
-    Attributes:
-        sizes: Of the model.
-    """
+    """A vision tower and something that reads its states; `sizes` are the model's."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()

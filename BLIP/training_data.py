@@ -86,8 +86,8 @@ def train_vocabulary(captions: Iterable[str], extra_words: Sequence[str], size: 
 class WordTargets:
     """Which words an image's captions use, as a distribution: the target of the auxiliary loss.
 
-    A word weighs (captions of the image that use it) x log(images / images that use it), so that "the" and
-    "picture" weigh nothing. Words used by fewer than ``minimum`` images are left out.
+    A word weighs (captions of the image that use it) x log(images / images that use it); words used by fewer
+    than ``minimum`` images are left out.
     """
 
     def __init__(self, captions: Sequence[Sequence[str]], minimum: int = 20) -> None:

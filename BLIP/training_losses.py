@@ -1,9 +1,8 @@
 """What training minimises: the losses of BLIP (Li et al. 2022, arXiv 2201.12086, section 3.2) and helpers.
 
-Image-text contrast (ITC) aligns the two embeddings, image-text matching (ITM) tells a pair from a hard
-negative, language modelling (LM) teaches the captioner; one vision tower serves all three. Unlike the paper
-there is no momentum twin and no queue: negatives come from the batch. Trained from scratch on few images, ITC
-alone stays on a plateau; predicting the captions' words from both embeddings gets it off.
+Unlike the paper there is no momentum twin and no queue: negatives come from the batch. Trained from scratch
+on few images, contrast alone stays on a plateau; predicting the captions' words from both embeddings gets it
+off.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ class TrainingModel(nn.Module):
         with_matching: bool,
         patches: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Computes the first stage's losses of a batch.
+        """Computes the first stage's losses of a batch: scalars by the names in docs/training.md.
 
         Args:
             pixels: Normalised pictures, (n, 3, side, side).
@@ -82,10 +81,6 @@ class TrainingModel(nn.Module):
             words: Word distributions, (n, words) float32.
             with_matching: Whether to compute the ITM loss as well.
             patches: Classes of the patches, (n, patches) int64.
-
-        Returns:
-            Scalars by name: "itc", "words", "patches"; "lm" with a captioner; "itm" if asked for; "regions"
-            if the patches' classes are given.
         """
         hidden = self.towers.vision_model(pixels)
         image = F.normalize(self.towers.vision_proj(hidden[:, 0]).float(), dim=-1)

@@ -79,8 +79,7 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
 def is_surplus(name: str) -> bool:
     """Returns whether a tensor is only a trainer's: queues, temperature, position ids, momentum twins.
 
-    The twins (first part ends in ``_m``) are moving averages, not copies: they never stand in for the tensors
-    that they follow.
+    The twins (``_m``) are moving averages, not copies: they never stand in for what they follow.
     """
     first = name.split(".")[0]
     return first.endswith("_m") or first in _SURPLUS or name.endswith(".position_ids")

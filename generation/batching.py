@@ -15,12 +15,9 @@ Item = TypeVar("Item")
 
 
 class ShrinkingBatches:
-    """Works through items a batch at a time.
+    """Works through items, `size` at a time: once memory ran out, what fitted.
 
-    Attributes:
-        size: Items in a batch; once memory ran out, what fitted.
-        make_room: Asked when not even one item fits; returns whether something left the memory, so that
-            another attempt is worth while.
+    `make_room` is asked when not even one item fits; it returns whether something left the memory.
     """
 
     def __init__(self, size: int) -> None:

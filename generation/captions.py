@@ -44,13 +44,10 @@ _TABLES = (
 
 
 class CaptionCache:
-    """Captions by captioner and picture, and the hashes of files seen before.
+    """Captions by captioner and picture, and the hashes of files seen before, in the file `path`.
 
     A connection is opened for every call, so that threads and forked processes may share the object. The
     rollback journal is kept rather than a write-ahead log, whose shared memory network drives lack.
-
-    Attributes:
-        path: The file.
     """
 
     def __init__(self, path: Path) -> None:

@@ -13,10 +13,7 @@ log = logging.getLogger(__name__)
 class Model(Protocol):
     """Has weights that can leave memory, and come back."""
 
-    @property
-    def model_id(self) -> str:
-        """What the user calls it."""
-        ...
+    model_id: str
 
     def load(self) -> None:
         """Loads the weights, if they are not there."""

@@ -27,11 +27,7 @@ def is_installed() -> bool:
 
 
 class OpenVinoModel:
-    """A language model in a GGUF file.
-
-    Attributes:
-        special_tokens: Tokens with a meaning, as text.
-    """
+    """A language model in a GGUF file; `special_tokens` are those with a meaning, as text."""
 
     def __init__(self, path: Path, batch_size: int) -> None:
         """Opens the file; RuntimeError if the library cannot read it."""

@@ -47,11 +47,7 @@ Item = TypeVar("Item")
 
 
 class ServersFailed(ValueError):
-    """A request failed for good.
-
-    Attributes:
-        answers: What was answered until then, by position; None where nothing was.
-    """
+    """A request failed for good; `answers` has by position what was answered until then, or None."""
 
     def __init__(self, message: str, answers: Sequence[str | None] = ()) -> None:
         super().__init__(message)
@@ -59,11 +55,7 @@ class ServersFailed(ValueError):
 
 
 class RequestFailed(Exception):
-    """One server gave no answer to one request.
-
-    Attributes:
-        refused: Whether the request is to blame, so that another server would refuse it too.
-    """
+    """One server gave no answer to one request; `refused`: another server would refuse it too."""
 
     def __init__(self, reason: str, *, refused: bool = False) -> None:
         super().__init__(reason)

@@ -1,7 +1,6 @@
 """Images to an index: what is new is embedded, what has vanished is dropped, broken pictures are listed.
 
-`build_index` goes part by part, so that a build that was killed continues where it stopped, and leaves
-`failed_images.csv` (image_name, reason) beside the index.
+`build_index` leaves `failed_images.csv` (image_name, reason) beside the index.
 """
 
 from __future__ import annotations

@@ -18,12 +18,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # none that starts anot
 
 
 class BrokenImage(ValueError):
-    """A file that gives no picture.
-
-    Attributes:
-        path: The file.
-        reason: Why, without the path.
-    """
+    """A file (`path`) that gives no picture; `reason` says why, without the path."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}; replace the file, or take it out of the folder")

@@ -25,18 +25,12 @@ class ImageEncoder(Protocol):
     """Pictures to vectors.
 
     It may also have a method ``prepare_image`` from one picture to another, such as the resized one: threads
-    that decode then call it, so that `encode_images` finds less to do.
+    that decode then call it, so that `encode_images` finds less to do. The fingerprint differs when the
+    weights or the preprocessing differ.
     """
 
-    @property
-    def dimension(self) -> int:
-        """Width of a vector."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """Differs when the weights or the preprocessing differ."""
-        ...
+    dimension: int
+    fingerprint: str
 
     def encode_images(self, images: list[PILImage.Image]) -> np.ndarray:
         """Encodes n RGB pictures as (n, dimension) float32, rows of unit length."""

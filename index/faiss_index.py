@@ -1,14 +1,13 @@
 """Image vectors in a FAISS file with their ids: search and exact ranks.
 
 An opened folder's vectors stay in the file, mapped into memory. Scores and order are those of `index.scores`,
-for lists and for ranks alike: FAISS's own float32 scores change in the last bit with the batch size, and a
-rank counted with one rounding would contradict a list sorted with another. For millions of images an
-approximate index of FAISS names the candidates (`index.approximate`).
+for lists and for ranks alike, since FAISS's own float32 scores change with the batch size. For millions of
+images an approximate index of FAISS names the candidates (`index.approximate`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
@@ -33,12 +32,7 @@ from settings import IndexKind
 
 @dataclass(frozen=True)
 class Ranking:
-    """Images for one query, best first.
-
-    Attributes:
-        ids: Image ids.
-        scores: Their cosine similarities, exact; of equal ones the image added earlier comes first.
-    """
+    """Image ids for one query, best first, and their exact cosine similarities; ties go to earlier rows."""
 
     ids: tuple[str, ...]
     scores: tuple[float, ...]
@@ -47,24 +41,13 @@ class Ranking:
 class ImageIndex(Protocol):
     """What the retriever asks of an index, wherever its vectors are; `FaissIndex` says what each does."""
 
-    @property
-    def dimension(self) -> int:
-        """Width of a vector."""
-        ...
+    dimension: int
+    ids: tuple[str, ...]
+    row_of: dict[str, int]
 
     @property
     def manifest(self) -> Manifest | None:
         """Names the model that made the vectors; None while the index lives in memory only."""
-        ...
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """The image ids, by row."""
-        ...
-
-    @property
-    def row_of(self) -> Mapping[str, int]:
-        """The row of each image id."""
         ...
 
     def __len__(self) -> int: ...
@@ -88,10 +71,8 @@ class FaissIndex:
     """Unit-length image vectors and the ids of their images.
 
     Attributes:
-        ids: The image ids, by row.
-        row_of: The row of each image id.
+        ids: The image ids, by row; `row_of` has the row of each.
         vectors: (n, dimension) float32, read-only, by row; those in a file are not aligned.
-        dimension: Width of a vector.
         manifest: What the folder says, if the index was opened; None while it lives in memory only.
     """
 

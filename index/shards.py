@@ -29,7 +29,7 @@ class Shard:
         ids: Of n images, in order.
         vectors: (n, d) float32, rows of unit length; may be a memory-mapped file.
         broken: Ids of the images of the same part that gave no vector.
-        sizes: Bytes of each image's file when it was embedded, None where that is not known; may be empty.
+        sizes: Bytes of each image's file when it was embedded, None if not known; may be empty.
     """
 
     ids: Sequence[str]
@@ -47,13 +47,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardStore:
-    """A folder of shards made with one model, created with the first shard.
-
-    Attributes:
-        folder: Of the shards.
-        fingerprint: Of the model.
-        dimension: Of its vectors.
-    """
+    """A folder of shards made with one model, created with the first shard."""
 
     folder: Path
     fingerprint: str
