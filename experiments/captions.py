@@ -66,12 +66,7 @@ def open_captions(
 
 
 class GivenCaptions:
-    """Captions by a captioner from outside, each made once in this process; no file keeps them.
-
-    Attributes:
-        captioner_name: The captioner's ``name``, if it has one, else its class's.
-        made: How many captions were made.
-    """
+    """Captions by a captioner from outside, each made once in this process; no file keeps them."""
 
     def __init__(self, captioner: PictureCaptioner, images: Sequence[Image], costs: Costs) -> None:
         self.captioner_name = name_of(captioner)

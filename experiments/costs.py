@@ -34,16 +34,11 @@ class Spent:
 
 
 class Costs:
-    """The account of one or several runs; kept in a file if one is named, so that a stop loses none.
-
-    Attributes:
-        run: Name of the run that pays now.
-        spent: What each run has spent in each stage.
-    """
+    """The account of one or several runs; kept in a file if one is named, so that a stop loses none."""
 
     def __init__(self) -> None:
-        self.run = ""
-        self.spent: dict[str, dict[str, Spent]] = {}
+        self.run = ""  # name of the run that pays now
+        self.spent: dict[str, dict[str, Spent]] = {}  # in each stage of each run
         self._path: Path | None = None
         self._open: list[float] = []  # seconds of the stages inside, for each stage that is running
 
@@ -140,12 +135,7 @@ class CountedRewriter:
 
 
 class CountedCaptioner:
-    """A captioner whose work is counted.
-
-    Attributes:
-        model_id: The captioner's.
-        name: The captioner's.
-    """
+    """A captioner whose work is counted."""
 
     def __init__(self, captioner: Any, costs: Costs) -> None:
         self.model_id = captioner.model_id

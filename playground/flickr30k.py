@@ -63,34 +63,28 @@ def read(root: Path, split: str) -> Dataset:
     places = (root, *(root / name for name in IMAGE_FOLDERS))
     tables = [place / name for place in places for name in CAPTIONS_FILES if (place / name).exists()]
     path = next((root / name for name in SPLIT_FILES if (root / name).exists()), None)
-    names = None if split == "all" else _listed(root, "dev" if split == "val" else split)
-    if tables and (split == "all" or (names is not None and path is None)):
-        path = tables[0]
-        lines = (line for line in table_lines(path, _ADVICE) if names is None or line.image_name in names)
+    names = None
+    if split == "all" and tables:
+        path, lines = tables[0], table_lines(tables[0], _ADVICE)
     elif path is not None:
         karpathys = "val" if split == "dev" else split
         wanted = [image for image in split_images(path, _ADVICE) if karpathys in ("all", image.split)]
         lines = split_lines(wanted, lambda image: image.name)
         names = None if split == "all" else {image.name for image in wanted}
-    elif split == "all" or names is not None:
+    elif split == "all":
         expected = ", ".join((*CAPTIONS_FILES, SPLIT_FILES[0]))
         raise FileNotFoundError(f"{root}: no captions file, expected one of {expected}; {_ADVICE}")
     else:
-        expected = " or ".join((*SPLIT_FILES, LISTS["dev" if split == "val" else split]))
-        raise FileNotFoundError(f"{root}: no file of the split {split!r}, expected {expected}; {_ADVICE}")
+        listed = LISTS["dev" if split == "val" else split]
+        if not tables or not tables[0].with_name(listed).is_file():
+            expected = " or ".join((*SPLIT_FILES, f"{listed} beside a captions file"))
+            raise FileNotFoundError(f"{root}: no file of the split {split!r}, expected {expected}; {_ADVICE}")
+        path = tables[0]
+        names = set(path.with_name(listed).read_text(encoding="utf-8-sig", errors="replace").split())
+        lines = (line for line in table_lines(path, _ADVICE) if line.image_name in names)
     if names is not None:
         images = tuple(image for image in images if image.id in names)
     return captioned_dataset("flickr30k", folder, images, skipped, path, lines, _ADVICE)
-
-
-def _listed(root: Path, split: str) -> set[str] | None:
-    """Returns the names in Flickr8k's list of a split; None if it is not there."""
-    places = (root, *(root / name for name in IMAGE_FOLDERS))
-    path = next((place / LISTS[split] for place in places if (place / LISTS[split]).is_file()), None)
-    try:
-        return None if path is None else set(path.read_text(encoding="utf-8-sig").split())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: got text that is not UTF-8 ({error.reason}); {_ADVICE}") from error
 
 
 if __name__ == "__main__":

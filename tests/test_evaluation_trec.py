@@ -37,11 +37,11 @@ def test_outside_tool_reads_the_files_and_gets_the_same_numbers(tmp_path_factory
         assert ("R@10" in means, "Recall@10" in means) == (bool(relevant), bool(target))
 
 
-@pytest.mark.parametrize("name", [*ODD, "\ud800", "\x00"])
-def test_ids_survive_and_hold_no_white_space(name):
-    encoded = encode_id(name)
-    assert encoded.split() == [encoded]
-    assert unquote(encoded, errors="surrogatepass") == name
+def test_ids_survive_and_hold_no_white_space():
+    for name in (*ODD, "\ud800", "\x00"):
+        encoded = encode_id(name)
+        assert encoded.split() == [encoded]
+        assert unquote(encoded, errors="surrogatepass") == name
 
 
 def test_a_stopped_query_keeps_its_whole_last_list_in_later_rounds(tmp_path):

