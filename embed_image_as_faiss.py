@@ -4,7 +4,8 @@
     python embed_image_as_faiss.py --dataset demo      # any constant, overridden
 
 Run again, it goes on where it was stopped, embeds what is new and drops what has vanished. No other command
-writes an index. ``--engine ray`` embeds on a Ray cluster; ``python -m index.merge`` joins indexes.
+writes an index. ``--captions`` also captions all images, for the strategies that compare captions;
+``--engine ray`` embeds on a Ray cluster; ``python -m index.merge`` joins indexes.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ def main() -> None:
         from experiments.open_index import embed_dataset
 
         embed_dataset(settings)
+    if settings.captions:
+        from experiments.caption_vectors import embed_dataset_captions
+
+        embed_dataset_captions(settings)
 
 
 if __name__ == "__main__":

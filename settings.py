@@ -216,7 +216,18 @@ class CaptionSettings(DatasetSettings):
 
 
 @dataclass(frozen=True)
-class SessionSettings(IndexSettings, CaptionSettings):
+class CaptionVectorSettings(IndexSettings, CaptionSettings):
+    """The system's captions beside an index, as vectors."""
+
+    caption_encoder: str = option(
+        "multilingual-e5-small",
+        "Sentence encoder by which the system compares its captions: a packaged one "
+        '("multilingual-e5-small" or "all-minilm-l6-v2"), a folder or a hub id; not the simulated user\'s.',
+    )
+
+
+@dataclass(frozen=True)
+class SessionSettings(CaptionVectorSettings):
     """All models of a session, and where its results go."""
 
     rewrite_model: str | None = option(None, "Rewrites queries; the preset's when not given.")
@@ -262,6 +273,9 @@ class LoopSettings(SessionSettings):
         "all-minilm-l6-v2",
         'Sentence encoder of the users who judge by captions: a folder, a hub id, or "all-minilm-l6-v2".',
     )
+    user_likes: int = option(
+        1, "How many of the shown images a user who judges by nearness picks at most.", min=1
+    )
     user_dislikes: int = option(0, "How many of the shown images a judging user also marks as wrong.", min=0)
     user_patience: int | None = option(
         None,
@@ -280,7 +294,7 @@ class LoopSettings(SessionSettings):
 
 
 @dataclass(frozen=True)
-class EmbeddingSettings(IndexSettings, RaySettings):
+class EmbeddingSettings(CaptionVectorSettings, RaySettings):
     """Embeds the images of a dataset and saves them as a FAISS index."""
 
     index_kind: IndexKind = option(
@@ -291,6 +305,11 @@ class EmbeddingSettings(IndexSettings, RaySettings):
     workers: int = knob(4, "Threads that decode images.", min=1)
     max_failed_share: float = knob(
         0.1, "With more broken images than this share, no index is made.", min=0, max=1
+    )
+    captions: bool = knob(
+        False,
+        "Also caption all images, encode the captions and calibrate the index, for the strategies that "
+        "compare captions (docs/feedback.md).",
     )
     rebuild: bool = knob(False, "Embed all images again although an index of this model is there.")
 
@@ -323,7 +342,12 @@ class ExperimentSettings(LoopSettings):
 
     def run_name(self) -> str:
         """Returns the name of the run's folder."""
-        habits = {"noise": self.user_noise, "dislikes": self.user_dislikes, "patience": self.user_patience}
+        habits = {
+            "noise": self.user_noise,
+            "likes": self.user_likes if self.user_likes > 1 else 0,
+            "dislikes": self.user_dislikes,
+            "patience": self.user_patience,
+        }
         user = "-".join([self.user, *(f"{name}{value:g}" for name, value in habits.items() if value)])
         return f"{super().run_name()}-{user}-{self.strategy}"
 

@@ -14,7 +14,7 @@ from index.faiss_index import FaissIndex, ImageIndex
 from playground import open_dataset
 from records import Dataset, Image
 from retriever import Retriever
-from settings import DatasetSettings, EmbeddingSettings, IndexSettings
+from settings import DatasetSettings, EmbeddingSettings, IndexSettings, SessionSettings
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def open_retriever(
     try:
         return Retriever.open(model, index_folder(settings, encoder))
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}, that is {_embedding_command(settings)}") from error
+        raise FileNotFoundError(f"{error}, that is {embedding_command(settings)}") from error
 
 
 def check_same_images(
@@ -121,7 +121,7 @@ def check_same_images(
         raise ValueError(
             f"{folder}: {len(missing)} of the dataset's {len(images)} images are not in the index, and "
             f"it holds {len(others)} others (first {min(missing or others)!r}); bring it up to date with: "
-            f"{_embedding_command(settings)}"
+            f"{embedding_command(settings)}"
         )
 
 
@@ -153,7 +153,7 @@ def index_folder(settings: IndexSettings, encoder: Encoder | None) -> Path:
     return settings.index.with_name(f"{settings.index.name}-{short}")
 
 
-def _embedding_command(settings: IndexSettings) -> str:
+def embedding_command(settings: IndexSettings, captions: bool = False) -> str:
     """Returns the command that makes the index these settings name."""
     given = {field.name: getattr(settings, field.name) for field in dataclasses.fields(IndexSettings)}
     standard = IndexSettings(settings.dataset, preset=settings.preset).resolved()
@@ -163,4 +163,9 @@ def _embedding_command(settings: IndexSettings) -> str:
             words.append(f"--{name.replace('_', '-')} {given[name]}")
     if settings.preset != IndexSettings(settings.dataset).resolved().preset:
         words.append(f"--preset {settings.preset}")
+    if captions:
+        words.append("--captions")
+        for name in ("caption_model", "quantization", "caption_encoder"):
+            if getattr(settings, name) != getattr(SessionSettings(settings.dataset).resolved(), name):
+                words.append(f"--{name.replace('_', '-')} {getattr(settings, name)}")
     return " ".join(["python embed_image_as_faiss.py", *words])

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image as PILImage
 
-from feedback.simulated_users import SentenceEncoder
+from feedback.sentence_encoder import SentenceEncoder
 from feedback.strategies.rewrite import Rewriter
 
 _PROBES = ("a photo of a dog", "two red buses in a street", "nothing")
@@ -43,9 +43,11 @@ class OwnModels:
     """What stands in for the models that the settings name; None where the settings' model is meant."""
 
     encoder: TextImageEncoder | None = None  # of queries and pictures, instead of BLIP
-    captioner: PictureCaptioner | None = None  # of picked images
+    captioner: PictureCaptioner | None = None  # of pictures: the picked ones, or all
     rewriter: Rewriter | None = None  # of queries, with captions
-    # Of captions, for the simulated users who judge by them; encode_texts gives (n, d) rows of length 1.
+    # Sentence encoders, whose encode_texts gives (n, d) rows of length 1: by one the system compares its
+    # captions, by another the simulated users judge.
+    caption_encoder: SentenceEncoder | None = None
     sentence_encoder: SentenceEncoder | None = None
 
 

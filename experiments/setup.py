@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from evaluation.runs import append_rounds, stream_rounds
+from experiments.caption_vectors import embed_captions
 from experiments.captions import GivenCaptions, open_captions
 from experiments.costs import Costs, CountedRewriter
 from experiments.identity import image_set_identity, query_set_identity, weights_identity
@@ -18,10 +20,13 @@ from experiments.open_index import (
     check_same_images,
     dataset_of_index,
     embed_images,
+    embedding_command,
+    index_folder,
     open_named_dataset,
     open_retriever,
 )
 from experiments.own_models import GivenEncoder, OwnModels, name_of
+from feedback.calibration import Calibration
 from feedback.history import Strategy
 from feedback.protocols import PROTOCOLS
 from feedback.rounds import run_rounds
@@ -36,6 +41,7 @@ from generation.gpu_memory import GpuMemory
 from generation.servers import SERVED
 from generation.text_model import PACKAGED as LANGUAGE_MODELS
 from generation.text_model import engine_of
+from index.caption_vectors import CaptionVectors, open_caption_vectors
 from index.faiss_index import ImageIndex
 from records import Dataset, Query, Skip
 from retriever import Retriever
@@ -94,7 +100,17 @@ class Setup:
         retriever = open_retriever(settings, encoder)
         check_same_images(dataset, retriever.index, settings, encoder)
         queries, left_out = choose_queries(dataset, settings, retriever.index.ids)
-        return cls(settings, dataset, retriever, queries, left_out, own)
+        setup = cls(settings, dataset, retriever, queries, left_out, own)
+        setup.check_judges()
+        if setup.compares_captions and any((own.encoder, own.captioner, own.caption_encoder)):
+            embed_captions(
+                retriever,
+                setup._index_folder,
+                setup.captions,
+                own.caption_encoder or settings.caption_encoder,
+                setup._caption_encoder_identity(),
+            )
+        return setup
 
     @property
     def strategies(self) -> tuple[str, ...]:
@@ -118,8 +134,83 @@ class Setup:
             "captioner": self.captions.captioner_name if needs_captioner else None,
             "rewriter": self._rewriter_identity() if self.needs_rewriter else None,
             "sentence_encoder": self._sentence_encoder_identity(),
+            "calibration": None,
+            "captions_sha256": None,
         }
+        if any(STRATEGIES[name].calibrated for name in self.strategies):
+            models["calibration"] = json.dumps(dataclasses.asdict(self.calibration))
+        if self.compares_captions:
+            models["captions_sha256"] = self.caption_vectors.captions_sha256
         return image_set_identity(self.dataset.images) | query_set_identity(self.queries) | models
+
+    @property
+    def compares_captions(self) -> bool:
+        """Whether one of the strategies compares the captions of all images."""
+        return any(STRATEGIES[name].captions_collection for name in self.strategies)
+
+    @cached_property
+    def caption_vectors(self) -> CaptionVectors:
+        """The vectors of the system's captions, as embedding left them.
+
+        Raises:
+            ValueError: If there are none, or of other pictures or models; names the command that makes them.
+        """
+        try:
+            return open_caption_vectors(
+                self._index_folder, self.captions.captioner_name, self._caption_encoder_identity()
+            )
+        except (FileNotFoundError, ValueError) as error:
+            command = embedding_command(self.settings, captions=True)
+            raise ValueError(f"{error}, with: {command}; or choose --strategy bayes") from error
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """How much queries and picks tell: as embedding found with captions, or the demo's defaults.
+
+        Raises:
+            ValueError: If it is of other pictures.
+        """
+        if self.compares_captions:
+            return Calibration(**self.caption_vectors.calibration)
+        if isinstance(self.settings.index, str):
+            return Calibration()
+        try:
+            return Calibration(**open_caption_vectors(self._index_folder).calibration)
+        except FileNotFoundError:
+            log.info("the index is not calibrated: picks are read as on the demo's drawings")
+            return Calibration()
+        except ValueError as error:
+            command = embedding_command(self.settings, captions=True)
+            raise ValueError(f"{error}, with: {command}") from error
+
+    @property
+    def _index_folder(self) -> Path:
+        encoder = self.retriever.encoder
+        return index_folder(self.settings, encoder if isinstance(encoder, GivenEncoder) else None)
+
+    def _caption_encoder_identity(self) -> str:
+        own = self.own.caption_encoder
+        return name_of(own) if own else weights_identity(self.settings.caption_encoder, SENTENCE_ENCODERS)
+
+    def check_judges(self) -> None:
+        """Refuses a simulated user who judges with the very encoder by which the system compares captions.
+
+        Raises:
+            ValueError: If it does: the system would know its judge.
+        """
+        if not self.compares_captions or self._sentence_encoder_identity() is None:
+            return
+        own = self.own
+        if own.sentence_encoder is None and own.caption_encoder is None:
+            same = self._sentence_encoder_identity() == self._caption_encoder_identity()
+        else:
+            same = own.sentence_encoder is own.caption_encoder
+        if same:
+            raise ValueError(
+                f"user_model: got {self.loop.user_model}, by which the system compares captions too: it "
+                "would know its judge; choose another --user-model, or another --caption-encoder and embed "
+                "with --captions again"
+            )
 
     def _rewriter_identity(self) -> str:
         settings, model = self.settings, self.settings.rewrite_model or ""
@@ -197,7 +288,8 @@ class Setup:
         """
         settings = self.loop
         return self.users.named(
-            name, noise=noise, dislikes=settings.user_dislikes, patience=settings.user_patience,
+            name, noise=noise, likes=settings.user_likes, dislikes=settings.user_dislikes,
+            patience=settings.user_patience,
             seed=settings.seed if seed is None else seed,
         )  # fmt: skip
 
@@ -211,8 +303,9 @@ class Setup:
         paths = {image.id: image.path for image in self.dataset.images}
         return Collection(
             self.retriever,
-            lambda image_ids: self.captions.captions_of(image_ids),  # the captioner opens when first asked
             ItmScorer(encoder, paths) if isinstance(encoder, BlipEncoder) else None,
+            lambda: self.caption_vectors.vectors,
+            lambda: self.calibration,
         )
 
     def strategy(self, name: str) -> Strategy:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Protocol as Interface
 from typing import get_args
 
 import numpy as np
 
 from feedback.protocols import Protocol
+from feedback.sentence_encoder import SentenceEncoder, open_sentence_encoder
 from feedback.users import (
     CaptionUser,
     FirstUser,
@@ -28,14 +28,6 @@ from settings import UserName
 
 CONTROLS = ("random", "first")  # they judge nothing, so they neither err nor lose patience
 CAPTION_READERS = frozenset(("independent", "caption"))  # they judge with a sentence encoder
-
-
-class SentenceEncoder(Interface):
-    """Texts to vectors by meaning; any object with this method will do."""
-
-    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Encodes n texts: (n, d) float32, rows of unit length, in order."""
-        ...
 
 
 class SimulatedUsers:
@@ -66,13 +58,21 @@ class SimulatedUsers:
         self._sentence_encoder = sentence_encoder
 
     def named(
-        self, name: str, *, noise: float = 0.0, dislikes: int = 0, patience: int | None = None, seed: int = 0
+        self,
+        name: str,
+        *,
+        noise: float = 0.0,
+        likes: int = 1,
+        dislikes: int = 0,
+        patience: int | None = None,
+        seed: int = 0,
     ) -> User:
         """Makes a user.
 
         Args:
             name: One of `settings.UserName`.
             noise: Share of the rounds in which a judging user is mistaken.
+            likes: How many shown images a user who judges by nearness picks at most.
             dislikes: How many shown images a judging user also turns down.
             patience: Rounds in a row without progress after which a judging user abandons the search.
             seed: Of random picks and mistakes.
@@ -84,19 +84,19 @@ class SimulatedUsers:
             return RandomUser(seed)
         if name == "first":
             return FirstUser()
-        user: JudgingUser = self._judging(name, dislikes)
+        user: JudgingUser = self._judging(name, likes, dislikes)
         if noise:
             user = NoisyUser(user, noise, seed)
         return ImpatientUser(user, patience) if patience is not None else user
 
-    def _judging(self, name: str, dislikes: int) -> JudgingUser:
+    def _judging(self, name: str, likes: int, dislikes: int) -> JudgingUser:
         if name == "independent":
-            return NearestUser(self._means_of_captions, dislikes)
+            return NearestUser(self._means_of_captions, dislikes, likes)
         if name == "caption":
             words = {query.id: query.text for query in self._queries}
-            return CaptionUser(self._indexed, words, self._encode, dislikes)
+            return CaptionUser(self._indexed, words, self._encode, dislikes, likes)
         if name == "reference":
-            return NearestUser(self._retriever.vectors_of, dislikes)
+            return NearestUser(self._retriever.vectors_of, dislikes, likes)
         if name != "ground-truth":
             raise ValueError(f"user: got {name!r}, expected one of {', '.join(get_args(UserName))}")
         if not self._protocol.any_relevant:
@@ -110,8 +110,6 @@ class SimulatedUsers:
     def _encode(self) -> Callable[[Sequence[str]], np.ndarray]:
         encoder = self._sentence_encoder
         if isinstance(encoder, str):
-            from feedback.sentence_encoder import open_sentence_encoder
-
             encoder = open_sentence_encoder(encoder)
         encoded: dict[str, np.ndarray] = {}  # users share captions, and so do all frames of a video
 

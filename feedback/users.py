@@ -67,15 +67,18 @@ class NearestUser:
     May see: the vectors of the goals and of the candidates.
     """
 
-    def __init__(self, vectors_of: Encode, dislikes: int = 0) -> None:
+    def __init__(self, vectors_of: Encode, dislikes: int = 0, likes: int = 1) -> None:
         """Takes the similarity function.
 
         Args:
             vectors_of: Image ids to (n, d) float32 unit rows.
             dislikes: How many candidates it turns down: those least similar to every goal.
+            likes: How many it picks at most, the nearest first: the nearest, and those that are nearer than
+                all it picked before.
         """
         self._vectors_of = vectors_of
         self._dislikes = dislikes
+        self._likes = likes
 
     def judge(self, views: Sequence[View]) -> list[Feedback]:
         """Picks by the greatest similarity over the goals."""
@@ -101,10 +104,20 @@ class NearestUser:
         if not view.candidates:
             return Feedback()
         nearness = self.nearness(view, view.candidates)
-        nearest = int(nearness.argmax())
-        farthest_first = [int(place) for place in np.argsort(nearness, kind="stable") if place != nearest]
+        nearest_first = np.argsort(-nearness, kind="stable")
+        earlier = [image_id for ids in view.liked_before for image_id in ids]
+        best_before = self.nearness(view, earlier).max() if self._likes > 1 and earlier else -np.inf
+        liked = [
+            int(place)
+            for number, place in enumerate(nearest_first[: self._likes])
+            if number == 0 or nearness[place] > best_before
+        ]
+        farthest_first = [int(place) for place in np.argsort(nearness, kind="stable") if place not in liked]
         disliked = sorted(farthest_first[: self._dislikes])
-        return Feedback((view.candidates[nearest],), tuple(view.candidates[place] for place in disliked))
+        return Feedback(
+            tuple(view.candidates[place] for place in liked),
+            tuple(view.candidates[place] for place in disliked),
+        )
 
 
 class CaptionUser(NearestUser):
@@ -124,7 +137,12 @@ class CaptionUser(NearestUser):
     """
 
     def __init__(
-        self, images: Sequence[Image], words: Mapping[str, str], encode: Encode, dislikes: int = 0
+        self,
+        images: Sequence[Image],
+        words: Mapping[str, str],
+        encode: Encode,
+        dislikes: int = 0,
+        likes: int = 1,
     ) -> None:
         """Reads all captions.
 
@@ -133,6 +151,7 @@ class CaptionUser(NearestUser):
             words: The text of each query, by its id.
             encode: Texts to (n, d) float32 unit rows; not the retriever's own encoder.
             dislikes: As `NearestUser`.
+            likes: As `NearestUser`.
 
         Raises:
             ValueError: If an image has no captions.
@@ -141,6 +160,7 @@ class CaptionUser(NearestUser):
         self._rows = _caption_rows(images, encode)
         self._words = words
         self._dislikes = dislikes
+        self._likes = likes
 
     def nearness(self, view: View, image_ids: Sequence[str]) -> np.ndarray:
         """Judges images by their captions.

@@ -8,6 +8,7 @@ import pytest
 
 from feedback.rounds import run_rounds
 from index.faiss_index import FaissIndex
+from index.scores import unit_rows
 from records import Query
 from retriever import Retriever
 
@@ -86,6 +87,13 @@ def rounds_of(queries, played=(), keep=None, **options):
 
     run_rounds(queries, played=tuple(played), keep=take, **options)
     return records
+
+
+def world_caption_vectors():
+    """The world's captions as a sentence encoder might see them: colours tell most."""
+    rows = WordEncoder().encode_texts([caption_of(image_id) for image_id in IMAGE_IDS])
+    rows[:, : len(COLOURS)] *= 3
+    return unit_rows(rows / np.linalg.norm(rows, axis=1, keepdims=True), rows.shape[1], "caption vectors")
 
 
 @pytest.fixture(scope="session")

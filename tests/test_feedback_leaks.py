@@ -4,7 +4,15 @@ import dataclasses
 
 import numpy as np
 import pytest
-from conftest import IMAGE_IDS, KnownCaptions, Merger, WordEncoder, caption_of, rounds_of
+from conftest import (
+    IMAGE_IDS,
+    KnownCaptions,
+    Merger,
+    WordEncoder,
+    caption_of,
+    rounds_of,
+    world_caption_vectors,
+)
 
 from feedback.history import History, Turn
 from feedback.protocols import PROTOCOLS
@@ -53,7 +61,7 @@ def strategy_of(name, retriever, rewriter, captions):
         pairs = zip(texts, image_ids, strict=True)
         return np.array([len(set(text) & set(image_id)) / 40 for text, image_id in pairs])
 
-    return make_strategy(name, rewriter, Collection(retriever, captions.captions_of, match))
+    return make_strategy(name, rewriter, Collection(retriever, match, world_caption_vectors))
 
 
 def played(retriever, protocol, targets, make, rewriter, round_count=4):

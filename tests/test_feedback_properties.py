@@ -13,6 +13,7 @@ from feedback.history import History, Turn
 from feedback.strategies import STRATEGIES, make_strategy
 from feedback.strategies.collection import Collection
 from index.faiss_index import FaissIndex
+from index.scores import unit_rows
 from retriever import Retriever
 
 QUICK = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "10")), deadline=None)
@@ -45,7 +46,8 @@ def match(texts, image_ids):
 
 def collection_of(ids, vectors):
     retriever = Retriever(AnyWords(), FaissIndex.build(ids, vectors))
-    return Collection(retriever, lambda asked: [caption_of(image_id) for image_id in asked], match)
+    said = AnyWords().encode_texts([caption_of(image_id) for image_id in ids])
+    return Collection(retriever, match, lambda: unit_rows(said, DIMENSION, "caption vectors"))
 
 
 @st.composite

@@ -5,7 +5,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import IMAGE_IDS, KnownCaptions, Merger, WordEncoder, caption_of, one_target, rounds_of
+from conftest import (
+    IMAGE_IDS,
+    KnownCaptions,
+    Merger,
+    WordEncoder,
+    caption_of,
+    one_target,
+    rounds_of,
+    world_caption_vectors,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,7 +40,7 @@ def strategy_of(retriever):
         rows = retriever.encode_texts(texts)
         return np.array([row @ vector_of[i] for row, i in zip(rows, image_ids, strict=True)])
 
-    collection = Collection(retriever, KnownCaptions().captions_of, match)
+    collection = Collection(retriever, match, world_caption_vectors)
     return lambda name: make_strategy(name, Merger(), collection)
 
 

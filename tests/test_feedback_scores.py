@@ -4,13 +4,14 @@ import math
 
 import numpy as np
 import pytest
-from conftest import IMAGE_IDS, KnownCaptions, Merger, WordEncoder, caption_of
+from conftest import IMAGE_IDS, Merger, WordEncoder, caption_of, world_caption_vectors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from feedback.calibration import NOISE, Calibration
 from feedback.history import History, Turn
 from feedback.strategies import make_strategy
-from feedback.strategies.bayes import NOISE, PRIOR, VECTORS, WORDS, WordOverlap, log_picks
+from feedback.strategies.bayes import log_ranking
 from feedback.strategies.collection import Collection
 from feedback.strategies.fusion import FEEDBACK, rank_credit, score_credit
 from feedback.strategies.rerank import COSINE_ODDS, DEPTH, POSTERIOR_ODDS
@@ -18,6 +19,7 @@ from index.faiss_index import FaissIndex
 from retriever import Retriever
 
 A, B, C, D, E, F = IMAGE_IDS[:6]
+CALIBRATION = Calibration(prior=0.03, pictures=1.7, captions=5.0)
 NAMES = ("score-fusion", "rrf", "bayes", "bayes-captions", "itm", "bayes-itm", "bayes-captions-itm")
 
 
@@ -37,7 +39,7 @@ class Match:
 
 @pytest.fixture
 def collection(retriever):
-    return Collection(retriever, KnownCaptions().captions_of, Match())
+    return Collection(retriever, Match(), world_caption_vectors, lambda: CALIBRATION)
 
 
 def turn(shown=(), liked=(), disliked=(), words="red dog"):
@@ -103,31 +105,24 @@ def test_credit_breaks_ties_by_row_and_a_flat_list_says_nothing():
 def posterior_by_hand(turns, words, reads_captions):
     """The log posterior, one image and one pick at a time."""
     rows = {i: [float(x) for x in WordEncoder().encode_texts([i])[0]] for i in IMAGE_IDS}
-    said = {i: set(caption_of(i).split()) - {"a", "in", "the"} for i in IMAGE_IDS}
-    idf = {
-        word: math.log(len(IMAGE_IDS) / sum(word in other for other in said.values()))
-        for words_said in said.values()
-        for word in words_said
-    }
-
-    def length(word_set):
-        return math.sqrt(sum(idf[word] ** 2 for word in word_set))
+    said = dict(zip(IMAGE_IDS, world_caption_vectors().tolist(), strict=True))
 
     def likes(i, t):
-        affinity = sum(x * y for x, y in zip(rows[i], rows[t], strict=True)) / VECTORS
+        affinity = CALIBRATION.pictures * sum(x * y for x, y in zip(rows[i], rows[t], strict=True))
         if reads_captions:
-            shared = sum(idf[word] ** 2 for word in said[i] & said[t])
-            affinity += shared / (length(said[i]) * length(said[t])) / WORDS
+            affinity += CALIBRATION.captions * sum(x * y for x, y in zip(said[i], said[t], strict=True))
         return affinity
 
-    logs = [score / PRIOR for score in dots(words)]
+    logs = [score / CALIBRATION.prior for score in dots(words)]
     for told in turns:
         for picks, sign in ((told.liked, 1), (told.disliked, -1)):
+            left = list(told.shown)
             for pick in picks:
                 for row, t in enumerate(IMAGE_IDS):
-                    all_of_them = sum(math.exp(sign * likes(i, t)) for i in told.shown)
+                    all_of_them = sum(math.exp(sign * likes(i, t)) for i in left)
                     share = math.exp(sign * likes(pick, t)) / all_of_them
-                    logs[row] += math.log((1 - NOISE) * share + NOISE / len(told.shown))
+                    logs[row] += math.log((1 - NOISE) * share + NOISE / len(left))
+                left.remove(pick)
     total = math.log(sum(math.exp(value - max(logs)) for value in logs)) + max(logs)
     return [value - total for value in logs]
 
@@ -153,18 +148,23 @@ def test_a_pick_raises_what_is_like_it_and_not_what_was_passed_over(collection):
 @given(st.lists(st.sampled_from(IMAGE_IDS), min_size=2, max_size=10, unique=True), st.randoms())
 def test_no_pick_costs_an_image_more_than_the_noise_allows(shown, random):
     affinity = np.array([[100 * random.uniform(-1, 1) for _ in range(7)] for _ in shown])
-    logs = log_picks(affinity, [random.randrange(len(shown))])
+    pick, other = random.sample(range(len(shown)), 2)
+    logs = log_ranking(affinity, [pick])
     assert (logs >= math.log(NOISE / len(shown)) - 1e-9).all() and (logs <= 0).all()
-    every = np.exp(log_picks(affinity, range(len(shown)))).sum(axis=0)
+    every = np.exp([log_ranking(affinity, [place]) for place in range(len(shown))]).sum(axis=0)
     assert every == pytest.approx(np.ones(7))  # somebody picks something
+    pairs = [(one, two) for one in range(len(shown)) for two in range(len(shown)) if one != two]
+    assert np.exp([log_ranking(affinity, pair) for pair in pairs]).sum(axis=0) == pytest.approx(np.ones(7))
+    assert (log_ranking(affinity, [pick, other]) <= logs).all()
 
 
 def test_equal_images_have_equal_posteriors():
     ids = [f"{number}-red-dog-beach" for number in range(20)]
     encoder = WordEncoder()
     rows = encoder.encode_texts(["red dog"] * 20)
+    index = FaissIndex.build(ids, rows)
     twins = Collection(
-        Retriever(encoder, FaissIndex.build(ids, rows)), lambda asked: ["red dog"] * len(asked)
+        Retriever(encoder, index), None, lambda: np.repeat(world_caption_vectors()[:1], 20, axis=0)
     )
     for name in ("bayes", "bayes-captions", "rrf", "score-fusion"):
         told = Turn("cat", tuple(ids[:10]), (ids[4],), (), ("red dog",))
@@ -182,29 +182,11 @@ def test_the_prior_may_come_from_a_rewrite(collection):
     (anchored,) = make_strategy("rewrite-anchored", Merger(), collection).next([History(tuple(turns))])
     unit = anchored.search.vector / np.linalg.norm(anchored.search.vector)
     plain = scores_of(collection, "bayes", *turns).scores
-    prior = (unit - collection.encode(["red dog"])[0]) @ collection.vectors.T / PRIOR
+    prior = (unit - collection.encode(["red dog"])[0]) @ collection.vectors.T / CALIBRATION.prior
     difference = query.search.scores - plain - prior
     assert difference == pytest.approx(np.full(len(IMAGE_IDS), difference[0]), abs=1e-3)
     assert query.search.text == anchored.search.text
     assert make_strategy("rewrite-bayes", Merger(), collection).needs_captions
-
-
-# Words that two captions share
-
-
-def test_overlap_against_its_formula_and_without_words():
-    captions = ["a red dog", "the blue dog", "a dog", "red red fish", "", "in the"]
-    idf = {"red": math.log(3), "dog": math.log(2), "blue": math.log(6), "fish": math.log(6)}
-    bags = [{"red", "dog"}, {"blue", "dog"}, {"dog"}, {"red", "fish"}, set(), set()]
-    overlap = WordOverlap(captions)
-    for one, bag in enumerate(bags):
-        lengths = [math.sqrt(sum(idf[w] ** 2 for w in other)) for other in bags]
-        expected = [
-            sum(idf[w] ** 2 for w in bag & other) / (lengths[one] * lengths[two]) if bag and other else 0
-            for two, other in enumerate(bags)
-        ]
-        assert overlap.with_all(one) == pytest.approx(expected)
-    assert WordOverlap(["dog", "dog"]).with_all(0).tolist() == [0, 0]  # nothing tells them apart
 
 
 # Re-ranking
@@ -228,6 +210,6 @@ def test_the_best_are_reordered_by_the_formula_and_the_rest_stay_behind(collecti
 
 
 def test_chances_of_0_and_1_are_finite(retriever):
-    sure = Collection(retriever, None, lambda texts, ids: np.array([0.0, 1.0] * (len(ids) // 2)))
+    sure = Collection(retriever, lambda texts, ids: np.array([0.0, 1.0] * (len(ids) // 2)))
     (query,) = make_strategy("itm", None, sure).next([History((turn(),))])
     assert np.isfinite(query.search.scores).all()

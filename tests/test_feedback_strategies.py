@@ -5,7 +5,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from conftest import IMAGE_IDS, KnownCaptions, Merger, WordEncoder, caption_of
+from conftest import IMAGE_IDS, Merger, WordEncoder, caption_of, world_caption_vectors
 
 from feedback.history import History, NextQuery, Turn
 from feedback.strategies import STRATEGIES, make_strategy
@@ -24,7 +24,7 @@ VECTOR_MOVERS = ("rocchio", "fusion", "slerp")
 
 @pytest.fixture(scope="module")
 def collection(retriever):
-    return Collection(retriever, KnownCaptions().captions_of)
+    return Collection(retriever)
 
 
 class Says:
@@ -76,8 +76,12 @@ def test_the_registry_and_the_settings_know_the_same_names():
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_strategy_uses_what_its_entry_says_and_nothing_else(name, retriever):
-    entry, merger, captions = STRATEGIES[name], Merger(), KnownCaptions()
-    collection = Collection(retriever, captions.captions_of, lambda texts, ids: np.full(len(ids), 0.5))
+    entry, merger, opened = STRATEGIES[name], Merger(), []
+    collection = Collection(
+        retriever,
+        lambda texts, ids: np.full(len(ids), 0.5),
+        lambda: opened.append("captions") or world_caption_vectors(),
+    )
     made = make_strategy(name, merger, collection)
     told = (
         Turn("a dog", (A, B), (A,), (), ("a red cat",)),
@@ -94,7 +98,7 @@ def test_a_strategy_uses_what_its_entry_says_and_nothing_else(name, retriever):
     assert query.search.text == expected.get(name, "a dog")
     assert made.needs_captions == entry.needs_captions
     assert bool(merger.pairs) == entry.needs_rewriter
-    assert bool(captions.asked) == entry.captions_collection
+    assert bool(opened) == entry.captions_collection
     assert (query.search.scores is None) == entry.moves_query
     assert (query.search.vector is not None) == (entry.moves_query and entry.needs_collection)
     if not entry.needs_rewriter:

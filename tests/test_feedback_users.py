@@ -78,6 +78,15 @@ def test_the_farthest_are_turned_down_in_the_order_shown():
         assert user.judge([view("abcde")]) == [Feedback(("b",), tuple(disliked))]
 
 
+def test_several_picks_are_the_nearest_first_and_nearer_than_all_before():
+    vectors = line(a=0.9, b=0.1, c=1.5, d=0.5, old=0.7)
+    assert NearestUser(vectors, likes=3).judge([view("abcd")]) == [Feedback(("b", "d", "a"))]
+    later = replace(view("abcd"), liked_before=(("old",),))
+    assert NearestUser(vectors, likes=3).judge([later]) == [Feedback(("b", "d"))]
+    far = replace(view("ac"), liked_before=(("old",),))  # nothing is nearer: the nearest all the same
+    assert NearestUser(vectors, likes=3, dislikes=5).judge([far]) == [Feedback(("a",), ("c",))]
+
+
 @pytest.mark.parametrize(
     "user",
     [NearestUser(line(), dislikes=3), RandomUser(0), FirstUser(), NoisyUser(NearestUser(line()), 1, 0)],

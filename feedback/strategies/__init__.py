@@ -24,9 +24,10 @@ class StrategyEntry:
     Attributes:
         make: Makes it of a rewriter and the collection, in this order; gets None for what it does not need.
         needs_captions: Whether picked images are captioned for it.
-        captions_collection: Whether all images are captioned for it.
+        captions_collection: Whether it compares the captions of all images.
         needs_rewriter: Whether a language model rewrites queries for it.
         needs_collection: Whether it reads more than words: vectors, captions, the encoder.
+        calibrated: Whether it reads picks by the index's calibration.
         moves_query: Whether the next query is words or a vector, which a person can see and edit; otherwise
             it is scores of all images.
     """
@@ -36,6 +37,7 @@ class StrategyEntry:
     captions_collection: bool = False
     needs_rewriter: bool = False
     needs_collection: bool = True
+    calibrated: bool = False
     moves_query: bool = True
 
     @property
@@ -89,22 +91,24 @@ STRATEGIES: dict[str, StrategyEntry] = {
     "rrf": StrategyEntry(
         lambda _, images: ListFusion(images, rank_credit), needs_captions=True, moves_query=False
     ),
-    "bayes": StrategyEntry(lambda _, images: _bayes(images), moves_query=False),
+    "bayes": StrategyEntry(lambda _, images: _bayes(images), calibrated=True, moves_query=False),
     "bayes-captions": StrategyEntry(
-        lambda _, images: _bayes(images, reads_captions=True), captions_collection=True, moves_query=False
+        lambda _, images: _bayes(images, reads_captions=True), captions_collection=True,
+        calibrated=True, moves_query=False,
     ),
     "itm": StrategyEntry(
         lambda _, images: Rerank(Original(), images, COSINE_ODDS), moves_query=False
     ),
     "bayes-itm": StrategyEntry(
-        lambda _, images: Rerank(_bayes(images), images, POSTERIOR_ODDS), moves_query=False
+        lambda _, images: Rerank(_bayes(images), images, POSTERIOR_ODDS),
+        calibrated=True, moves_query=False,
     ),
     "bayes-captions-itm": StrategyEntry(
         lambda _, images: Rerank(_bayes(images, reads_captions=True), images, POSTERIOR_ODDS),
-        captions_collection=True, moves_query=False,
+        captions_collection=True, calibrated=True, moves_query=False,
     ),
     "rewrite-bayes": StrategyEntry(
-        _rewrite_bayes, needs_captions=True, needs_rewriter=True, moves_query=False
+        _rewrite_bayes, needs_captions=True, needs_rewriter=True, calibrated=True, moves_query=False
     ),
 }  # fmt: skip
 

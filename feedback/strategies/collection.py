@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from feedback.calibration import Calibration
 from index.scores import rows_of, score_blocks, unit_rows
 from retriever import Retriever
 
@@ -18,14 +19,17 @@ class Collection:
 
     Attributes:
         retriever: Holds the image vectors, and encodes texts into the same space.
-        captions_of: Ids to the system's own captions, one each; None where there is no captioner.
         match: n texts and n image ids to (n,) float probabilities that each text is true of its image; None
             where the model has no matching head.
+        open_captions: Opens the vectors of the system's own captions, (n, e) float32 rows of the grid in the
+            index's order, of unit length or zero; None where there are none.
+        open_calibration: Says how much queries and picks tell in this collection; asked when it is needed.
     """
 
     retriever: Retriever
-    captions_of: Callable[[Sequence[str]], list[str]] | None = None
     match: Callable[[Sequence[str], Sequence[str]], np.ndarray] | None = None
+    open_captions: Callable[[], np.ndarray] | None = None
+    open_calibration: Callable[[], Calibration] = Calibration
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
@@ -57,6 +61,22 @@ class Collection:
         """Encodes texts, (n, d) float32 unit rows."""
         return self.retriever.encode_texts(texts)
 
+    @cached_property
+    def calibration(self) -> Calibration:
+        """How much queries and picks tell."""
+        return self.open_calibration()
+
+    @cached_property
+    def captions(self) -> np.ndarray:
+        """(n, e) float32, the captions' vectors.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        if self.open_captions is None:
+            raise ValueError("comparing captions needs their vectors, got none; choose strategy bayes")
+        return self.open_captions()
+
     def similarities(self, vectors: np.ndarray) -> np.ndarray:
         """Scores all images, exactly as a search does: equal images have equal scores.
 
@@ -66,8 +86,15 @@ class Collection:
         Returns:
             (q, n) float64.
         """
-        queries = unit_rows(vectors, self.vectors.shape[1], "query vectors")
-        scores = np.empty((len(queries), len(self.vectors)))
-        for some, rows, block in score_blocks(queries, self.vectors):
-            scores[some, rows] = block
-        return scores
+        return _scores(unit_rows(vectors, self.vectors.shape[1], "query vectors"), self.vectors)
+
+    def caption_similarities(self, rows: np.ndarray) -> np.ndarray:
+        """Compares the captions of some rows with all, (q, n) float64; equal captions are equally similar."""
+        return _scores(self.captions[rows], self.captions)
+
+
+def _scores(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    scores = np.empty((len(queries), len(vectors)))
+    for some, rows, block in score_blocks(queries, vectors):
+        scores[some, rows] = block
+    return scores

@@ -1,0 +1,105 @@
+"""The system's captions as vectors beside an index, and the calibration that goes with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from experiments.captions import GivenCaptions, open_captions
+from experiments.costs import Costs
+from experiments.identity import weights_identity
+from experiments.open_index import index_folder, open_named_dataset, open_retriever
+from feedback.calibration import calibrate
+from feedback.sentence_encoder import PACKAGED, SentenceEncoder, open_sentence_encoder
+from generation.captions import ImageCaptions
+from index.caption_vectors import CaptionVectors, open_caption_vectors, write_caption_vectors
+from index.scores import unit_rows
+from retriever import Retriever
+from settings import EmbeddingSettings
+
+log = logging.getLogger(__name__)
+
+BATCH_SIZE = 256  # images captioned between two steps of the bar
+
+
+def embed_dataset_captions(settings: EmbeddingSettings) -> CaptionVectors:
+    """Captions a dataset whose index is there, encodes the captions and calibrates, unless that is done.
+
+    Raises:
+        FileNotFoundError: If dataset or index are missing.
+        ValueError: If they, the captioner or the sentence encoder cannot be used.
+    """
+    settings = settings.resolved()
+    retriever = open_retriever(settings)
+    captions = open_captions(settings, open_named_dataset(settings), Costs())
+    identity = weights_identity(settings.caption_encoder, PACKAGED)
+    return embed_captions(
+        retriever, index_folder(settings, None), captions, settings.caption_encoder, identity
+    )
+
+
+def embed_captions(
+    retriever: Retriever,
+    folder: Path,
+    captions: ImageCaptions | GivenCaptions,
+    encoder: str | SentenceEncoder,
+    encoder_identity: str,
+) -> CaptionVectors:
+    """As `embed_dataset_captions`, with the parts opened.
+
+    Args:
+        retriever: Of the index.
+        folder: The index's.
+        captions: Of its images; what is missing is made.
+        encoder: Of the captions: an object, or the name of one.
+        encoder_identity: Differs when its weights do.
+    """
+    try:
+        there = open_caption_vectors(folder, captions.captioner_name, encoder_identity)
+    except (FileNotFoundError, ValueError) as error:
+        log.info("%s", error)
+    else:
+        log.info("%s: reusing the vectors of %d captions", folder, len(there.vectors))
+        return there
+    ids = retriever.index.ids
+    texts: list[str] = []
+    with tqdm(total=len(ids), desc="captioning", unit="image") as bar:
+        for start in range(0, len(ids), BATCH_SIZE):
+            batch = ids[start : start + BATCH_SIZE]
+            texts += captions.captions_of(batch)
+            bar.update(len(batch))
+    log.info("%s", captions.counts())
+    if isinstance(encoder, str):
+        encoder = open_sentence_encoder(encoder)
+    vectors = caption_rows(texts, encoder)
+    calibration = calibrate(retriever.vectors_of(ids), vectors, texts, retriever.encode_texts)
+    log.info("calibrated: %s", calibration)
+    made = CaptionVectors(
+        vectors,
+        captioner=captions.captioner_name,
+        sentence_encoder=encoder_identity,
+        captions_sha256=hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
+        calibration=dataclasses.asdict(calibration),
+    )
+    write_caption_vectors(folder, made)
+    return made
+
+
+def caption_rows(texts: list[str], encoder: SentenceEncoder) -> np.ndarray:
+    """Encodes captions, each different one once; an image without a caption gets a row of zeros."""
+    place = {text: number for number, text in enumerate(dict.fromkeys(filter(str.strip, texts)))}
+    if not place:
+        raise ValueError("captions: got none but empty ones, expected words; choose another captioner")
+    encoded = np.asarray(encoder.encode_texts(list(place)), dtype=np.float32)
+    encoded = unit_rows(encoded, encoded.shape[-1], "caption vectors")
+    rows = np.zeros((len(texts), encoded.shape[1]), dtype=np.float32)
+    for row, text in enumerate(texts):
+        if text in place:
+            rows[row] = encoded[place[text]]
+    return rows

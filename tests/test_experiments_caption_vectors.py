@@ -1,0 +1,143 @@
+"""Vectors of captions beside an index: made once, refused when stale, and never by the user's own encoder."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import IMAGE_IDS, KnownCaptions, WordEncoder, caption_of
+from small_runs import model_folder, picture_folder
+
+from experiments.caption_vectors import embed_captions
+from experiments.open_index import embed_images
+from experiments.own_models import OwnModels
+from experiments.run import run_experiment
+from experiments.setup import Setup
+from feedback.calibration import Calibration
+from index.caption_vectors import open_caption_vectors
+from index.folder import write_folder
+from playground import open_dataset
+from retriever import Retriever
+from settings import EmbeddingSettings, ExperimentSettings
+
+
+class Captions(KnownCaptions):
+    captioner_name = "known"
+
+    def counts(self):
+        return f"{len(self.asked)} calls"
+
+
+class Meaning(WordEncoder):
+    """Another encoder than the retriever's, that counts what it reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.read = []
+
+    def encode_texts(self, texts):
+        self.read += texts
+        return super().encode_texts(texts)[:, ::-1]
+
+
+def index_in(folder, ids):
+    encoder = WordEncoder()
+    write_folder(
+        folder, ids, [encoder.encode_texts(ids)], dimension=encoder.dimension, model_name="words",
+        model_fingerprint=encoder.fingerprint, dataset="words", image_folder=Path(),
+    )  # fmt: skip
+    return Retriever.open(encoder, folder)
+
+
+def test_captions_are_encoded_once_and_again_for_another_index_captioner_or_encoder(tmp_path):
+    captions, encoder = Captions(), Meaning()
+    made = embed_captions(index_in(tmp_path, IMAGE_IDS), tmp_path, captions, encoder, "meaning-1")
+    assert made.vectors == pytest.approx(Meaning().encode_texts(list(map(caption_of, IMAGE_IDS))), abs=1e-6)
+    asked, read = len(captions.asked), len(encoder.read)
+    again = embed_captions(index_in(tmp_path, IMAGE_IDS), tmp_path, captions, encoder, "meaning-1")
+    assert np.array_equal(again.vectors, made.vectors) and again.calibration == made.calibration
+    assert (len(captions.asked), len(encoder.read)) == (asked, read)
+    for captioner, sentence_encoder in (("another", "meaning-1"), ("known", "meaning-2")):
+        with pytest.raises(ValueError, match="of another index or other models"):
+            open_caption_vectors(tmp_path, captioner, sentence_encoder)
+    retriever = index_in(tmp_path, IMAGE_IDS[1:])
+    with pytest.raises(ValueError, match="of another index or other models: index_sha256"):
+        open_caption_vectors(tmp_path)
+    assert len(embed_captions(retriever, tmp_path, captions, encoder, "meaning-1").vectors) == 149
+
+
+def test_a_kill_between_the_files_leaves_no_captions_and_damage_is_an_error(tmp_path):
+    embed_captions(index_in(tmp_path, IMAGE_IDS), tmp_path, Captions(), Meaning(), "meaning-1")
+    np.save(tmp_path / "caption_vectors.npy", np.zeros((3, 2)))
+    with pytest.raises(ValueError, match=r"got float64 of shape \(3, 2\), expected 150 rows of float32"):
+        open_caption_vectors(tmp_path)
+    (tmp_path / "captions.json").unlink()
+    with pytest.raises(FileNotFoundError, match="has no vectors of captions"):
+        open_caption_vectors(tmp_path)
+
+
+def test_an_image_without_a_caption_is_like_no_other(tmp_path):
+    class Some(Captions):
+        def captions_of(self, image_ids):
+            return ["" if image_id == IMAGE_IDS[3] else caption_of(image_id) for image_id in image_ids]
+
+    made = embed_captions(index_in(tmp_path, IMAGE_IDS), tmp_path, Some(), Meaning(), "meaning-1")
+    assert not made.vectors[3].any() and np.linalg.norm(made.vectors[[2, 4]], axis=1) == pytest.approx([1, 1])
+
+
+class Colours:
+    """Encoder and captioner of the pictures of noise: three mean colours."""
+
+    def encode_texts(self, texts):
+        return np.float32([[len(text), text.count("a") + 1, 3] for text in texts])
+
+    def encode_images(self, images):
+        return np.float32([np.asarray(image).reshape(-1, 3).mean(axis=0) + 1 for image in images])
+
+    def caption(self, images):
+        return [" ".join(f"{value:.0f}" for value in row) for row in self.encode_images(images)]
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = picture_folder(tmp_path / "pictures")
+    return ExperimentSettings(
+        "image_folder", root, strategy="bayes-captions", rounds=2, output=tmp_path / "run", queries=10
+    )
+
+
+def test_a_run_with_models_of_ones_own_calibrates_records_it_and_keeps_judge_and_judged_apart(settings):
+    model, reads, judges = Colours(), Meaning(), WordEncoder()
+    with pytest.raises(ValueError, match="by which the system compares captions too"):
+        run_experiment(settings, OwnModels(model, model, None, reads, reads))
+    run_experiment(settings, OwnModels(model, model, None, reads, judges))
+    (folder,) = settings.root.glob("index-all-*")
+    saved = json.loads((settings.output / "settings.json").read_text())
+    described = json.loads((folder / "captions.json").read_text())
+    assert json.loads(saved["calibration"]) == described["calibration"]
+    assert saved["captions_sha256"] == described["captions_sha256"]
+    described["calibration"]["prior"] *= 2
+    (folder / "captions.json").write_text(json.dumps(described))
+    with pytest.raises(ValueError, match="holds a run with other settings or data"):
+        run_experiment(settings, OwnModels(model, model, None, reads, judges))
+
+
+def test_without_captions_the_command_is_named_and_bayes_takes_the_defaults(settings, tmp_path):
+    blip = str(model_folder(tmp_path / "blip", "itm.pth"))
+    named = {"blip": blip, "caption_model": blip, "image_size": 32}
+    settings = dataclasses.replace(settings, **named, user="reference").resolved()
+    embed_images(open_dataset("image_folder", settings.root, "all"), settings)
+    setup = Setup.open(settings)
+    with pytest.raises(ValueError, match=r"no vectors of captions.*embed_image_as_faiss.py .*--captions"):
+        setup.identity()
+    bayes = Setup.open(dataclasses.replace(settings, strategy="bayes"))
+    assert bayes.calibration == Calibration() and bayes.identity()["captions_sha256"] is None
+
+
+def test_one_encoder_for_user_and_system_is_refused_by_name(settings):
+    same = dataclasses.replace(settings, user_model="all-minilm-l6-v2", caption_encoder="all-minilm-l6-v2")
+    with pytest.raises(ValueError, match="user_model: got all-minilm-l6-v2, by which the system compares"):
+        run_experiment(same, OwnModels(Colours(), Colours()))
+    assert EmbeddingSettings("demo").caption_encoder != ExperimentSettings("demo").user_model

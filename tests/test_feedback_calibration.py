@@ -1,0 +1,74 @@
+"""Calibration: known temperatures are found again, without a label, and noise gets no weight."""
+
+import numpy as np
+import pytest
+from conftest import IMAGE_IDS, WordEncoder, caption_of, world_caption_vectors
+
+from feedback.calibration import NOISE, SHARE, TEMPERATURES, WEIGHTS, calibrate, likeliest_weight
+
+
+def pages_of(count=600, shown=10):
+    rng = np.random.default_rng(0)
+    return [rng.uniform(-1, 1, shown) for _ in range(count)]
+
+
+@pytest.mark.parametrize("true_weight", [1.0, 4.0, 12.0])
+def test_the_weight_of_a_softmax_judge_is_found(true_weight):
+    rng = np.random.default_rng(1)
+    similarities, judged = pages_of(), []
+    for similarity in similarities:
+        share = np.exp(true_weight * similarity)
+        share = (1 - NOISE) * share / share.sum() + NOISE / len(share)
+        judged.append(np.eye(len(share))[rng.choice(len(share), p=share)])
+    assert likeliest_weight(similarities, judged) == pytest.approx(true_weight, rel=0.25)
+
+
+def test_a_similarity_that_says_nothing_of_the_picks_weighs_nothing():
+    rng = np.random.default_rng(2)
+    judged = [np.eye(10)[rng.integers(10)] for _ in range(600)]
+    assert likeliest_weight(pages_of(), judged) <= WEIGHTS[1]
+    assert likeliest_weight([-row for row in pages_of()], pages_of()) == 0
+
+
+def world():
+    pictures = np.rint(WordEncoder().encode_texts(IMAGE_IDS) * 2**26) / np.float32(2**26)
+    return pictures, world_caption_vectors(), [caption_of(image_id) for image_id in IMAGE_IDS]
+
+
+def test_the_prior_is_the_likeliest_temperature_of_the_pseudo_queries():
+    pictures, captions, texts = world()
+    found = calibrate(pictures, captions, texts, WordEncoder().encode_texts)
+    likelihood = []
+    for temperature in TEMPERATURES:
+        total = 0.0
+        for row, text in enumerate(texts):
+            (query,) = WordEncoder().encode_texts([" ".join(text.split()[:5])])
+            logits = pictures.astype(np.float64) @ query / temperature
+            total += logits[row] - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
+        likelihood.append(total)
+    assert found.prior == pytest.approx(TEMPERATURES[int(np.argmax(likelihood))], abs=1e-4)
+    assert 0 < found.pictures <= SHARE * WEIGHTS[-1] and 0 < found.captions <= SHARE * WEIGHTS[-1]
+    assert found == calibrate(pictures, captions, texts, WordEncoder().encode_texts)
+
+
+def test_captions_that_are_shuffled_get_hardly_any_weight():
+    pictures, captions, texts = world()
+    honest = calibrate(pictures, captions, texts, WordEncoder().encode_texts)
+    order = np.random.default_rng(3).permutation(len(captions))
+    shuffled = calibrate(pictures, captions[order], texts, WordEncoder().encode_texts)
+    assert shuffled.captions < 0.2 * honest.captions and shuffled.pictures < 0.2 * honest.pictures
+
+
+def test_images_without_a_caption_play_no_session_and_too_few_are_an_error():
+    pictures, captions, texts = world()
+    some = [text if row % 2 else "" for row, text in enumerate(texts)]
+    asked = []
+
+    def encode(queries):
+        asked.extend(queries)
+        return WordEncoder().encode_texts(queries)
+
+    calibrate(pictures, captions, some, encode)
+    assert len(asked) == len(texts) // 2 and all(query.strip() for query in asked)
+    with pytest.raises(ValueError, match="got 2 images with a caption, expected at least 3"):
+        calibrate(pictures, captions, ["a dog"] * 2 + [""] * 148, encode)
