@@ -54,16 +54,10 @@ DEFINITIONS = {
 
 @dataclass(frozen=True)
 class Measures:
-    """All measures of one run.
+    """All measures of one run; one without meaning for every query is absent."""
 
-    Attributes:
-        query_ids: The queries, in the order of the columns of ``values``.
-        values: For each measure a float64 array (rounds, queries); NaN where the measure has no meaning for
-            the query. A measure without meaning for every query is absent.
-    """
-
-    query_ids: tuple[str, ...]
-    values: dict[str, np.ndarray]
+    query_ids: tuple[str, ...]  # in the order of the columns of `values`
+    values: dict[str, np.ndarray]  # float64 (rounds, queries) by measure; NaN where it has no meaning
 
     def summary(self) -> dict[str, list[float]]:
         """Returns for each measure its mean in each round; also the median rank."""

@@ -1,17 +1,12 @@
 """Writes a run as TREC run files and relevance judgements (qrels), which other tools can measure.
 
-Files: ``round0.run``, ``round1.run``, ... (query, Q0, image, rank, score, tag); ``round0.relevant.qrels``,
-... (query, 0, image, 1) with the relevant images not shown before that round; ``target.qrels`` with the one
-target. Both kinds of a round follow the record that stands for the query in it, so a stopped query appears in
-later rounds with its last list. A query the run lacks is in the qrels and not in the runs, which tools score
-as 0.
+Files: ``round0.run``, ... (query, Q0, image, rank, score, tag); ``round0.relevant.qrels``, ... (query, 0,
+image, 1) with the relevant images not shown before that round; ``target.qrels``. A stopped query appears in
+later rounds with its last list; one that the run lacks is in the qrels alone, which tools score as 0.
 
 The score column falls by one from place to place instead of holding similarities: tools sort by score and
-break ties by document id, which would undo our order of equally similar images. Similarities are in
-rounds.jsonl.
-
-Ids: white space, ``%`` and unprintable characters are percent-encoded (UTF-8), since columns end at white
-space.
+break ties by document id, which would undo our order of equally similar images. In ids, white space, ``%``
+and unprintable characters are percent-encoded (UTF-8), since columns end at white space.
 """
 
 from __future__ import annotations

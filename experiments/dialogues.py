@@ -137,11 +137,7 @@ def play_dialogues(
 
 
 def run_dialogues(settings: DialogueSettings) -> Path:
-    """Evaluates a dialogue file.
-
-    Returns:
-        The run's folder with ``settings.json``, ``rounds.jsonl``, ``measures.json``, ``recall_f1.png``,
-        ``report.html`` and ``trec/``.
+    """Evaluates a dialogue file; returns the run's folder, whose files are those of `run_experiment`.
 
     Raises:
         FileNotFoundError: If a file or the checkpoint is missing.
@@ -178,13 +174,10 @@ def run_dialogues(settings: DialogueSettings) -> Path:
     }
     with run_folder(settings, identity) as folder:
         path = folder / "rounds.jsonl"
+        played = stream_rounds(path) if path.is_file() else ()
+        alone, size = settings.turns == "alone", settings.query_batch
         for fresh in play_dialogues(
-            asked,
-            retriever,
-            round_count,
-            alone=settings.turns == "alone",
-            batch_size=settings.query_batch,
-            played=stream_rounds(path) if path.is_file() else (),
+            asked, retriever, round_count, alone=alone, batch_size=size, played=played
         ):
             append_rounds(path, fresh)
         sessions = build_sessions(stream_rounds(path), round_count, [dialogue.query for dialogue in asked])

@@ -49,12 +49,9 @@ class Extraction:
 
 
 def extract_frames(videos: Mapping[str, Path], folder: Path, per_video: int = PER_VIDEO) -> Extraction:
-    """Takes the frames of videos, or of those that are not there yet.
+    """Takes the frames of videos, given by name, or of those whose folder of that name is not there yet.
 
-    Args:
-        videos: File by name; the name becomes that of the folder with its frames.
-        folder: Where to write.
-        per_video: Frames to take of each, before near-duplicates are dropped.
+    `per_video` are taken of each, before near-duplicates are dropped.
 
     Raises:
         ModuleNotFoundError: If PyAV is missing.
