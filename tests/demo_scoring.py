@@ -12,14 +12,9 @@ from playground.demo.wording import plural
 
 
 def object_scores(captions: Sequence[str], seeds: Sequence[int]) -> dict[str, float]:
-    """Compares the things that captions name with those in their scenes, over all scenes together.
+    """Compares the things that captions name with those in their scenes (seeds), over all scenes together.
 
-    Args:
-        captions: One a scene.
-        seeds: The scenes.
-
-    Returns:
-        "object precision", "object recall", and "setting accuracy" among the captions that name a setting.
+    "setting accuracy" is among the captions that name a setting.
     """
     named = there = right = settings_named = settings_right = 0
     for caption, seed in zip(captions, seeds, strict=True):

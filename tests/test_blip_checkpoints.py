@@ -73,24 +73,6 @@ def test_saved_folder_brings_its_own_head_counts(tmp_path, retrieval):
     assert same(load_towers(tmp_path, TOKENIZER), retrieval)
 
 
-def test_own_format_holds_both_models_in_half_precision(tmp_path, retrieval):
-    captioner = load_captioner(FIXTURES / "captioner.pth", TOKENIZER)
-    tied = ("text_decoder.cls.predictions.decoder.weight", "text_decoder.cls.predictions.decoder.bias")
-    union = dict(retrieval.state_dict()) | {
-        name: tensor
-        for name, tensor in captioner.state_dict().items()
-        if name.startswith("text_decoder.") and name not in tied
-    }
-    save_file({name: tensor.half() for name, tensor in union.items()}, tmp_path / "model.safetensors")
-    retrieval.sizes.configuration().save_pretrained(tmp_path)
-    opened = (load_towers(tmp_path, TOKENIZER), load_captioner(tmp_path, TOKENIZER))
-    for model, again in zip((retrieval, captioner), opened, strict=True):
-        for name, tensor in again.state_dict().items():
-            assert tensor.dtype == torch.float32
-            if not name.startswith("vision_model.") or model is retrieval:
-                assert torch.equal(tensor, model.state_dict()[name].half().float()), name
-
-
 def test_tied_tensors_and_which_wins(folder):
     state = torch.load(FIXTURES / "captioner.pth", weights_only=True)["model"]
     words, output = (
@@ -120,7 +102,6 @@ class Payload:
         (lambda file: file.write_bytes(b""), "is empty"),
         (lambda file: file.write_bytes(b"version https://git-lfs.github.com/spec/v1\n"), "no checkpoint"),
         (lambda file: file.write_bytes((FIXTURES / "itm.pth").read_bytes()[:5000]), "truncated"),
-        (lambda file: file.write_bytes(b"PK\x03\x04 but nothing else"), "truncated"),
         (lambda file: file.write_bytes(b"\x80\x02garbage"), "refused|damaged"),
         (lambda file: file.write_bytes(pickle.dumps({"model": Payload()})), "can run code|damaged"),
         (lambda file: torch.save({"model": Payload()}, file), "can run code"),
@@ -229,7 +210,6 @@ def test_head_counts_are_never_guessed(tmp_path, retrieval, config, words):
         ("Salesforce/blip-itm-base-coco", True),
         ("BLIP/chatir_weights.ckpt", False),
         ("BLIP/weights/demo", False),
-        ("weights", False),
         ("/a/b", False),
         ("", False),
     ],

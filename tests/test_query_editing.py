@@ -66,12 +66,6 @@ def test_a_packaged_model_gets_examples(language_model, monkeypatch):
     assert all("\n" not in answer.rstrip("\n") for answer in editing._model.answers)
 
 
-def test_the_name_tells_model_and_precision():
-    assert QueryEditing("some/model", False).name == "some/model fp16"
-    with pytest.raises(ValueError, match="quantization: got 'int2'"):
-        QueryEditing("some/model", "int2")
-
-
 @pytest.mark.parametrize(
     "hostile",
     [

@@ -48,13 +48,6 @@ def retriever():
     )
 
 
-def test_a_text_finds_its_picture(retriever):
-    rankings = retriever.search(["a red car", "blue", "something green"], k=2)
-    assert [ranking.ids[0] for ranking in rankings] == ["red", "blue", "green"]
-    assert rankings[0].scores[0] == pytest.approx(1)
-    assert rankings[0].ids[1] == "grey"
-
-
 def test_a_vector_wins_over_the_text_and_only_its_direction_counts(retriever):
     green = retriever.vectors_of(["green"])[0]
     queries = [

@@ -150,18 +150,14 @@ def test_patches_learn_regions_and_the_second_stage_can_leave_the_captioner_alon
         assert not [name for name in moved if not re.search(is_head, name)]
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"learning_rate": 1e-4}, "learning_rate: 0.02 there, 0.0001 now"),
-        ({"seed": 1, "width": 64}, "width: 32 there, 64 now, seed: 0 there, 1 now"),
-    ],
-)
-def test_other_settings_in_the_same_folder_are_refused(trained, settings, changes, message):
+def test_other_settings_in_the_same_folder_are_refused(trained, settings):
     before = (trained / "training_settings.json").read_bytes()
     weights = (trained / "model.safetensors").read_bytes()
-    with pytest.raises(ValueError, match=f"holds a run with other settings .*{message}.*another --output"):
-        train(replace(settings, **changes))
+    message = (
+        "holds a run with other settings .width: 32 there, 64 now, seed: 0 there, 1 now.*another --output"
+    )
+    with pytest.raises(ValueError, match=message):
+        train(replace(settings, seed=1, width=64))
     assert (trained / "training_settings.json").read_bytes() == before
     train(settings)  # a finished run is not trained on
     assert (trained / "model.safetensors").read_bytes() == weights

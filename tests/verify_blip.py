@@ -1,10 +1,9 @@
 """Compares BLIP with outputs that a reference recorded: ``python -m tests.verify_blip FOLDER``.
 
 The folder holds weights (``itm.*``, ``retrieval_full.*``, ``captioner.*``), what the reference computed with
-them (``itm_outputs``, ``captioner_outputs`` and ``preprocess.safetensors``), the texts and settings it used
-(``itm.json``, ``captioner.json``, ``tiny_med_config.json``, ``vocab.txt``) and the names of the real base
-models (``keys_base.json``). All sizes come from the files. Floats must agree within 1e-5 (absolute plus
-relative), ids exactly. Exit status: 0 if all agree, 1 if any differs, 2 if the folder cannot be read.
+them, the texts and settings it used, and the names of the real base models (``keys_base.json``). All sizes
+come from the files. Floats must agree within 1e-5 (absolute plus relative), ids exactly. Exit status: 0 if
+all agree, 1 if any differs, 2 if the folder cannot be read.
 """
 
 import argparse
@@ -76,14 +75,7 @@ class Recorded:
 
 
 def check_folder(folder, scratch):
-    """Compares all there is; returns rows, and the recorded tensors that nothing looked at.
-
-    Copies of the models go to `scratch`, an empty folder.
-
-    Raises:
-        OSError: If the folder lacks a file.
-        ValueError: If a file is damaged.
-    """
+    """Compares all there is, with copies in `scratch`; returns rows, and what nothing looked at."""
     rows, left_over, jobs = [], [], []
     for kind, patterns, check in (
         ("itm", ("itm.*", "retrieval_full.*"), check_retrieval),
