@@ -168,14 +168,9 @@ def read_sizes(
 ) -> Sizes:
     """Reads the sizes off the shapes and settles the head counts.
 
-    Args:
-        shapes: By Hugging Face name; includes all `anchors`, with their number of axes.
-        text_prefix: ``text_encoder.`` or ``text_decoder.bert.``.
-        stated: What a configuration says.
-        source: The weights file, for messages.
-
-    Raises ValueError if the image positions are not a class token and a square grid, a head count is unknown
-    or does not divide the width, or the configuration is of a model with other widths or depths.
+    `shapes` go by Hugging Face name and include all `anchors`, with their number of axes; `source` is named
+    in messages. ValueError if the image positions are not a class token and a square grid, a head count is
+    unknown or does not divide the width, or the configuration is of a model with other widths or depths.
     """
     positions = shapes[_POSITIONS][1]
     grid = math.isqrt(max(positions - 1, 0))

@@ -114,13 +114,10 @@ class WordTargets:
 
 
 class PatchTargets:
-    """Which label each patch shows: that of the box which covers most of it, or 0 for none.
+    """Which label (n in `labels` is class n + 1) each patch shows: the box that covers most of it, or 0.
 
     The file has the columns ``image_name,label,left,top,right,bottom``, the box in shares of the picture's
     width and height from the upper left corner. Boxes of any detection dataset can be written so.
-
-    Attributes:
-        labels: All labels; label n has class n + 1.
     """
 
     def __init__(self, path: Path, image_ids: Sequence[str]) -> None:

@@ -178,13 +178,9 @@ class Captioner(Protocol):
 class ImageCaptions:
     """Captions of a collection's images by one captioner.
 
-    Every image asked for is one of reused, made and broken. A picture that cannot be read any more has the
-    empty caption, which moves no query; that is not kept, so that a mended file is described.
-
-    Attributes:
-        reused: How many images had a caption already, their own or that of an equal file.
-        made: How many captions were made.
-        broken: Why images could not be described, by image id.
+    Every image asked for is one of `reused` (it or an equal file had a caption), `made` and `broken` (with
+    the reason, by id). A picture that cannot be read has the empty caption, which moves no query and is not
+    kept.
     """
 
     def __init__(

@@ -66,10 +66,9 @@ def engine_of(model_id: str, quantization: Quantization) -> str:
 
 
 class TextModel:
-    """A language model, loaded on first use.
+    """A language model (a name of `PACKAGED`, a hub id, or a local folder), loaded on first use.
 
     Attributes:
-        model_id: A name of `PACKAGED`, a hub id, or a local folder.
         name: What makes answers differ: model, and engine or precision.
         tokens_written: So far, padding not counted.
         batches: How many prompts are worked on at a time.

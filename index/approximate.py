@@ -52,13 +52,10 @@ def choose_kind(count: int, dimension: int, memory: int | None = None) -> IndexK
 
 @dataclass(frozen=True, eq=False)
 class Approximate:
-    """An approximate index beside the vectors that it was built from.
+    """An approximate index (FAISS's, in `store`) beside the vectors that it was built from.
 
-    Attributes:
-        kind: Which.
-        store: FAISS's.
-        effort: Vectors kept in view (HNSW) or lists visited (IVF) by a search; more find more.
-        recall: Share of the truly 10 best that a search lists, measured with `effort`.
+    `effort` is how many vectors are kept in view (HNSW) or lists visited (IVF) by a search; more find more.
+    `recall` is the share of the truly 10 best that a search lists, measured with `effort`.
     """
 
     kind: IndexKind

@@ -35,21 +35,7 @@ NEW = ".new"  # ends the names of the files that are to take the old ones' place
 
 @dataclass(frozen=True)
 class Manifest:
-    """The contents of `manifest.json`.
-
-    Attributes:
-        format_version: Of the folder's layout.
-        dataset: Name of the dataset.
-        image_folder: Where the images lay when the index was built.
-        model_name: Of the model that made the vectors, for people.
-        model_fingerprint: Of the same model, for comparing.
-        dimension: Width of a vector.
-        count: Number of vectors and of ids.
-        kind: Of the index: "flat", "hnsw" or "ivf".
-        effort: Of a search in an approximate index; 0 for a flat one.
-        recall_at_10: Of a search, measured when the index was built; 1.0 for a flat one.
-        sha256: Checksum of each other file of the index, by file name.
-    """
+    """The contents of `manifest.json`; docs/formats.md says what each field means."""
 
     format_version: int
     dataset: str
