@@ -18,8 +18,8 @@ need: pip install --no-deps -r requirements/photographs.txt
 
 from __future__ import annotations
 
-import argparse
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,21 +29,15 @@ import numpy as np
 from PIL import Image as PILImage
 from tqdm import tqdm
 
-from evaluation.comparison import paired_bootstrap
-from experiments.caption_vectors import caption_rows
-from feedback.calibration import calibrate
+from benchmarks.timing import parser, report
+from evaluation.comparison import Difference, paired_bootstrap
 from feedback.protocols import PROTOCOLS
-from feedback.rounds import run_rounds
-from feedback.sentence_encoder import SentenceEncoder, open_sentence_encoder
-from feedback.simulated_users import SimulatedUsers
-from feedback.strategies import make_strategy
-from feedback.strategies.collection import Collection
+from feedback.sentence_encoder import SentenceEncoder, encode_captions, open_sentence_encoder
 from index.decode import open_image
-from index.faiss_index import FaissIndex
-from playground.flickr30k import read
 from records import Image, Query, Round
-from retriever import Retriever
 from settings import run_script
+
+log = logging.getLogger(__name__)
 
 ROUNDS = 4
 PLAYED: tuple[tuple[str, str, str, dict[str, Any]], ...] = (  # row, strategy, user, habits
@@ -97,9 +91,17 @@ def play(
     Returns:
         By length and name, (queries, ROUNDS) booleans: found by then.
     """
+    from feedback.calibration import calibrate
+    from feedback.rounds import run_rounds
+    from feedback.simulated_users import SimulatedUsers
+    from feedback.strategies import make_strategy
+    from feedback.strategies.collection import Collection
+    from index.faiss_index import FaissIndex
+    from retriever import Retriever
+
     ids = [image.id for image in world.images]
     retriever = Retriever(world.encoder, FaissIndex.build(ids, world.vectors))
-    said = caption_rows(world.captions, world.compares)
+    said = encode_captions(world.captions, world.compares)
     calibration = calibrate(retriever.vectors_of(ids), said, world.captions, retriever.encode_texts)
     log(f"calibrated without labels: {calibration}")
     users = SimulatedUsers(retriever, world.images, world.queries, PROTOCOLS["honest"], world.judges)
@@ -136,12 +138,13 @@ def _found(queries: Sequence[Query], records: Sequence[Round]) -> np.ndarray:
 
 def _row(name: str, found: np.ndarray, control: np.ndarray) -> str:
     shares = " ".join(f"{100 * share:5.1f}" for share in found.mean(axis=0))
-    if found is control:
-        return f"| {name:20} | {shares} |"
-    last, other = found[:, -1].astype(float), control[:, -1].astype(float)
-    gain = paired_bootstrap(last - other)
-    low, high = 100 * gain.low, 100 * gain.high
-    return f"| {name:20} | {shares} | {100 * gain.mean:+.1f} ({low:+.1f} to {high:+.1f}) |"
+    gain = _gain(found, control)
+    said = f"{100 * gain.mean:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
+    return f"{name:20} {shares}  {'' if found is control else said}"
+
+
+def _gain(found: np.ndarray, control: np.ndarray) -> Difference:
+    return paired_bootstrap(found[:, -1].astype(float) - control[:, -1])
 
 
 # Captions in the place of pictures
@@ -365,6 +368,8 @@ def _standard(values: np.ndarray) -> np.ndarray:
 
 def flickr8k_world(folder: Path, split: str, count: int, seed: int) -> World:
     """Trains on the training pictures and makes a world of a split, or of all pictures ("all")."""
+    from playground.flickr30k import read
+
     minilm, e5 = open_sentence_encoder("all-minilm-l6-v2"), open_sentence_encoder("multilingual-e5-small")
     net = Features()
     everything = read(folder, "all").images
@@ -398,20 +403,28 @@ def _all_features(net: Features, images: Sequence[Image]) -> np.ndarray:
 
 
 def main() -> None:
-    """Reads the command line, plays, and prints a table for whole queries and one for short ones."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("data", choices=("coco", "flickr8k"))
-    parser.add_argument("path", type=Path)
-    parser.add_argument("--split", default="test", help='of flickr8k: "dev", "test", or "all"')
-    parser.add_argument("--queries", type=int, default=1000)
-    parser.add_argument("--words", type=int, default=5, help="of a short query")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of queries")
-    given = parser.parse_args()
+    """Reads the command line, plays short and whole queries, and reports."""
+    read = parser(__doc__)
+    read.add_argument("data", choices=("coco", "flickr8k"))
+    read.add_argument("path", type=Path, help="COCO's caption file, or Flickr8k's folder")
+    read.add_argument("--split", default="test", help='of flickr8k: "dev", "test", or "all"')
+    read.add_argument("--queries", type=int, default=1000)
+    read.add_argument("--words", type=int, default=5, help="of a short query")
+    read.add_argument("--seed", type=int, default=0, help="of the choice of queries")
+    given = read.parse_args()
     if given.data == "coco":
         world = coco_world(given.path, given.queries, given.seed)
     else:
         world = flickr8k_world(given.path, given.split, given.queries, given.seed)
-    play(world, (given.words, None), print)
+    tables = play(world, (given.words, None), log.info)
+    rows = []
+    for words, table in tables.items():
+        for name, found in table.items():
+            gain = _gain(found, table["scrolling"])
+            shares = {f"search {number}": 100 * share for number, share in enumerate(found.mean(axis=0))}
+            gains = {"minus scrolling": 100 * gain.mean, "low": 100 * gain.low, "high": 100 * gain.high}
+            rows.append({"words": words or "all", "run": name.strip(), **shares, **gains})
+    report(f"photographs-{given.data}", given, rows)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import json
 import logging
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from experiments.captions import GivenCaptions, open_captions
@@ -16,10 +15,14 @@ from experiments.costs import Costs
 from experiments.identity import weights_identity
 from experiments.open_index import index_folder, open_named_dataset, open_retriever
 from feedback.calibration import calibrate
-from feedback.sentence_encoder import PACKAGED, SentenceEncoder, open_sentence_encoder
+from feedback.sentence_encoder import (
+    PACKAGED,
+    SentenceEncoder,
+    encode_captions,
+    open_sentence_encoder,
+)
 from generation.captions import ImageCaptions
 from index.caption_vectors import CaptionVectors, open_caption_vectors, write_caption_vectors
-from index.scores import unit_rows
 from retriever import Retriever
 from settings import EmbeddingSettings
 
@@ -77,7 +80,7 @@ def embed_captions(
     log.info("%s", captions.counts())
     if isinstance(encoder, str):
         encoder = open_sentence_encoder(encoder)
-    vectors = caption_rows(texts, encoder)
+    vectors = encode_captions(texts, encoder)
     calibration = calibrate(retriever.vectors_of(ids), vectors, texts, retriever.encode_texts)
     log.info("calibrated: %s", calibration)
     made = CaptionVectors(
@@ -89,17 +92,3 @@ def embed_captions(
     )
     write_caption_vectors(folder, made)
     return made
-
-
-def caption_rows(texts: list[str], encoder: SentenceEncoder) -> np.ndarray:
-    """Encodes captions, each different one once; an image without a caption gets a row of zeros."""
-    place = {text: number for number, text in enumerate(dict.fromkeys(filter(str.strip, texts)))}
-    if not place:
-        raise ValueError("captions: got none but empty ones, expected words; choose another captioner")
-    encoded = np.asarray(encoder.encode_texts(list(place)), dtype=np.float32)
-    encoded = unit_rows(encoded, encoded.shape[-1], "caption vectors")
-    rows = np.zeros((len(texts), encoded.shape[1]), dtype=np.float32)
-    for row, text in enumerate(texts):
-        if text in place:
-            rows[row] = encoded[place[text]]
-    return rows

