@@ -68,6 +68,11 @@ def run_experiment(settings: ExperimentSettings, own: OwnModels | None = None) -
         f"{fallbacks.total()} refined queries, {fallbacks.total() - fallbacks['']} fell back to appending"
         f"{f' ({reasons})' if reasons else ''}; {captioned}; {time.monotonic() - started:.0f} s"
     )
+    entry = STRATEGIES[settings.strategy]
+    if entry.needs_rewriter and not entry.calibrated:
+        log.info(
+            "more found so far (docs/feedback.md): embed with --captions, then --strategy bayes-captions"
+        )
     return folder
 
 

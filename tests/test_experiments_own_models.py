@@ -76,6 +76,17 @@ def test_the_documents_example_plays_with_the_given_models_alone(mine, pictures)
     assert costs["search"]["items"] == len(records) and costs["rewrite"]["items"] > 0
 
 
+@pytest.mark.parametrize(("strategy", "named"), [("rewrite", True), ("append", False)])
+def test_a_run_that_rewrites_names_the_strategy_that_found_more(strategy, named, mine, caplog, tmp_path):
+    settings = ExperimentSettings(
+        "image_folder", Path("pictures"), strategy=strategy, user="reference", rounds=2, queries=3,
+        output=tmp_path / "run",
+    )  # fmt: skip
+    with caplog.at_level("INFO"):
+        run_experiment(settings, OwnModels(mine, mine, mine))
+    assert ("--strategy bayes-captions" in caplog.messages[-1]) == named
+
+
 def test_a_comparison_takes_the_same_models_and_says_what_a_query_costs(mine, capsys):
     settings = ComparisonSettings(
         "image_folder", Path("pictures"), rounds=3, output=Path("compared"),
