@@ -188,9 +188,6 @@ class _WordsOnly:
     def encode_texts(self, texts: list[str]) -> np.ndarray:
         return self._encoder.encode_texts(texts)
 
-    def encode_images(self, images: list[PILImage.Image]) -> np.ndarray:
-        raise NotImplementedError("captions stand for the pictures")
-
 
 # Photographs
 

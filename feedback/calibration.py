@@ -19,14 +19,15 @@ independent user, on COCO's captions about right.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from index.scores import best_rows, score_blocks
+from index.scores import all_scores, best_rows
 
 SESSIONS = 1000
+AT_ONCE = 64  # sessions whose scores are in memory
 WORDS = 5  # of a caption that serve as a query
 PAGES, SHOWN = 3, 10
 SHARE = 0.5
@@ -59,8 +60,8 @@ def calibrate(
 ) -> Calibration:
     """Fits the user model to an index, with what the system has written about it.
 
-    With people's captions of development pictures in the place of the system's, as texts and as caption
-    vectors, the same code fits on labels.
+    People's captions of development pictures may take the place of the system's, as texts and as caption
+    vectors; the weights are halved all the same.
 
     Args:
         pictures: (n, d) float32 unit rows of the grid, the index's.
@@ -115,11 +116,10 @@ def likeliest_weight(similarities: Sequence[np.ndarray], judged_by: Sequence[np.
     return float(WEIGHTS[likelihood.argmax()])
 
 
-def _scores_of(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    scores = np.empty((len(queries), len(vectors)), dtype=np.float32)
-    for some, rows, block in score_blocks(queries, vectors):
-        scores[some, rows] = block
-    return scores
+def _scores_of(queries: np.ndarray, vectors: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields the scores of one query after the other; of all together they would not fit into memory."""
+    for start in range(0, len(queries), AT_ONCE):
+        yield from all_scores(queries[start : start + AT_ONCE], vectors)
 
 
 def _nearness(pages: Sequence[tuple[int, np.ndarray]], vectors: np.ndarray) -> list[np.ndarray]:

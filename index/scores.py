@@ -84,6 +84,14 @@ def score_blocks(queries: np.ndarray, vectors: np.ndarray) -> Iterator[tuple[sli
             yield slice(first, first + len(part)), slice(row, row + len(block)), part @ block.T
 
 
+def all_scores(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Returns all scores, (q, n) float64; arguments as `score_blocks`."""
+    scores = np.empty((len(queries), len(vectors)))
+    for some, rows, block in score_blocks(queries, vectors):
+        scores[some, rows] = block
+    return scores
+
+
 def list_rows(
     queries: np.ndarray, vectors: np.ndarray, k: int, excluded: Sequence[np.ndarray]
 ) -> list[tuple[np.ndarray, np.ndarray]]:

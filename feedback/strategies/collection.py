@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from feedback.calibration import Calibration
-from index.scores import rows_of, score_blocks, unit_rows
+from index.scores import all_scores, rows_of, unit_rows
 from retriever import Retriever
 
 
@@ -86,15 +86,8 @@ class Collection:
         Returns:
             (q, n) float64.
         """
-        return _scores(unit_rows(vectors, self.vectors.shape[1], "query vectors"), self.vectors)
+        return all_scores(unit_rows(vectors, self.vectors.shape[1], "query vectors"), self.vectors)
 
     def caption_similarities(self, rows: np.ndarray) -> np.ndarray:
         """Compares the captions of some rows with all, (q, n) float64; equal captions are equally similar."""
-        return _scores(self.captions[rows], self.captions)
-
-
-def _scores(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    scores = np.empty((len(queries), len(vectors)))
-    for some, rows, block in score_blocks(queries, vectors):
-        scores[some, rows] = block
-    return scores
+        return all_scores(self.captions[rows], self.captions)
