@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,7 +50,8 @@ def replaced(path: Path) -> Iterator[Path]:
     """Has the block write a file under a temporary name, flushes it to disk, then renames it to `path`.
 
     The temporary name is always the same, so that the next write removes what a kill left; two processes
-    must therefore not write one file at the same time (see `locked_folder`).
+    must therefore not write one file at the same time (see `locked_folder`). The file is made anew: a link of
+    that name, which a downloaded data set may bring, is removed and not followed.
 
     Args:
         path: The file to create or replace; its folder exists.
@@ -63,6 +65,8 @@ def replaced(path: Path) -> Iterator[Path]:
     temporary = path.with_name(path.name + ".building")
     with write_errors(path):
         try:
+            temporary.unlink(missing_ok=True)
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -153,12 +157,13 @@ def append_lines(path: Path, values: Iterable[Any]) -> None:
     A torn last line, which a kill leaves, is cut off first; otherwise the next line would be glued to it.
 
     Raises:
-        WriteFailed: (an OSError) If the system refuses; the last line may be torn then.
+        WriteFailed: (an OSError) If the system refuses, or the file is a link; the last line may be torn.
     """
     data = "".join(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n" for value in values).encode()
     with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+b") as file:
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+        with os.fdopen(os.open(path, flags, 0o666), "a+b") as file:
             end = _end_of_last_line(file)
             torn = file.seek(0, os.SEEK_END) - end
             if torn:
@@ -193,6 +198,26 @@ def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
                 raise ValueError(f"{path}, line {number}: {error}; mend or remove the line") from error
 
 
+def make_folder(folder: Path, instead: str = "name another folder") -> None:
+    """Makes a folder to write in; one that is there must be no link, and this account's, unless root asks.
+
+    A downloaded data set may bring either, to have files elsewhere overwritten.
+
+    Raises:
+        WriteFailed: (an OSError) If it cannot be made or is not ours; says what to do `instead`.
+    """
+    with write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    status = folder.lstat()
+    if stat.S_ISLNK(status.st_mode):
+        raise WriteFailed(f"{folder}: got a link, expected a folder; remove it, or {instead}")
+    if os.name != "nt" and os.geteuid() not in (0, status.st_uid):
+        raise WriteFailed(
+            f"{folder}: got a folder of another account (user id {status.st_uid}), expected your own, since "
+            f"its owner could have other files overwritten; {instead}"
+        )
+
+
 @contextmanager
 def locked_folder(
     folder: Path,
@@ -208,10 +233,9 @@ def locked_folder(
 
     Raises:
         FolderBusy: (a ValueError) If another process writes there.
-        WriteFailed: (an OSError) If the folder cannot be made.
+        WriteFailed: (an OSError) As `make_folder`.
     """
-    with write_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, instead)
     if os.name == "nt":  # no such locks there
         yield
         return

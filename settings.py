@@ -311,7 +311,9 @@ class EmbeddingSettings(CaptionVectorSettings, RaySettings):
         "Also caption all images, encode the captions and calibrate the index, for the strategies that "
         "compare captions (docs/feedback.md).",
     )
-    rebuild: bool = knob(False, "Embed all images again although an index of this model is there.")
+    rebuild: bool = knob(
+        False, "Embed all images again although an index is there; needed to replace another model's."
+    )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import TextIO
 from urllib.parse import quote
 
 from evaluation.sessions import Session
-from files import replaced
+from files import make_folder, replaced
 from records import Round
 
 
@@ -30,7 +30,7 @@ def write_trec(folder: Path, rounds: Iterable[Round], sessions: Sequence[Session
     Raises:
         ValueError: If an id is empty.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with _opened(folder / "target.qrels") as file:
         for session in sessions:
             if session.target is not None:

@@ -78,7 +78,8 @@ def build_index(
         embed_parts: Does the embedding elsewhere, with the same model; here, part by part, when None.
 
     Raises ValueError if there are no images, ids repeat, all or too many are broken, the encoder's output
-    does not fit, or another process builds in the folder.
+    does not fit, the folder holds another model's index and `rebuild` is not given, or another process builds
+    in the folder; WriteFailed (an OSError) if it cannot be written, or is not ours (`files.make_folder`).
     """
     if not images:
         raise ValueError("embedding: got no images, expected at least one; check the dataset's image folder")
@@ -196,9 +197,20 @@ def _kind_there(folder: Path) -> IndexKind:
 
 
 def _open_old(encoder: ImageEncoder, folder: Path) -> FaissIndex | None:
-    """Opens the folder's index if it is of this model; else says why not."""
+    """Opens the folder's index if it is whole, else says why not; another model's is a ValueError."""
     if not any(folder.glob("*.json")):
         return None
+    try:
+        there = Manifest.read(folder)
+    except (ValueError, FileNotFoundError):
+        pass  # opening says why
+    else:
+        if there.model_fingerprint != encoder.fingerprint:
+            raise ValueError(
+                f"{folder}: holds the index of another model: got {there.model_fingerprint} "
+                f"({there.model_name}), expected {encoder.fingerprint}; name another folder with --index, or "
+                "replace it with --rebuild"
+            )
     try:
         return FaissIndex.open(folder, encoder.fingerprint, encoder.dimension)
     except (ValueError, FileNotFoundError) as error:

@@ -7,6 +7,7 @@ images an approximate index of FAISS names the candidates (`index.approximate`).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,16 @@ from typing import Protocol, cast
 import numpy as np
 
 from index.approximate import Approximate
-from index.folder import APPROXIMATE_FILE, IDS_FILE, VECTORS_FILE, Manifest, open_vectors, read_list
+from index.folder import (
+    APPROXIMATE_FILE,
+    IDS_FILE,
+    MANIFEST_FILE,
+    VECTORS_FILE,
+    Manifest,
+    is_half_swapped,
+    open_vectors,
+    read_list,
+)
 from index.scores import (
     REBUILD,
     Exclusions,
@@ -28,6 +38,8 @@ from index.scores import (
     unit_rows,
 )
 from settings import IndexKind
+
+SWAP_SECONDS = 1.0  # a swap that takes longer was killed
 
 
 @dataclass(frozen=True)
@@ -119,8 +131,23 @@ class FaissIndex:
             expect_fingerprint: Of the model that will encode the queries.
             expect_dimension: Of the same model.
 
+        While a new index takes the old one's place, which takes milliseconds, it waits.
+
         Raises FileNotFoundError if a file is missing; ValueError if one is damaged or another model's.
         """
+        until = time.monotonic() + SWAP_SECONDS
+        while True:
+            seen = _stamp(folder)
+            try:
+                return cls._open(folder, expect_fingerprint, expect_dimension)
+            except (ValueError, FileNotFoundError):
+                changing = is_half_swapped(folder) or _stamp(folder) != seen
+                if not changing or time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
+
+    @classmethod
+    def _open(cls, folder: Path, expect_fingerprint: str | None, expect_dimension: int | None) -> FaissIndex:
         manifest = Manifest.read(folder)
         if expect_fingerprint not in (None, manifest.model_fingerprint):
             raise ValueError(
@@ -190,3 +217,12 @@ class FaissIndex:
         excluded = excluded_rows(exclude, self.row_of, len(queries))
         targets = target_rows(target_ids, self.row_of, excluded)
         return count_places(queries, self.vectors, targets, excluded)
+
+
+def _stamp(folder: Path) -> tuple[int, int]:
+    """Changes when the folder gets a new manifest; zeros without one."""
+    try:
+        status = (folder / MANIFEST_FILE).stat()
+    except OSError:
+        return 0, 0
+    return status.st_ino, status.st_mtime_ns

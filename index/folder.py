@@ -50,17 +50,17 @@ class Manifest:
     sha256: dict[str, str]
 
     @classmethod
-    def read(cls, folder: Path) -> Manifest:
-        """Reads `manifest.json`.
+    def read(cls, folder: Path, name: str = MANIFEST_FILE) -> Manifest:
+        """Reads `manifest.json`, or one of another name.
 
         Raises FileNotFoundError if it is missing; ValueError if it is no manifest, or of another version.
         """
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such index folder; {REBUILD}")
-        path = folder / MANIFEST_FILE
+        path = folder / name
         if not path.is_file():
             raise FileNotFoundError(
-                f"{folder}: incomplete index: {MANIFEST_FILE}, which is written last, is missing; {REBUILD}"
+                f"{folder}: incomplete index: {name}, which is written last, is missing; {REBUILD}"
             )
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
@@ -158,11 +158,16 @@ def finish_swap(folder: Path) -> None:
     """Puts a new index in the place of the old one, also where a kill stopped this midway.
 
     The new manifest is written when all else is. It is moved last, and the old one removed first: in between
-    there is no index to be opened.
+    there is no index to be opened. One that is damaged is removed: the parts of its build are still there.
     """
     new_manifest = folder / (MANIFEST_FILE + NEW)
     with write_errors(folder):
-        names = json.loads(new_manifest.read_text(encoding="utf-8"))["sha256"]
+        try:
+            names = Manifest.read(folder, new_manifest.name).sha256
+        except ValueError as error:
+            log.warning("removed: %s", error)
+            new_manifest.unlink()
+            return
         (folder / MANIFEST_FILE).unlink(missing_ok=True)
         for name in names:
             if (path := folder / (name + NEW)).exists():

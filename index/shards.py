@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from files import file_sha256, replace_file, write_errors, write_json
+from files import file_sha256, make_folder, replace_file, write_errors, write_json
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +56,8 @@ class ShardStore:
     def save(self, number: int, shard: Shard) -> Shard:
         """Keeps a shard, in place of an older one; returns the same with its vectors mapped from the file."""
         vectors, label = self._files(number)
+        make_folder(self.folder)
         with write_errors(label):
-            self.folder.mkdir(parents=True, exist_ok=True)
             label.unlink(missing_ok=True)
 
         def write_vectors(path: Path) -> None:
@@ -92,8 +92,9 @@ class ShardStore:
 
     def clear(self) -> None:
         """Removes all shards."""
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
+        with write_errors(self.folder):
+            if self.folder.exists():
+                shutil.rmtree(self.folder)  # which refuses a link
 
     def _files(self, number: int) -> tuple[Path, Path]:
         return self.folder / f"{number}.npy", self.folder / f"{number}.json"

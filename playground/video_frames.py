@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from files import read_json, settings_that_differ, write_bytes, write_json
+from files import make_folder, read_json, settings_that_differ, write_bytes, write_json
 from records import Skip
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _claim(folder: Path, settings: dict[str, int]) -> None:
             f"{folder} holds frames taken otherwise ({differing}); remove the folder, or give the"
             " same numbers"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_json(path, settings)
 
 
