@@ -364,15 +364,21 @@ def caption_vectors(images: Sequence[Image], encode: Encode) -> Encode:
 
 def _caption_rows(images: Sequence[Image], encode: Encode) -> dict[str, np.ndarray]:
     """Encodes all captions together; returns the rows of each image's."""
+    check_captioned(images)
+    rows = encode([caption for image in images for caption in image.captions])
+    ends = np.cumsum([len(image.captions) for image in images])
+    return {image.id: part for image, part in zip(images, np.split(rows, ends[:-1]), strict=True)}
+
+
+def check_captioned(images: Sequence[Image]) -> None:
+    """Makes sure that a user who judges by captions can judge all images; ValueError if one has none."""
     bare = [image.id for image in images if not image.captions]
     if bare:
         raise ValueError(
             f"{len(bare)} of {len(images)} images have no caption, first {bare[0]}: a user who judges by "
-            "people's captions needs those of all images; choose another user"
+            "people's captions needs those of all images; choose another user, or a --split whose images "
+            "all have some"
         )
-    rows = encode([caption for image in images for caption in image.captions])
-    ends = np.cumsum([len(image.captions) for image in images])
-    return {image.id: part for image, part in zip(images, np.split(rows, ends[:-1]), strict=True)}
 
 
 def _plain(text: str) -> str:

@@ -80,6 +80,12 @@ def captioned_dataset(
         query_id = f"{line.image_name}#{line.comment_number}"
         queries.append(Query(query_id, line.comment, line.image_name, frozenset({line.image_name})))
     captioned = tuple(replace(image, captions=tuple(captions.get(image.id, ()))) for image in images)
+    if bare := sum(not image.captions for image in captioned):
+        log.warning(
+            "%d of %d pictures have no caption in %s: they are found, but users who judge by captions need "
+            "one of each",
+            bare, len(captioned), path.name,
+        )  # fmt: skip
     return Dataset(name, folder, captioned, tuple(queries), skipped + left_out)
 
 

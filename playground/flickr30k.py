@@ -52,7 +52,8 @@ def read(root: Path, split: str) -> Dataset:
 
     Raises:
         FileNotFoundError: If the folder, or the file with captions or splits, is missing.
-        ValueError: If the split is another, or the data is of no use.
+        ValueError: If the split is another, the data is of no use, or "all" pictures are asked for with
+            Karpathy's file alone and it describes only some of them.
     """
     if split not in ("all", *SPLITS):
         raise ValueError(f"flickr30k: got split {split!r}, expected one of all, {', '.join(SPLITS)}")
@@ -84,7 +85,14 @@ def read(root: Path, split: str) -> Dataset:
         lines = (line for line in table_lines(path, _ADVICE) if line.image_name in names)
     if names is not None:
         images = tuple(image for image in images if image.id in names)
-    return captioned_dataset("flickr30k", folder, images, skipped, path, lines, _ADVICE)
+    dataset = captioned_dataset("flickr30k", folder, images, skipped, path, lines, _ADVICE)
+    bare = [image.id for image in dataset.images if not image.captions]
+    if bare and split == "all" and not tables:  # before hours of embedding that no experiment can use
+        raise ValueError(
+            f"{path}: got no caption for {len(bare)} of {len(dataset.images)} pictures (first {bare[0]}), "
+            f"expected at least one each; choose --split train, val or test, or add {CAPTIONS_FILES[1]}"
+        )
+    return dataset
 
 
 if __name__ == "__main__":

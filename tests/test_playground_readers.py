@@ -87,7 +87,7 @@ def karpathy(*images):
     }
 
 
-def test_flickr30k_by_karpathys_splits(tmp_path):
+def test_flickr30k_by_karpathys_splits(tmp_path, caplog):
     fill(tmp_path / "flickr30k_images", "1.jpg", "2.jpg", "3.jpg")
     listed = [
         ("1.jpg", None, "train", ["A cat", "Cats"]),
@@ -110,8 +110,13 @@ def test_flickr30k_by_karpathys_splits(tmp_path):
     ]
     everything = open_dataset("flickr30k", tmp_path, "all")  # no other captions file: Karpathy's serves
     assert (len(everything.images), len(everything.queries)) == (3, 4)
+    fill(tmp_path / "flickr30k_images", "4.jpg")  # Flickr30k has 769 more than the file
+    with pytest.raises(ValueError, match=r"1 of 4 pictures \(first 4.jpg\), .*--split train, val or test"):
+        open_dataset("flickr30k", tmp_path, "all")
+    assert len(open_dataset("flickr30k", tmp_path, "train").images) == 1
     write_captions(tmp_path, "1.jpg,0,From the table")
     assert [query.text for query in open_dataset("flickr30k", tmp_path, "all").queries] == ["From the table"]
+    assert "3 of 4 pictures have no caption in images_captions.csv" in caplog.text
 
 
 @pytest.mark.parametrize(
