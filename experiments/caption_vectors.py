@@ -13,7 +13,8 @@ from tqdm import tqdm
 from experiments.captions import GivenCaptions, open_captions
 from experiments.costs import Costs
 from experiments.identity import weights_identity
-from experiments.open_index import index_folder, open_named_dataset, open_retriever
+from experiments.open_index import embed_images, index_folder, open_named_dataset, open_retriever
+from experiments.own_models import OwnModels, name_of
 from feedback.calibration import calibrate
 from feedback.sentence_encoder import (
     PACKAGED,
@@ -31,20 +32,30 @@ log = logging.getLogger(__name__)
 BATCH_SIZE = 256  # images captioned between two steps of the bar
 
 
-def embed_dataset_captions(settings: EmbeddingSettings) -> CaptionVectors:
+def embed_dataset_captions(settings: EmbeddingSettings, own: OwnModels | None = None) -> CaptionVectors:
     """Captions a dataset whose index is there, encodes the captions and calibrates, unless that is done.
+
+    Args:
+        settings: Dataset, models, folder.
+        own: Models given as objects; with an encoder among them, pictures without a vector are embedded.
 
     Raises:
         FileNotFoundError: If dataset or index are missing.
         ValueError: If they, the captioner or the sentence encoder cannot be used.
     """
-    settings = settings.resolved()
-    retriever = open_retriever(settings)
-    captions = open_captions(settings, open_named_dataset(settings), Costs())
-    identity = weights_identity(settings.caption_encoder, PACKAGED)
-    return embed_captions(
-        retriever, index_folder(settings, None), captions, settings.caption_encoder, identity
+    settings, own = settings.resolved(), own or OwnModels()
+    dataset, encoder = open_named_dataset(settings), own.given_encoder()
+    if encoder is not None:
+        embed_images(dataset, settings, encoder, encoder.embed_parts)
+    retriever, costs = open_retriever(settings, encoder), Costs()
+    captions = (
+        GivenCaptions(own.captioner, dataset.images, costs)
+        if own.captioner
+        else open_captions(settings, dataset, costs)
     )
+    by = own.caption_encoder or settings.caption_encoder
+    identity = weights_identity(by, PACKAGED) if isinstance(by, str) else name_of(by)
+    return embed_captions(retriever, index_folder(settings, encoder), captions, by, identity)
 
 
 def embed_captions(

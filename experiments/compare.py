@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.comparison import Difference, adjusted_by_holm, compare, mean_over_seeds
-from evaluation.measures import Measures, evaluate
+from evaluation.measures import Measures, measure_sessions
 from evaluation.plots import plot_differences, plot_recall_f1
 from evaluation.runs import stream_rounds
+from evaluation.sessions import build_sessions
 from evaluation.tables import as_csv, as_markdown, format_value
+from evaluation.trec import write_trec
 from experiments.costs import counts_of
 from experiments.models import hardware
 from experiments.own_models import OwnModels
@@ -89,7 +91,8 @@ def run_comparison(settings: ComparisonSettings, own: OwnModels | None = None) -
 
     Returns:
         The folder with one ``NAME.rounds.jsonl`` each, ``comparison.md``, ``comparison.csv``,
-        ``comparison.json``, ``comparison.png`` and, where there is a difference, ``differences.png``.
+        ``comparison.json``, ``comparison.png``, where there is a difference ``differences.png``, and for
+        other tools ``trec/NAME/``.
 
     Raises:
         FileNotFoundError: If dataset, checkpoint or index are missing.
@@ -147,12 +150,16 @@ def plays_of(settings: ComparisonSettings) -> list[Play]:
 
 
 def _scores(folder: Path, setup: Setup, play: Play, measure: str) -> Scores:
-    """Measures a play's files, one after the other."""
+    """Measures a play's files, one after the other, and writes each as TREC files."""
     files = [play.file(folder, seed) for seed in play.seeds]
     round_count, image_count = setup.loop.rounds, len(setup.retriever.index)
-    measures = mean_over_seeds(
-        [evaluate(stream_rounds(file), round_count, setup.queries, image_count) for file in files]
-    )
+    measured = []
+    for file in files:
+        sessions = build_sessions(stream_rounds(file), round_count, setup.queries)
+        measured.append(measure_sessions(sessions, round_count, image_count))
+        name = file.name.removesuffix(".rounds.jsonl")
+        write_trec(folder / "trec" / name, stream_rounds(file), sessions, round_count)
+    measures = mean_over_seeds(measured)
     needs = STRATEGIES[play.strategy]
     collection = image_count if needs.captions_collection else 0
     counted = [

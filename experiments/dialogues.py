@@ -30,6 +30,7 @@ from evaluation.tables import format_table
 from evaluation.trec import write_trec
 from experiments.identity import image_set_identity
 from experiments.open_index import embed_images, open_retriever
+from experiments.own_models import OwnModels
 from experiments.run_folder import run_folder
 from feedback.history import NextQuery
 from feedback.protocols import PROTOCOLS
@@ -136,8 +137,10 @@ def play_dialogues(
                 bar.update(len(part))
 
 
-def run_dialogues(settings: DialogueSettings) -> Path:
+def run_dialogues(settings: DialogueSettings, own: OwnModels | None = None) -> Path:
     """Evaluates a dialogue file; returns the run's folder, whose files are those of `run_experiment`.
+
+    Of `own`, the encoder and the image vectors are used.
 
     Raises:
         FileNotFoundError: If a file or the checkpoint is missing.
@@ -159,9 +162,12 @@ def run_dialogues(settings: DialogueSettings) -> Path:
             f"{settings.dialogues}: {len(strange)} images are not in the search space of {len(known)}, first "
             f"{strange[0]!r}; name the search space that belongs to it"
         )
-    if settings.search_space:  # no other command knows which images these are
+    encoder = own.given_encoder() if own else None
+    if encoder is not None:
+        embed_images(dataset, settings, encoder, encoder.embed_parts)
+    elif settings.search_space:  # no other command knows which images these are
         embed_images(dataset, settings)
-    retriever = open_retriever(settings)
+    retriever = open_retriever(settings, encoder)
     indexed = frozenset(retriever.index.ids)
     asked = [dialogue for dialogue in dialogues if dialogue.image_id in indexed]
     left_out = [dialogue.id for dialogue in dialogues if dialogue.image_id not in indexed]

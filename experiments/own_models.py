@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +13,10 @@ from PIL import Image as PILImage
 
 from feedback.sentence_encoder import SentenceEncoder
 from feedback.strategies.rewrite import Rewriter
+from index.build import Done, EmbedParts
+from index.encoder import checked_rows
+from index.shards import Shard
+from records import Image
 
 _PROBES = ("a photo of a dog", "two red buses in a street", "nothing")
 
@@ -49,6 +55,19 @@ class OwnModels:
     # captions, by another the simulated users judge.
     caption_encoder: SentenceEncoder | None = None
     sentence_encoder: SentenceEncoder | None = None
+    # Image id to (d,) numbers in the encoder's space; the encoder then reads no picture of the collection.
+    image_vectors: Mapping[str, Any] | None = None
+
+    def given_encoder(self) -> GivenEncoder | None:
+        """Returns the encoder as the index wants it, None if none is given; errors as `GivenEncoder`."""
+        if self.encoder is not None:
+            return GivenEncoder(self.encoder, self.image_vectors)
+        if self.image_vectors is not None:
+            raise ValueError(
+                "image_vectors: got vectors without an encoder, expected one whose encode_texts gives "
+                "queries in their space; for BLIP's: encoder=BlipEncoder.open(CHECKPOINT)"
+            )
+        return None
 
 
 class GivenEncoder:
@@ -57,28 +76,40 @@ class GivenEncoder:
     Attributes:
         dimension: Width of a vector.
         fingerprint: The object's own, if it has one. Else its class's name and a hash of the signs of what
-            it answers to three texts and a picture: other weights answer otherwise.
+            it answers to three texts and a picture: other weights answer otherwise. With vectors of the
+            pictures, a hash of these comes after it.
+        embed_parts: Takes the place of embedding for `index.build.build_index` where the vectors are given.
     """
 
-    def __init__(self, encoder: TextImageEncoder) -> None:
+    embed_parts: EmbedParts | None = None
+
+    def __init__(self, encoder: TextImageEncoder, image_vectors: Mapping[str, Any] | None = None) -> None:
         """Asks the encoder for some vectors, to learn their width.
+
+        Args:
+            encoder: Of texts and pictures; with vectors of the pictures, of texts alone.
+            image_vectors: Image id to (d,) numbers of any length.
 
         Raises:
             ValueError: If what it answers is no rows of numbers, or texts and pictures differ in width.
         """
         self._encoder = encoder
-        texts = _unit_rows(encoder.encode_texts(list(_PROBES)), len(_PROBES), "encode_texts")
-        shades = np.linspace(0, 255, 224 * 224 * 3).astype(np.uint8).reshape(224, 224, 3)
-        picture = _unit_rows(encoder.encode_images([PILImage.fromarray(shades)]), 1, "encode_images")
-        if texts.shape[1] != picture.shape[1]:
-            raise ValueError(
-                f"encoder: got texts of {texts.shape[1]} and pictures of {picture.shape[1]} dimensions, "
-                "expected vectors of one space"
-            )
+        texts = answers = _unit_rows(encoder.encode_texts(list(_PROBES)), len(_PROBES), "encode_texts")
+        if image_vectors is None:
+            shades = np.linspace(0, 255, 224 * 224 * 3).astype(np.uint8).reshape(224, 224, 3)
+            picture = _unit_rows(encoder.encode_images([PILImage.fromarray(shades)]), 1, "encode_images")
+            if texts.shape[1] != picture.shape[1]:
+                raise ValueError(
+                    f"encoder: got texts of {texts.shape[1]} and pictures of {picture.shape[1]} dimensions, "
+                    "expected vectors of one space"
+                )
+            answers = np.concatenate([texts, picture])
         self.dimension = texts.shape[1]
-        signs = np.packbits(np.concatenate([texts, picture]) > 0).tobytes()
-        own = getattr(encoder, "fingerprint", None)
-        self.fingerprint = own or f"{name_of(encoder)} {hashlib.sha256(signs).hexdigest()[:16]}"
+        signs = hashlib.sha256(np.packbits(answers > 0).tobytes()).hexdigest()[:16]
+        self.fingerprint = getattr(encoder, "fingerprint", None) or f"{name_of(encoder)} {signs}"
+        if image_vectors is not None:
+            self.embed_parts = partial(self._given, image_vectors)
+            self.fingerprint += f" {_checksum(image_vectors)[:16]}"
 
     def encode_texts(self, texts: list[str]) -> np.ndarray:
         """Encodes n texts as (n, dimension) float32, rows of unit length."""
@@ -86,13 +117,50 @@ class GivenEncoder:
 
     def encode_images(self, images: list[PILImage.Image]) -> np.ndarray:
         """Encodes n RGB pictures as (n, dimension) float32, rows of unit length."""
+        if not hasattr(self._encoder, "encode_images"):
+            raise ValueError(
+                f"encoder: got {name_of(self._encoder)} without encode_images, which a picture needs that is "
+                "not in image_vectors; search with words, or give the encoder this method"
+            )
         return _unit_rows(self._encoder.encode_images(images), len(images), "encode_images")
+
+    def _given(self, vectors: Mapping[str, Any], parts: Sequence[Sequence[Image]]) -> Done:
+        """Yields the given vectors of each part; ValueError if an image has none, or one of another width."""
+        ids = [image.id for part in parts for image in part]
+        missing = [image_id for image_id in ids if image_id not in vectors]
+        if missing:
+            raise ValueError(
+                f"image_vectors: {len(missing)} of the {len(ids)} images to embed have no vector (first "
+                f"{missing[0]!r}), expected one for each, by the image's path below "
+                "the image folder"
+            )
+        for part in parts:
+            rows = [np.asarray(vectors[image.id], dtype=np.float32) for image in part]
+            for image, row in zip(part, rows, strict=True):
+                if row.shape != (self.dimension,):
+                    raise ValueError(
+                        f"image_vectors: got shape {row.shape} for {image.id!r}, expected "
+                        f"({self.dimension},), the width of what encode_texts gives"
+                    )
+            unit = _unit_rows(rows, len(rows), "image_vectors")
+            yield (
+                Shard([image.id for image in part], checked_rows(unit, len(rows), self, "image vectors")),
+                [],
+            )
 
 
 def name_of(model: object) -> str:
     """Returns a model's own ``name``, or that of its class: objects from outside need not have one."""
     kind = type(model)
     return str(getattr(model, "name", f"{kind.__module__}.{kind.__qualname__}"))
+
+
+def _checksum(vectors: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for image_id in sorted(vectors):
+        row = np.asarray(vectors[image_id], dtype="<f4")
+        digest.update(f"{image_id!r} {row.shape} ".encode() + row.tobytes())
+    return digest.hexdigest()
 
 
 def _unit_rows(vectors: Any, count: int, method: str) -> np.ndarray:

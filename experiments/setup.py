@@ -35,7 +35,7 @@ from feedback.simulated_users import CAPTION_READERS, SimulatedUsers
 from feedback.strategies import STRATEGIES, make_strategy
 from feedback.strategies.collection import Collection
 from feedback.strategies.rewrite import Rewriter
-from feedback.users import User
+from feedback.users import User, check_captioned
 from generation.captions import ImageCaptions
 from generation.gpu_memory import GpuMemory
 from generation.servers import SERVED
@@ -90,13 +90,15 @@ class Setup:
             ValueError: If they cannot be used, or no query is left.
         """
         own = own or OwnModels()
-        encoder = GivenEncoder(own.encoder) if own.encoder else None
+        encoder = own.given_encoder()
         if not isinstance(settings, LoopSettings):
             retriever = open_retriever(settings, encoder, index)
             return cls(settings, dataset_of_index(retriever.index, settings.dataset), retriever, (), (), own)
         dataset = open_named_dataset(settings)
         if encoder is not None:  # no command can embed with an object
-            embed_images(dataset, settings, encoder)
+            if CAPTION_READERS.intersection(_users_of(settings)):  # else hours later
+                check_captioned(dataset.images)
+            embed_images(dataset, settings, encoder, encoder.embed_parts)
         retriever = open_retriever(settings, encoder)
         check_same_images(dataset, retriever.index, settings, encoder)
         queries, left_out = choose_queries(dataset, settings, retriever.index.ids)
@@ -225,8 +227,7 @@ class Setup:
         settings, own = self.settings, self.own.sentence_encoder
         if isinstance(settings, InteractiveSettings):
             return None
-        users = settings.users if isinstance(settings, ComparisonSettings) else (settings.user,)
-        if not CAPTION_READERS.intersection(users):
+        if not CAPTION_READERS.intersection(_users_of(settings)):
             return None
         return name_of(own) if own else weights_identity(settings.user_model, SENTENCE_ENCODERS)
 
@@ -339,6 +340,10 @@ class Setup:
             )
         finally:  # what a run that stops has spent is spent
             self.costs.save()
+
+
+def _users_of(settings: ExperimentSettings | ComparisonSettings) -> tuple[str, ...]:
+    return settings.users if isinstance(settings, ComparisonSettings) else (settings.user,)
 
 
 def choose_queries(

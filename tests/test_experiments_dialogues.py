@@ -10,6 +10,7 @@ from conftest import IMAGE_IDS
 from PIL import Image as PILImage
 
 from BLIP.model import BlipEncoder
+from evaluation.runs import read_rounds
 from experiments.dialogues import (
     Dialogue,
     play_dialogues,
@@ -17,6 +18,7 @@ from experiments.dialogues import (
     read_search_space,
     run_dialogues,
 )
+from experiments.own_models import OwnModels
 from settings import DialogueSettings
 from tests.small_runs import draw_noise, model_folder
 
@@ -151,6 +153,18 @@ def test_a_whole_evaluation_its_repetition_and_its_refusal(visdial, tmp_path, ca
     assert (folder / "rounds.jsonl").read_bytes() == before  # nothing is searched again
     with pytest.raises(ValueError, match="turns: 'joined' there, 'alone' now"):
         run_dialogues(settings_of(visdial, tmp_path / "run", turns="alone"))
+
+
+def test_dialogues_are_searched_with_a_given_encoder(visdial, tmp_path):
+    class Lengths:
+        def encode_texts(self, texts):
+            return [[len(text), 10] for text in texts]
+
+    names = json.loads((visdial / "space.json").read_text())
+    own = OwnModels(Lengths(), image_vectors={name: [1 + n, 10] for n, name in enumerate(names)})
+    folder = run_dialogues(replace(settings_of(visdial, tmp_path / "run"), blip="/no/such"), own)
+    first = read_rounds(folder / "rounds.jsonl")[0]
+    assert first.text == "a dog" and first.image_ids[0] == names[4]  # five letters, and 1 + 4
 
 
 def test_what_does_not_belong_together_is_refused(visdial, tmp_path):

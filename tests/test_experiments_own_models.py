@@ -12,13 +12,14 @@ import pytest
 from PIL import Image as PILImage
 
 from evaluation.runs import read_rounds
+from experiments.caption_vectors import embed_dataset_captions
 from experiments.captions import GivenCaptions
 from experiments.compare import run_comparison
 from experiments.costs import Costs
 from experiments.own_models import GivenEncoder, OwnModels
 from experiments.run import run_experiment
 from records import Image
-from settings import ComparisonSettings, ExperimentSettings
+from settings import ComparisonSettings, EmbeddingSettings, ExperimentSettings
 from tests.small_runs import write_captions
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "own_models.md"
@@ -103,6 +104,14 @@ def test_a_comparison_takes_the_same_models_and_says_what_a_query_costs(mine, ca
     names = {path.name for path in folder.iterdir()}
     assert {"comparison.md", "comparison.csv", "comparison.json", "comparison.png"} <= names
     assert {"differences.png", "costs.json"} <= names
+    played = {path.name.removesuffix(".rounds.jsonl") for path in folder.glob("*.rounds.jsonl")}
+    assert {path.name for path in (folder / "trec").iterdir()} == played and len(played) == 13
+    hits = {}
+    for line in (folder / "trec/append-reference/round2.run").read_text().splitlines():
+        query, _, image, rank, *_ = line.split()
+        hits[query, image] = int(rank) <= 10
+    asked = (folder / "trec/append-reference/target.qrels").read_text().splitlines()
+    found = sum(hits.get((line.split()[0], line.split()[2]), False) for line in asked)
     runs = json.loads((folder / "comparison.json").read_text())["runs"]
     assert list(runs) == [
         "scrolling",
@@ -117,6 +126,7 @@ def test_a_comparison_takes_the_same_models_and_says_what_a_query_costs(mine, ca
     ).read_bytes()
     picked = runs["append, reference user"]["minus_controls"]
     last = {name: run["means_per_round"]["Recall@10"][-1] for name, run in runs.items()}
+    assert found / len(asked) == pytest.approx(last["append, reference user"])
     for user in ("random", "first"):
         expected = last["append, reference user"] - last[f"append, {user} user"]
         assert picked[user]["mean"] == pytest.approx(expected)
@@ -165,6 +175,73 @@ def test_a_query_that_nobody_can_answer_is_on_record(mine, pictures, tmp_path):
     left_out = json.loads((tmp_path / "run" / "measures.json").read_text())["queries_left_out"]
     assert [skip["what"] for skip in left_out] == ["3.png#0", "3.png#1"]
     assert all("in the index" in skip["why"] for skip in left_out)
+
+
+def test_a_picture_without_a_caption_is_named_before_any_is_embedded(mine, pictures, tmp_path):
+    folder = tmp_path / "pictures"
+    shutil.copytree(pictures, folder, ignore=shutil.ignore_patterns("index-*"))
+    shutil.copy(folder / "3.png", folder / "without.png")
+    settings = ExperimentSettings("image_folder", folder, strategy="append", output=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"1 of 31 images have no caption, first without\.png.*--split"):
+        run_experiment(settings, OwnModels(mine, mine))
+    assert not list(folder.glob("index-*"))
+
+
+class Words:
+    """Encodes colours by name alone, and no picture."""
+
+    def encode_texts(self, texts):
+        return np.array([[1 + (word in text) for word in ("red", "green", "blue")] for text in texts])
+
+
+def test_vectors_of_the_pictures_can_be_given(mine, pictures, tmp_path):
+    names = [f"{number}.png" for number in range(30)]
+    opened = [PILImage.open(pictures / name) for name in names]
+    vectors = dict(zip(names, mine.encode_images(opened), strict=True))
+    settings = ExperimentSettings(
+        "image_folder", pictures, user="reference", strategy="append", output=tmp_path / "run", rounds=2
+    )
+    run_experiment(settings, OwnModels(Words(), mine, image_vectors=vectors))
+    run_experiment(replace(settings, output=tmp_path / "embedded"), OwnModels(mine, captioner=mine))
+    assert read_rounds(tmp_path / "run/rounds.jsonl") == read_rounds(tmp_path / "embedded/rounds.jsonl")
+    with pytest.raises(ValueError, match=r"blip_fingerprint: "):  # other vectors are another encoder
+        run_experiment(settings, OwnModels(Words(), mine, image_vectors=vectors | {"3.png": [1, 2, 3]}))
+    with pytest.raises(ValueError, match=r"without encode_images, which a picture needs"):
+        OwnModels(Words(), image_vectors=vectors).given_encoder().encode_images(opened)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"3.png": [1, 2, 3]}, r"29 of the 30 images to embed .*first '0\.png'"),
+        ({f"{n}.png": [1, 2] for n in range(30)}, r"got shape \(2,\) for '0\.png'"),
+        ({f"{n}.png": [0, 0, 0] for n in range(30)}, "image_vectors: got a row of zeros"),
+    ],
+)
+def test_vectors_that_do_not_fit_the_pictures_are_refused(given, message, pictures):
+    settings = ExperimentSettings("image_folder", pictures, user="reference", strategy="original")
+    with pytest.raises(ValueError, match=message):
+        run_experiment(settings, OwnModels(Words(), image_vectors=given))
+    with pytest.raises(ValueError, match="got vectors without an encoder"):
+        run_experiment(settings, OwnModels(image_vectors=given))
+
+
+def test_the_user_model_is_fitted_with_the_given_models(mine, pictures, tmp_path):
+    class Letters:
+        def encode_texts(self, texts):
+            rows = np.array([[text.count(letter) + 1 for letter in "redgn"] for text in texts], np.float32)
+            return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    settings = EmbeddingSettings("image_folder", pictures, caption_encoder="/no/such")
+    own = OwnModels(mine, captioner=mine, caption_encoder=Letters())
+    fitted = embed_dataset_captions(settings, own)
+    assert fitted.captioner == "example.Colours" and fitted.sentence_encoder.endswith("Letters")
+    run = ExperimentSettings(
+        "image_folder", pictures, user="reference", strategy="bayes", output=tmp_path / "run", rounds=2
+    )
+    run_experiment(run, own)
+    saved = json.loads((tmp_path / "run/settings.json").read_text())["calibration"]
+    assert json.loads(saved) == fitted.calibration
 
 
 def test_a_rewriter_that_is_not_there_is_found_out_before_anything_is_played(mine, tmp_path):
