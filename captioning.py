@@ -7,7 +7,6 @@ Such a one may also run elsewhere, behind `generation.servers.ChatServers`.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from functools import cached_property
@@ -21,6 +20,7 @@ from generation.gpu_memory import GpuMemory
 from generation.loading import (
     Quantization,
     loading_options,
+    model_type,
     naming_model,
     open_model,
     precision_of,
@@ -186,20 +186,10 @@ class Captioning:
 
 def _blip_captioner(model_id: str) -> Path | None:
     """Returns where a BLIP captioner lies, fetched from the hub if need be; None for other models."""
-    path = Path(model_id)
-    if path.is_file():
-        return path
-    if path.is_dir() and not (path / "config.json").is_file():
-        return path
-    from transformers import AutoConfig
-
-    if path.is_dir():
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        return path if config.get("model_type", "blip") == "blip" else None
-    with naming_model(model_id):
-        kind = AutoConfig.from_pretrained(model_id).model_type
-    if kind != "blip":
+    if model_type(model_id) != "blip":
         return None
+    if (path := Path(model_id)).exists():
+        return path
     from BLIP.weight_files import fetch_checkpoint
 
     return fetch_checkpoint(model_id)

@@ -1,4 +1,4 @@
-"""Embeds the images of a dataset with BLIP and saves them as a FAISS index.
+"""Embeds the images of a dataset and saves them as a FAISS index.
 
     python embed_image_as_faiss.py                     # the constants below
     python embed_image_as_faiss.py --dataset demo      # any constant, overridden
@@ -14,7 +14,7 @@ from settings import EmbeddingSettings, read_settings, run_script
 
 DATASET = "flickr30k"  # or another of docs/datasets.md
 # All other constants: python embed_image_as_faiss.py --help; for example
-# BLIP = "BLIP/chatir_weights.ckpt"
+# ENCODER = "google/siglip2-base-patch16-224"
 # IMAGE_SIZE = 224
 
 

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 PROJECT = Path(__file__).parent
 DATA_FOLDER = PROJECT / "playground" / "data"
+ALIASES = {"blip": "encoder"}  # what settings were called before
 DEFAULT_SPLITS = {"demo": "test", "msrvtt": "1k-A"}  # the other datasets are used whole
 
 # Strategies that move words or a vector, so that a person can see and edit the query; then all of them.
@@ -46,7 +47,7 @@ PresetName = Literal["demo", "cpu-small", "rtx3060-int4", "rtx3090-int4", "rtx30
 # Models, precision and batch sizes that belong together; any constant overrides its preset's value.
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
-        "blip": "BLIP/weights/demo",
+        "encoder": "BLIP/weights/demo",
         "caption_model": "BLIP/weights/demo",
         "rewrite_model": "smollm2-135m-instruct",
         "quantization": "auto",
@@ -55,7 +56,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rewrite_batch": 64,
     },
     "cpu-small": {
-        "blip": "Salesforce/blip-itm-base-coco",
+        "encoder": "Salesforce/blip-itm-base-coco",
         "caption_model": "HuggingFaceTB/SmolVLM-256M-Instruct",
         "rewrite_model": "Qwen/Qwen2.5-0.5B-Instruct",
         "quantization": "auto",
@@ -64,7 +65,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rewrite_batch": 8,
     },
     "rtx3090-int8": {
-        "blip": "BLIP/chatir_weights.ckpt",
+        "encoder": "BLIP/chatir_weights.ckpt",
         "caption_model": "llava-hf/llava-v1.6-mistral-7b-hf",
         "rewrite_model": "meta-llama/Llama-3.1-8B-Instruct",
         "quantization": "int8",
@@ -141,11 +142,16 @@ class DatasetSettings:
 class IndexSettings(DatasetSettings):
     """An index of a dataset's images, and the model that made it."""
 
-    blip: str | None = option(
-        None, "BLIP checkpoint: a file, a folder or a hub id; the preset's when not given."
+    encoder: str | None = option(
+        None,
+        "Embeds queries and pictures: a BLIP checkpoint (file, folder or hub id), or the folder or hub id "
+        "of a CLIP, SigLIP, SigLIP 2, MetaCLIP 2, Chinese-CLIP or ALIGN (docs/encoders.md); the preset's "
+        "when not given. BLIP is another name for it.",
     )
     image_size: int | None = option(
-        None, "Side in pixels to which images are resized; the checkpoint's when not given.", min=1
+        None,
+        "Side in pixels to which a BLIP resizes images; the checkpoint's when not given, as of all others.",
+        min=1,
     )
     index: str | Path | None = knob(
         None,
@@ -482,7 +488,13 @@ def read_settings(
         [
             (
                 field.name,
-                Annotated[hints[field.name], tyro.conf.arg(help=field.metadata["help"])],
+                Annotated[
+                    hints[field.name],
+                    tyro.conf.arg(
+                        help=field.metadata["help"],
+                        aliases=[f"--{old}" for old, new in ALIASES.items() if new == field.name] or None,
+                    ),
+                ],
                 dataclasses.field(default=values.get(field.name, field.default)),
             )
             for field in dataclasses.fields(kind)
@@ -571,7 +583,9 @@ def _checked_constants(kind: type, constants: Mapping[str, Any]) -> dict[str, An
     for name, value in constants.items():
         if not name.isupper() or name.startswith("_"):
             continue
-        field = name.lower()
+        field = ALIASES.get(name.lower(), name.lower())
+        if field in values:
+            raise ValueError(f"constants: got {field.upper()} by two names; keep {field.upper()} alone")
         if field not in hints:
             near = difflib.get_close_matches(field, hints, n=1)
             hint = f"; did you mean {near[0].upper()}?" if near else ""

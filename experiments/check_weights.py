@@ -32,14 +32,14 @@ class CheckSettings:
 
     Attributes:
         preset: Set of models, precision and batch sizes.
-        blip: BLIP checkpoint; the preset's when not given.
+        encoder: Embeds the picture; the preset's when not given.
         caption_model: Describes the picture; the preset's when not given.
         rewrite_model: Rewrites the query; the preset's when not given.
         quantization: Of the models that write; the preset's when not given.
     """
 
     preset: str = "rtx3090-int8"
-    blip: str | None = None
+    encoder: str | None = None
     caption_model: str | None = None
     rewrite_model: str | None = None
     quantization: Precision | None = None
@@ -110,11 +110,11 @@ def _check_search(session: SessionSettings, picture: Image) -> Check:
     (own, *others), use = _twice(cosines)
     if not own > max(others):
         raise ValueError(
-            f"{session.blip}: {WORDS!r} should be nearest to {PICTURE}, got a cosine of {own:.3f} against"
+            f"{session.encoder}: {WORDS!r} should be nearest to {PICTURE}, got a cosine of {own:.3f} against"
             f" {max(others):.3f} of other words: this is no trained retrieval model, or it is read as another"
             " kind; see python -m tests.verify_blip"
         )
-    return Check(str(session.blip), f"its words {own:.2f}, other words {max(others):.2f} at most", use)
+    return Check(str(session.encoder), f"its words {own:.2f}, other words {max(others):.2f} at most", use)
 
 
 def _twice(work: Callable[[], Result]) -> tuple[Result, Use]:

@@ -175,7 +175,7 @@ def run_dialogues(settings: DialogueSettings, own: OwnModels | None = None) -> P
         log.warning("left out %d dialogues: their pictures cannot be read", len(left_out))
     round_count = settings.rounds or max(len(dialogue.turns) for dialogue in dialogues)
     identity = image_set_identity(dataset.images) | {
-        "blip_fingerprint": retriever.encoder.fingerprint,
+        "encoder_fingerprint": retriever.encoder.fingerprint,
         "dialogues_sha256": hashlib.sha256(settings.dialogues.read_bytes()).hexdigest(),
     }
     with run_folder(settings, identity) as folder:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments.identity import weights_identity
 from generation.gpu_memory import GpuMemory
-from generation.loading import naming_model
+from generation.loading import model_type, naming_model
 from generation.servers import ChatServers
 from generation.text_model import PACKAGED, source_of
 from settings import CaptionSettings, IndexSettings, SessionSettings, find_model
@@ -16,14 +17,16 @@ from settings import CaptionSettings, IndexSettings, SessionSettings, find_model
 if TYPE_CHECKING:  # imported where they are opened: they bring the model libraries
     from BLIP.model import BlipEncoder
     from captioning import Captioning
+    from index.dual_encoder import DualEncoder
     from query_editing import QueryEditing
 
 
-def open_encoder(settings: IndexSettings) -> BlipEncoder:
+def open_encoder(settings: IndexSettings) -> BlipEncoder | DualEncoder:
     """Opens the model that embeds queries and pictures; settings are resolved.
 
     Raises:
         FileNotFoundError: If the checkpoint is missing.
+        ModuleNotFoundError: If it needs a package that is not installed.
         ValueError: If it cannot be used.
     """
     import torch
@@ -32,9 +35,24 @@ def open_encoder(settings: IndexSettings) -> BlipEncoder:
     from BLIP.weight_files import fetch_checkpoint, is_hub_id
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    blip = settings.blip or ""
-    path = find_model(blip) or (fetch_checkpoint(blip) if is_hub_id(blip) else Path(blip))
-    return BlipEncoder.open(path, settings.image_size, device, batch_size=settings.image_batch or 32)
+    name, batch = settings.encoder or "", settings.image_batch or 32
+    path = find_model(name)
+    if path is None and not is_hub_id(name):
+        path = Path(name)  # which says where to get it
+    kind = model_type(str(path or name)) if path is None or path.exists() else "blip"
+    if kind == "blip":
+        return BlipEncoder.open(path or fetch_checkpoint(name), settings.image_size, device, batch)
+    from index.dual_encoder import DualEncoder
+
+    if settings.image_size is not None:
+        raise ValueError(
+            f"image_size: got {settings.image_size} for {name}, a {kind} model, expected none: only a BLIP "
+            "can read pictures of another size"
+        )
+    source = str(path or name)
+    fingerprint = f"{kind} {weights_identity(source, {})}"
+    with naming_model(name):
+        return DualEncoder.open(source, fingerprint, device, batch)
 
 
 def open_captioner(settings: CaptionSettings, memory: GpuMemory | None = None) -> Captioning:

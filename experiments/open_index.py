@@ -26,7 +26,7 @@ def embed_dataset(
 
     Args:
         settings: Dataset, model, folder.
-        encoder: BLIP's, from the settings, when not given.
+        encoder: The settings' one when not given.
         embed_parts: As for `index.build.build_index`.
 
     Raises:
@@ -51,7 +51,7 @@ def embed_images(
         dataset.images,
         model,
         folder,
-        model_name=encoder.fingerprint if encoder else settings.blip or "",
+        model_name=encoder.fingerprint if encoder else settings.encoder or "",
         dataset=dataset.name,
         image_folder=dataset.folder,
         batch_size=settings.image_batch or 32,
@@ -84,7 +84,7 @@ def open_retriever(
 
     Args:
         settings: Resolved.
-        encoder: BLIP's, from the settings, when not given.
+        encoder: The settings' one when not given.
         index: Opened, where it is no folder that the settings name.
 
     Raises:
@@ -142,7 +142,7 @@ def open_named_dataset(settings: DatasetSettings) -> Dataset:
 
 
 def index_folder(settings: IndexSettings, encoder: Encoder | None) -> Path:
-    """Returns the index's folder; another encoder's lies beside BLIP's, its fingerprint in the name."""
+    """Returns the index's folder; one that was given lies beside it, its fingerprint in the name."""
     if not isinstance(settings.index, Path):
         raise ValueError(
             f"index: got {settings.index!r}, expected a folder: vectors are embedded into a folder"
@@ -158,7 +158,7 @@ def embedding_command(settings: IndexSettings, captions: bool = False) -> str:
     given = {field.name: getattr(settings, field.name) for field in dataclasses.fields(IndexSettings)}
     standard = IndexSettings(settings.dataset, preset=settings.preset).resolved()
     words = [f"--dataset {settings.dataset}"]
-    for name in ("root", "split", "blip", "image_size", "index"):
+    for name in ("root", "split", "encoder", "image_size", "index"):
         if given[name] != getattr(standard, name) and not (name == "index" and settings.root):
             words.append(f"--{name.replace('_', '-')} {given[name]}")
     if settings.preset != IndexSettings(settings.dataset).resolved().preset:

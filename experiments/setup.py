@@ -93,7 +93,10 @@ class Setup:
         encoder = own.given_encoder()
         if not isinstance(settings, LoopSettings):
             retriever = open_retriever(settings, encoder, index)
-            return cls(settings, dataset_of_index(retriever.index, settings.dataset), retriever, (), (), own)
+            dataset = dataset_of_index(retriever.index, settings.dataset)
+            setup = cls(settings, dataset, retriever, (), (), own)
+            setup.check_matching()
+            return setup
         dataset = open_named_dataset(settings)
         if encoder is not None:  # no command can embed with an object
             if CAPTION_READERS.intersection(_users_of(settings)):  # else hours later
@@ -103,6 +106,7 @@ class Setup:
         check_same_images(dataset, retriever.index, settings, encoder)
         queries, left_out = choose_queries(dataset, settings, retriever.index.ids)
         setup = cls(settings, dataset, retriever, queries, left_out, own)
+        setup.check_matching()
         setup.check_judges()
         if setup.compares_captions and any((own.encoder, own.captioner, own.caption_encoder)):
             embed_captions(
@@ -132,7 +136,7 @@ class Setup:
         """
         needs_captioner = any(STRATEGIES[name].needs_captioner for name in self.strategies)
         models = {
-            "blip_fingerprint": self.retriever.encoder.fingerprint,
+            "encoder_fingerprint": self.retriever.encoder.fingerprint,
             "captioner": self.captions.captioner_name if needs_captioner else None,
             "rewriter": self._rewriter_identity() if self.needs_rewriter else None,
             "sentence_encoder": self._sentence_encoder_identity(),
@@ -193,6 +197,19 @@ class Setup:
     def _caption_encoder_identity(self) -> str:
         own = self.own.caption_encoder
         return name_of(own) if own else weights_identity(self.settings.caption_encoder, SENTENCE_ENCODERS)
+
+    def check_matching(self) -> None:
+        """Refuses strategies that need BLIP's matching head where another model embeds.
+
+        Raises:
+            ValueError: If one of the strategies does.
+        """
+        matching = [name for name in self.strategies if STRATEGIES[name].needs_matching]
+        if matching and self.collection.match is None:
+            raise ValueError(
+                f"strategy: got {matching[0]}, which re-ranks with BLIP's matching head (ITM), but the "
+                "encoder is no BLIP; choose another strategy, or name a BLIP with --encoder"
+            )
 
     def check_judges(self) -> None:
         """Refuses a simulated user who judges with the very encoder by which the system compares captions.

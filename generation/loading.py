@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -220,6 +221,22 @@ def open_model(
 def say_once(line: str) -> None:
     """Logs a line once, however often a model is loaded again."""
     log.info("%s", line)
+
+
+def model_type(model_id: str) -> str:
+    """Returns the type that a model's configuration states, such as "llava_next".
+
+    A file, and a folder whose configuration states none, are "blip". ValueError if there is no such model.
+    """
+    path = Path(model_id)
+    if path.exists():
+        config = path / "config.json"
+        stated = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        return stated.get("model_type", "blip")
+    from transformers import AutoConfig
+
+    with naming_model(model_id):
+        return AutoConfig.from_pretrained(model_id).model_type
 
 
 def model_identity(model_id: str, hashes_of: Callable[[Iterable[Path]], Mapping[Path, str]]) -> str:

@@ -73,7 +73,7 @@ def open_embedding(settings: EmbeddingSettings, fingerprint: str, threads: int) 
     encoder = open_encoder(settings)
     if encoder.fingerprint != fingerprint:
         raise ValueError(
-            f"{settings.blip}: got other weights or another image size on a worker's machine than here"
+            f"{settings.encoder}: got other weights or another image size on a worker's machine than here"
             f" ({encoder.fingerprint}, expected {fingerprint}); copy the checkpoint to every machine"
         )
 

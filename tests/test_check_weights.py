@@ -37,14 +37,14 @@ def test_every_model_is_used_and_the_picture_is_known(demo, language_model):
 
 
 def test_weights_that_do_not_know_the_picture_are_refused(demo, tmp_path):
-    settings = CheckSettings(**demo, blip=str(model_folder(tmp_path, "itm.pth")))
+    settings = CheckSettings(**demo, encoder=str(model_folder(tmp_path, "itm.pth")))
     with pytest.raises(ValueError, match=r": 'there is a dog with a kite .* no trained retrieval model"):
         check_weights(settings)
 
 
 def test_missing_weights_are_named(demo):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*chatir_weights.ckpt"):
-        check_weights(CheckSettings(**demo | {"blip": "no/chatir_weights.ckpt"}))
+        check_weights(CheckSettings(**demo | {"encoder": "no/chatir_weights.ckpt"}))
     with pytest.raises(ValueError, match="the model /no/such cannot be opened"):
         check_weights(CheckSettings(**demo | {"caption_model": "/no/such"}))
 

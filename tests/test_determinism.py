@@ -36,7 +36,7 @@ def folders(tmp_path_factory, language_model):
     blip = model_folder(home / "blip", "itm.pth")
     captioner = model_folder(home / "captioner", "captioner.pth")
     pictures = picture_folder(home / "pictures")
-    world = ["--dataset", "image_folder", "--root", pictures, "--blip", blip]
+    world = ["--dataset", "image_folder", "--root", pictures, "--encoder", blip]
     experiment = [
         "multi_modal_query_expansion.py", *world, "--caption-model", captioner, "--caption-numbers", "0",
         "--rewrite-model", language_model, "--quantization", "fp32", "--strategy", "rewrite-anchored",

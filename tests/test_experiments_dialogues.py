@@ -125,7 +125,7 @@ def visdial(tmp_path_factory):
 
 def settings_of(folder, output, **changes):
     return DialogueSettings(
-        root=folder, blip=str(folder / "blip"), dialogues=folder / "dialogues.json",
+        root=folder, encoder=str(folder / "blip"), dialogues=folder / "dialogues.json",
         search_space=folder / "space.json", output=output, **changes,
     )  # fmt: skip
 

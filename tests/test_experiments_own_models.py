@@ -68,7 +68,7 @@ def test_the_documents_example_plays_with_the_given_models_alone(mine, pictures)
     assert moved and all(", mostly " in record.text for record in moved)
     saved = json.loads(Path("run/settings.json").read_text())
     assert saved["captioner"] == saved["rewriter"] == "example.Colours"
-    assert saved["blip_fingerprint"].startswith("example.Colours ")
+    assert saved["encoder_fingerprint"].startswith("example.Colours ")
     # The index of another encoder is not written over.
     (folder,) = pictures.glob("index-all-*")
     assert not (pictures / "index-all").exists() and (folder / "manifest.json").is_file()

@@ -51,7 +51,7 @@ def command(pictures, models, tmp_path):
 
     def command(captioner, precision, **changes):
         values = {
-            "dataset": "image_folder", "root": pictures, "blip": models["blip"],
+            "dataset": "image_folder", "root": pictures, "encoder": models["blip"],
             "caption_model": models[captioner], "rewrite_model": models["llama"], "quantization": precision,
             "caption_batch": 4, "rewrite_batch": 4, "user": "reference", "rounds": 2, "queries": 6,
             "caption_cache": tmp_path / "captions.sqlite", "output": tmp_path / "run",
@@ -87,7 +87,7 @@ CASES = [  # llava-next in fp32 is the run with models of the hub
 
 @pytest.mark.parametrize(("captioner", "precision"), CASES)
 def test_a_whole_run(captioner, precision, command, models, pictures, tmp_path, monkeypatch, capsys):
-    given = flags({"dataset": "image_folder", "root": pictures, "blip": models["blip"]})
+    given = flags({"dataset": "image_folder", "root": pictures, "encoder": models["blip"]})
     monkeypatch.setattr(sys, "argv", [EMBEDDING, *given])
     assert run_script(importlib.import_module(EMBEDDING).main) == 0
     monkeypatch.setattr(sys, "argv", [SCRIPT, *command(captioner, precision)])
@@ -101,10 +101,10 @@ def test_a_whole_run(captioner, precision, command, models, pictures, tmp_path, 
 def test_a_whole_run_with_models_of_the_hub(command, models, pictures, tmp_path):
     """In a process of its own, which finds the models downloaded and the network gone."""
     hub = tmp_path / "hub"
-    ids = {"blip": "someone/blip", "caption_model": "someone/llava-next", "rewrite_model": "someone/llama"}
+    ids = {"encoder": "someone/blip", "caption_model": "someone/llava-next", "rewrite_model": "someone/llama"}
     for model_id in ids.values():
         into_hub_cache(hub, model_id, models[model_id.removeprefix("someone/")])
-    given = flags({"dataset": "image_folder", "root": pictures, "blip": ids["blip"]})
+    given = flags({"dataset": "image_folder", "root": pictures, "encoder": ids["encoder"]})
     for script, arguments in ((EMBEDDING, given), (SCRIPT, command("llava-next", "fp32", **ids))):
         done = subprocess.run(
             [sys.executable, f"{script}.py", *arguments],

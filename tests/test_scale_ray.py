@@ -84,7 +84,7 @@ def expected(pictures, tmp_path_factory):
     torch.set_num_threads(1)
     try:
         build_index(
-            list_images(pictures, "")[0], open_encoder(settings), folder, model_name=settings.blip,
+            list_images(pictures, "")[0], open_encoder(settings), folder, model_name=settings.encoder,
             dataset="image_folder", image_folder=pictures, batch_size=4, workers=2, shard_size=SHARD_SIZE,
         )  # fmt: skip
     finally:

@@ -27,6 +27,17 @@ def test_constants_override_defaults_and_the_command_line_overrides_both():
     assert (settings.caption_numbers, settings.root) == (("0", "4"), Path("some/where"))
 
 
+def test_the_encoders_old_name_still_works():
+    for constants, arguments in (
+        ({"BLIP": "a"}, []),
+        ({}, ["--blip", "a"]),
+        ({"BLIP": "b"}, ["--encoder", "a"]),
+    ):
+        assert read_settings(ExperimentSettings, constants, arguments).encoder == "a"
+    with pytest.raises(ValueError, match="got ENCODER by two names; keep ENCODER alone"):
+        read_settings(ExperimentSettings, {"BLIP": "a", "ENCODER": "a"}, [])
+
+
 @pytest.mark.parametrize(
     ("written", "value"), [("True", True), ("False", False), ("int4", "int4"), ("None", None)]
 )

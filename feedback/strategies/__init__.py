@@ -27,6 +27,7 @@ class StrategyEntry:
         captions_collection: Whether it compares the captions of all images.
         needs_rewriter: Whether a language model rewrites queries for it.
         needs_collection: Whether it reads more than words: vectors, captions, the encoder.
+        needs_matching: Whether it judges words and picture together with BLIP's matching head.
         calibrated: Whether it reads picks by the index's calibration.
         moves_query: Whether the next query is words or a vector, which a person can see and edit; otherwise
             it is scores of all images.
@@ -37,6 +38,7 @@ class StrategyEntry:
     captions_collection: bool = False
     needs_rewriter: bool = False
     needs_collection: bool = True
+    needs_matching: bool = False
     calibrated: bool = False
     moves_query: bool = True
 
@@ -97,15 +99,15 @@ STRATEGIES: dict[str, StrategyEntry] = {
         calibrated=True, moves_query=False,
     ),
     "itm": StrategyEntry(
-        lambda _, images: Rerank(Original(), images, COSINE_ODDS), moves_query=False
+        lambda _, images: Rerank(Original(), images, COSINE_ODDS), needs_matching=True, moves_query=False
     ),
     "bayes-itm": StrategyEntry(
         lambda _, images: Rerank(_bayes(images), images, POSTERIOR_ODDS),
-        calibrated=True, moves_query=False,
+        needs_matching=True, calibrated=True, moves_query=False,
     ),
     "bayes-captions-itm": StrategyEntry(
         lambda _, images: Rerank(_bayes(images, reads_captions=True), images, POSTERIOR_ODDS),
-        captions_collection=True, calibrated=True, moves_query=False,
+        needs_matching=True, captions_collection=True, calibrated=True, moves_query=False,
     ),
     "rewrite-bayes": StrategyEntry(
         _rewrite_bayes, needs_captions=True, needs_rewriter=True, calibrated=True, moves_query=False
