@@ -162,7 +162,7 @@ def test_dialogues_are_searched_with_a_given_encoder(visdial, tmp_path):
 
     names = json.loads((visdial / "space.json").read_text())
     own = OwnModels(Lengths(), image_vectors={name: [1 + n, 10] for n, name in enumerate(names)})
-    folder = run_dialogues(replace(settings_of(visdial, tmp_path / "run"), blip="/no/such"), own)
+    folder = run_dialogues(replace(settings_of(visdial, tmp_path / "run"), encoder="/no/such"), own)
     first = read_rounds(folder / "rounds.jsonl")[0]
     assert first.text == "a dog" and first.image_ids[0] == names[4]  # five letters, and 1 + 4
 

@@ -204,7 +204,7 @@ def test_vectors_of_the_pictures_can_be_given(mine, pictures, tmp_path):
     run_experiment(settings, OwnModels(Words(), mine, image_vectors=vectors))
     run_experiment(replace(settings, output=tmp_path / "embedded"), OwnModels(mine, captioner=mine))
     assert read_rounds(tmp_path / "run/rounds.jsonl") == read_rounds(tmp_path / "embedded/rounds.jsonl")
-    with pytest.raises(ValueError, match=r"blip_fingerprint: "):  # other vectors are another encoder
+    with pytest.raises(ValueError, match=r"encoder_fingerprint: "):  # other vectors are another encoder
         run_experiment(settings, OwnModels(Words(), mine, image_vectors=vectors | {"3.png": [1, 2, 3]}))
     with pytest.raises(ValueError, match=r"without encode_images, which a picture needs"):
         OwnModels(Words(), image_vectors=vectors).given_encoder().encode_images(opened)
