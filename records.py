@@ -79,11 +79,13 @@ class Feedback:
     Attributes:
         liked: Ids the person picked.
         disliked: Ids the person turned down.
-        abandons: Whether the person stops searching here; then nothing is liked or disliked.
+        said: One more thing that the person said about the image in mind; empty where nothing.
+        abandons: Whether the person stops searching here; then nothing is liked, disliked or said.
     """
 
     liked: tuple[str, ...] = ()
     disliked: tuple[str, ...] = ()
+    said: str = ""
     abandons: bool = False
 
 
@@ -104,6 +106,7 @@ class Round:
         liked: Ids the person picked from those shown.
         disliked: Ids the person turned down from those shown.
         captions: The captions of ``liked``, in the same order.
+        said: What the person added in words; empty where nothing.
         fallback: Why the rewrite that led to ``text`` was replaced; empty when it was used as written.
         stop: Why the query ended after this round ("found", "worse", "exhausted", "abandoned"); empty while
             it goes on.
@@ -121,6 +124,7 @@ class Round:
     liked: tuple[str, ...] = ()
     disliked: tuple[str, ...] = ()
     captions: tuple[str, ...] = ()
+    said: str = ""
     fallback: str = ""
     stop: str = ""
 
@@ -130,12 +134,13 @@ class Round:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Round:
-        """Reads what `to_json` wrote.
+        """Reads what `to_json` wrote; records of before there was ``said`` have none.
 
         Raises:
             ValueError: If a field is missing or unknown.
         """
         names = {field.name for field in dataclasses.fields(cls)}
+        values = {"said": "", **values}
         if set(values) != names:
             differing = ", ".join(n if n.isidentifier() else repr(n) for n in sorted(names ^ set(values)))
             raise ValueError(f"not a Round record: missing or unknown fields: {differing}")

@@ -39,7 +39,7 @@ StrategyName = Literal[
 ]  # fmt: skip
 UserName = Literal["independent", "caption", "reference", "ground-truth", "random", "first"]
 DatasetName = Literal["demo", "flickr30k", "mscoco", "msrvtt", "image_folder"]
-ProtocolName = Literal["honest", "reference", "paper", "chatir"]
+ProtocolName = Literal["honest", "tells", "reference", "paper", "chatir"]
 IndexKind = Literal["auto", "flat", "hnsw", "ivf"]
 Precision = Literal["int8", "int4", "fp16", "bf16", "fp32", "auto"]
 PresetName = Literal["demo", "cpu-small", "rtx3060-int4", "rtx3090-int4", "rtx3090-int8", "fp16-48gb"]

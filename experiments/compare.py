@@ -144,7 +144,8 @@ def plays_of(settings: ComparisonSettings) -> list[Play]:
         plays += [
             Play(f"{strategy}, {who}", strategy, user, noise, drawn, control)
             for strategy in settings.strategies
-            if strategy != "original"  # that is the control
+            # That is the control, unless the user's words reach it too.
+            if strategy != "original" or PROTOCOLS[settings.protocol].tells
         ]
     return plays
 

@@ -20,6 +20,7 @@ class Turn:
         liked: Ids of the picked images.
         disliked: Ids of those turned down.
         captions: Captions of ``liked``, in order; none for a picture that could not be read.
+        said: What the person added in words; empty where nothing.
     """
 
     text: str
@@ -27,6 +28,7 @@ class Turn:
     liked: tuple[str, ...]
     disliked: tuple[str, ...]
     captions: tuple[str, ...]
+    said: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,21 @@ class History:
                     turn.liked,
                     turn.disliked,
                     tuple(caption for caption in turn.captions if caption),
+                    turn.said,
                 )
                 for turn in rounds
             )
         )
 
     @property
+    def said(self) -> tuple[str, ...]:
+        """What the person added in words, in order."""
+        return tuple(turn.said for turn in self.turns if turn.said)
+
+    @property
     def words(self) -> str:
-        """The person's own words."""
-        return self.turns[0].text
+        """The person's own words: those of the first round, and what was added to them."""
+        return ", ".join((self.turns[0].text, *self.said))
 
     @property
     def captions(self) -> tuple[str, ...]:

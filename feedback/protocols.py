@@ -22,6 +22,7 @@ class Protocol:
         stops_when_found: Whether a query ends when its target is found.
         any_relevant: Whether every relevant image satisfies, as if no query had a target; a query then ends
             when all its relevant images have been shown.
+        tells: Whether the user, besides pointing, says one more thing about the image in mind every round.
         measure: The measure that stands for a run in tables; `measure_of` where queries may lack a target.
     """
 
@@ -32,6 +33,7 @@ class Protocol:
     stops_when_worse: bool
     stops_when_found: bool = True
     any_relevant: bool = False
+    tells: bool = False
     measure: str = "Recall@10"
 
     def __post_init__(self) -> None:
@@ -61,6 +63,12 @@ PROTOCOLS = {
     # Ten new images a round; seeing the target ends the search; nothing about the target steers the system.
     "honest": Protocol(
         shown=10, hit_rank=10, removes_shown=True, target_may_be_picked=False, stops_when_worse=False
+    ),
+    # The same with a user who also says a few new words of a person's caption every round, as people do.
+    # Never to be mixed with results of pointing alone.
+    "tells": Protocol(
+        shown=10, hit_rank=10, removes_shown=True, target_may_be_picked=False, stops_when_worse=False,
+        tells=True,
     ),
     # The published code's loop, its slips mended: a target that is not found is never a hit, all images are
     # ranked however many there are, texts and images are both normalised. It flatters: of 50 shown images the

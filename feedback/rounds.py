@@ -278,7 +278,7 @@ def take_feedback(
     """Lets the user judge the sessions that go on, and has the picked images captioned.
 
     Returns:
-        The records with likes, dislikes and captions filled in.
+        The records with likes, dislikes, captions and what was said filled in.
     """
     going = [row for row, record in enumerate(records) if not record.stop]
     views = [_view(batch[row], pasts[row], records[row], protocol) for row in going]
@@ -302,6 +302,7 @@ def take_feedback(
                 liked=feedback.liked,
                 disliked=feedback.disliked,
                 captions=said if strategy.needs_captions else (),
+                said=feedback.said,
                 stop="abandoned" if feedback.abandons else record.stop,
             )
         )

@@ -8,6 +8,7 @@ from typing import get_args
 
 import numpy as np
 
+from feedback.phrases import phrases_unsaid
 from feedback.protocols import Protocol
 from feedback.sentence_encoder import SentenceEncoder, open_sentence_encoder
 from feedback.users import (
@@ -19,6 +20,7 @@ from feedback.users import (
     NearestUser,
     NoisyUser,
     RandomUser,
+    TellingUser,
     User,
     caption_vectors,
 )
@@ -78,7 +80,8 @@ class SimulatedUsers:
             seed: Of random picks and mistakes.
 
         Raises:
-            ValueError: If the name is unknown, or the user cannot judge this collection or protocol.
+            ValueError: If the name is unknown, or the user cannot judge this collection or protocol, or is to
+                say what it has no captions for.
         """
         if name == "random":
             return RandomUser(seed)
@@ -87,6 +90,9 @@ class SimulatedUsers:
         user: JudgingUser = self._judging(name, likes, dislikes)
         if noise:
             user = NoisyUser(user, noise, seed)
+        if self._protocol.tells:
+            phrases = self._phrases  # here, so that what is missing is found before anything is played
+            user = TellingUser(user, phrases.__getitem__)
         return ImpatientUser(user, patience) if patience is not None else user
 
     def _judging(self, name: str, likes: int, dislikes: int) -> JudgingUser:
@@ -105,6 +111,19 @@ class SimulatedUsers:
                 "one; choose --protocol paper, or another user"
             )
         return GroundTruthUser(dislikes)
+
+    @cached_property
+    def _phrases(self) -> dict[str, list[str]]:
+        """By query: what people wrote about its target that the query does not say."""
+        captions = {image.id: image.captions for image in self._images}
+        goals = {query.id: query.target or min(query.relevant, default="") for query in self._queries}
+        mute = [query_id for query_id, goal in goals.items() if not captions.get(goal)]
+        if mute:
+            raise ValueError(
+                f"protocol tells: the targets of {len(mute)} queries have no caption to say a phrase of, "
+                f"first of query {mute[0]!r}; choose --protocol honest"
+            )
+        return {query.id: phrases_unsaid(query.text, captions[goals[query.id]]) for query in self._queries}
 
     @cached_property
     def _encode(self) -> Callable[[Sequence[str]], np.ndarray]:

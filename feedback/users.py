@@ -2,8 +2,9 @@
 
 A user sees only its `View`: what it is looking for, the shown images that may be picked, and what it picked
 before. It never sees the query's text, the scores or images that were not shown, and nothing of it but the
-picked ids reaches the strategy. By which similarity function a user judges is in its own docstring;
-`NoisyUser` and `ImpatientUser` make any judging user more like a person.
+picked ids (and the phrases of a `TellingUser`) reaches the strategy. By which similarity function a user
+judges is in its own docstring; `NoisyUser`, `ImpatientUser` and `TellingUser` make any judging user more like
+a person.
 
 No user remembers anything, so a stopped run goes on as if it had not been stopped.
 """
@@ -340,6 +341,35 @@ class ImpatientUser:
             if self._inner.improves(replace(view, liked_before=picks[:number]), picks[number]):
                 return len(picks) - 1 - number
         return len(picks)
+
+
+class TellingUser:
+    """Besides pointing, says one more thing every round, from what people wrote about the goal.
+
+    May see: the phrases of the goal that the query does not hold, see `feedback.phrases`.
+    """
+
+    def __init__(self, inner: JudgingUser, phrases: Callable[[str], Sequence[str]]) -> None:
+        """Wraps a user.
+
+        Args:
+            inner: The user who points.
+            phrases: Query id to what can be said, one phrase a round from round 0.
+        """
+        self._inner = inner
+        self._phrases = phrases
+
+    def judge(self, views: Sequence[View]) -> list[Feedback]:
+        """Judges as the inner user, and says this round's phrase while there is one."""
+        feedbacks = []
+        for view, feedback in zip(views, self._inner.judge(views), strict=True):
+            phrase = next(iter(self._phrases(view.query_id)[view.round_number :]), "")
+            feedbacks.append(replace(feedback, said=phrase))
+        return feedbacks
+
+    def improves(self, view: View, liked: tuple[str, ...]) -> bool:
+        """Judges progress as the inner user."""
+        return self._inner.improves(view, liked)
 
 
 def caption_vectors(images: Sequence[Image], encode: Encode) -> Encode:

@@ -156,7 +156,7 @@ def test_feedback_on_what_was_not_shown_is_refused(retriever):
 def test_a_history_holds_words_picks_and_captions_and_a_view_no_query_text(retriever):
     assert [field.name for field in dataclasses.fields(History)] == ["turns"]
     fields = {field.name for field in dataclasses.fields(Turn)}
-    assert fields == {"text", "shown", "liked", "disliked", "captions"}
+    assert fields == {"text", "shown", "liked", "disliked", "captions", "said"}
     fields = {field.name for field in dataclasses.fields(View)}
     assert fields == {"query_id", "round_number", "goals", "candidates", "liked_before"}
     views = []

@@ -8,11 +8,12 @@ import pytest
 from conftest import IMAGE_IDS, Merger, WordEncoder, caption_of, world_caption_vectors
 
 from feedback.history import History, NextQuery, Turn
+from feedback.phrases import content_words
 from feedback.strategies import STRATEGIES, make_strategy
 from feedback.strategies.anchored import OWN, WEIGHT, Anchored, Chosen
 from feedback.strategies.collection import Collection
 from feedback.strategies.fusion import CAPTION, IMAGE, STEP, slerp
-from feedback.strategies.rewrite import Rewrite, content_words, fault_of
+from feedback.strategies.rewrite import Rewrite, fault_of
 from feedback.strategies.rocchio import LIKED, PASSED, passed_over
 from feedback.strategies.words import Append, Original
 from retriever import SearchQuery
@@ -194,6 +195,23 @@ def test_sessions_without_a_pick_stay_and_the_others_keep_their_answers(from_ori
 )
 def test_the_guard(words, rewrite, fault):
     assert fault_of(rewrite, words, words, "in the field, one") == fault
+
+
+@pytest.mark.parametrize(
+    ("from_original", "pairs"),
+    [
+        (False, [("a dog", "on grass, a red cat"), ("later", "by night")]),
+        (True, [("a dog", "on grass, a red cat"), ("a dog", "on grass, by night, a red cat")]),
+    ],
+)
+def test_rewriting_merges_what_was_said_and_the_captions(from_original, pairs):
+    first = Turn("a dog", (A,), (A,), (), ("a red cat",), "on grass")
+    rewriter = Says("a dog on grass", "a dog on grass by night")
+    strategy = Rewrite(rewriter, from_original)
+    strategy.next([History((first,))])
+    strategy.next([History((first, Turn("later", (B,), (), (), (), "by night")))])
+    assert rewriter.pairs == pairs
+    assert Original().next([History((first,))])[0].search.text == "a dog, on grass"
 
 
 def test_content_words_are_lower_case_and_without_function_words():

@@ -10,6 +10,7 @@ from conftest import IMAGE_IDS, KnownCaptions, WordEncoder, caption_of, one_targ
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from feedback.phrases import phrases_unsaid
 from feedback.protocols import PROTOCOLS
 from feedback.simulated_users import SimulatedUsers
 from feedback.strategies.words import Append, Original
@@ -21,6 +22,7 @@ from feedback.users import (
     NearestUser,
     NoisyUser,
     RandomUser,
+    TellingUser,
     View,
     caption_vectors,
 )
@@ -334,3 +336,52 @@ def test_a_sentence_encoder_may_be_given_as_an_object(retriever):
     assert named("independent").judge([one]) == expected
     assert named("caption").judge([one]) == CaptionUser(IMAGES, {"q": "dog"}, ENCODE).judge([one])
     assert len(asked) == len(set(asked))  # both users share what has been encoded
+
+
+# Words besides pointing
+
+
+def test_a_phrase_is_said_once_and_only_if_it_is_new():
+    captions = ("A man rides a wave, in the sea.", "A man in a black suit is standing on a wave")
+    assert phrases_unsaid("a man rides", captions) == [
+        "a man rides a wave",
+        "in the sea",
+        "in a black suit",
+        "is standing",
+    ]
+    assert phrases_unsaid(captions[0], captions[:1]) == []
+    assert phrases_unsaid("fish", ("above, near and with it.",)) == []  # nothing but links
+
+
+def test_a_telling_user_points_as_the_other_and_says_one_phrase_a_round():
+    inner = NearestUser(line(a=1.0, b=0.1))
+    user = TellingUser(inner, {"q": ["red", "in a field"]}.__getitem__)
+    heard = user.judge([view("ab"), view("a", round_number=1), view("a", round_number=2)])
+    assert heard == [
+        Feedback(("b",), said="red"), Feedback(("a",), said="in a field"), Feedback(("a",)),
+    ]  # fmt: skip
+    patient = ImpatientUser(user, 1)
+    assert patient.judge([view("ab")])[0].said == "red"
+
+
+def test_what_is_said_reaches_the_words_and_only_under_its_protocol(retriever):
+    target = next(image_id for image_id in IMAGE_IDS if image_id.startswith("red-fish"))
+    query = one_target("q", "something", target)
+    for name in ("honest", "tells"):
+        users = SimulatedUsers(retriever, IMAGES, [query], PROTOCOLS[name], WordEncoder())
+        records = rounds_of(
+            [query], retriever=retriever, user=users.named("independent", noise=0.5), strategy=Original(),
+            protocol=PROTOCOLS[name], captions=None, round_count=3,
+        )  # fmt: skip
+        phrases = phrases_unsaid("something", CAPTIONS[target])
+        expected = ["something", f"something, {phrases[0]}"] if name == "tells" else ["something"] * 2
+        assert [record.text for record in records][:2] == expected
+        assert records[0].said == (phrases[0] if name == "tells" else "")
+
+
+def test_who_has_no_captions_of_a_target_cannot_tell(retriever):
+    query = one_target("q", "something", IMAGE_IDS[0])
+    bare = [replace(image, captions=()) for image in IMAGES]
+    users = SimulatedUsers(retriever, bare, [query], PROTOCOLS["tells"], WordEncoder())
+    with pytest.raises(ValueError, match="no caption to say a phrase of, first of query 'q'"):
+        users.named("reference")

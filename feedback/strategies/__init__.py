@@ -59,7 +59,7 @@ def _chosen(rewriter: Rewriter, collection: Collection) -> Strategy:
 
 def _rewrite_bayes(rewriter: Rewriter, collection: Collection) -> Strategy:
     prior = _anchored(Rewrite(rewriter, from_original=True), collection)
-    return Bayes(prior, collection, reads_captions=False)
+    return Bayes(prior, collection, reads_captions=True)  # minus bayes-captions: what rewriting is worth
 
 
 def _bayes(collection: Collection, reads_captions: bool = False) -> Bayes:
@@ -110,7 +110,8 @@ STRATEGIES: dict[str, StrategyEntry] = {
         needs_matching=True, captions_collection=True, calibrated=True, moves_query=False,
     ),
     "rewrite-bayes": StrategyEntry(
-        _rewrite_bayes, needs_captions=True, needs_rewriter=True, calibrated=True, moves_query=False
+        _rewrite_bayes, needs_captions=True, captions_collection=True, needs_rewriter=True,
+        calibrated=True, moves_query=False,
     ),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Rewriting: a language model merges the caption of the picked image into the query.
+"""Rewriting: a language model merges the picked image's caption, and what the person added, into the query.
 
 Source: Enhancing Interactive Image Retrieval With Query Rewriting Using LLMs and VLMs (arXiv 2404.18746).
 A model may drop what the person said, say nothing, or talk on; a guard looks at every rewrite, and what does
@@ -7,22 +7,15 @@ not pass is replaced by plain appending, with the reason.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Protocol
 
 from feedback.history import History, NextQuery
+from feedback.phrases import content_words
 from feedback.strategies.words import appended
 from retriever import SearchQuery
 
 MIN_KEPT = 0.5  # share of the person's content words that a rewrite must keep
-_FUNCTION_WORDS = frozenset(
-    (
-        "a", "an", "the", "of", "in", "on", "at", "by", "to", "and", "or", "with", "is", "are", "there",
-        "this", "that", "it", "some", "we", "see", "i", "want", "show", "me", "looking", "for", "image",
-        "picture", "photo",
-    )
-)  # fmt: skip
 
 
 class Rewriter(Protocol):
@@ -61,12 +54,16 @@ class Rewrite:
 
     def _pair(self, history: History) -> tuple[str, str]:
         if not self._from_original:
-            return history.last.text, ", ".join(history.last.captions)
-        return history.words, ", ".join(history.captions)
+            return history.last.text, _merged((history.last.said, *history.last.captions))
+        return history.turns[0].text, _merged((*history.said, *history.captions))
 
     def _next(self, history: History, pair: tuple[str, str], rewrite: str) -> NextQuery:
         fault = fault_of(rewrite, history.words, *pair)
         return NextQuery(SearchQuery(appended(history) if fault else rewrite), fault)
+
+
+def _merged(texts: Sequence[str]) -> str:
+    return ", ".join(text for text in texts if text)
 
 
 def fault_of(rewrite: str, words: str, query: str, caption: str) -> str:
@@ -87,8 +84,3 @@ def fault_of(rewrite: str, words: str, query: str, caption: str) -> str:
     if wanted and kept < MIN_KEPT * len(wanted):
         return f"kept {kept} of the {len(wanted)} words asked for"
     return ""
-
-
-def content_words(text: str) -> frozenset[str]:
-    """Returns the words of a text that carry meaning, in lower case."""
-    return frozenset(re.findall(r"\w+", text.lower())) - _FUNCTION_WORDS
