@@ -181,7 +181,7 @@ def test_the_prior_may_come_from_a_rewrite(collection):
     (query,) = make_strategy("rewrite-bayes", Merger(), collection).next([History(tuple(turns))])
     (anchored,) = make_strategy("rewrite-anchored", Merger(), collection).next([History(tuple(turns))])
     unit = anchored.search.vector / np.linalg.norm(anchored.search.vector)
-    plain = scores_of(collection, "bayes", *turns).scores
+    plain = scores_of(collection, "bayes-captions", *turns).scores
     prior = (unit - collection.encode(["red dog"])[0]) @ collection.vectors.T / CALIBRATION.prior
     difference = query.search.scores - plain - prior
     assert difference == pytest.approx(np.full(len(IMAGE_IDS), difference[0]), abs=1e-3)
