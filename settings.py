@@ -242,6 +242,11 @@ class SessionSettings(CaptionVectorSettings):
         None, "Addresses of servers that offer the rewrite model, as for caption_servers."
     )
     rewrite_prices: tuple[float, float] | None = knob(None, "As caption_prices.", min=0)
+    search_captions: bool = option(
+        False,
+        "Search pictures by their vectors and by the system's captions together, in every round and with "
+        "every strategy; needs an index embedded with --captions (docs/feedback.md).",
+    )
     output: Path | None = knob(
         None, "Folder of the results; one under runs/, named after the settings, when not given."
     )
@@ -254,7 +259,7 @@ class SessionSettings(CaptionVectorSettings):
 
     def run_name(self) -> str:
         """Returns the name of the run's folder."""
-        return f"{self.dataset}-{self.split}"
+        return f"{self.dataset}-{self.split}" + ("-with-captions" if self.search_captions else "")
 
 
 @dataclass(frozen=True)
@@ -263,9 +268,9 @@ class LoopSettings(SessionSettings):
 
     protocol: ProtocolName = option(
         "honest",
-        'Rules: "honest" (unseen images each round), "reference" (the published code\'s), "paper" '
-        '(unseen images, any relevant one satisfies) or "chatir" (all images, all rounds). See '
-        "docs/evaluation.md.",
+        'Rules: "honest" (unseen images each round), "tells" (the same, and the user says a new phrase each '
+        'round), "reference" (the published code\'s), "paper" (unseen images, any relevant one satisfies) or '
+        '"chatir" (all images, all rounds). See docs/evaluation.md.',
     )
     rounds: int = option(4, "Rounds, the first search included.", min=1)
     queries: int | None = option(
@@ -316,6 +321,11 @@ class EmbeddingSettings(CaptionVectorSettings, RaySettings):
         False,
         "Also caption all images, encode the captions and calibrate the index, for the strategies that "
         "compare captions (docs/feedback.md).",
+    )
+    calibration_split: str | None = option(
+        None,
+        "Another split of the dataset, embedded with --captions, to whose captions by people the user model "
+        "and the fused search are fitted; when not given, they are fitted without labels.",
     )
     rebuild: bool = knob(
         False, "Embed all images again although an index is there; needed to replace another model's."

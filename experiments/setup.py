@@ -31,6 +31,7 @@ from feedback.history import Strategy
 from feedback.protocols import PROTOCOLS
 from feedback.rounds import run_rounds
 from feedback.sentence_encoder import PACKAGED as SENTENCE_ENCODERS
+from feedback.sentence_encoder import open_sentence_encoder
 from feedback.simulated_users import CAPTION_READERS, SimulatedUsers
 from feedback.strategies import STRATEGIES, make_strategy
 from feedback.strategies.collection import Collection
@@ -42,7 +43,9 @@ from generation.servers import SERVED
 from generation.text_model import PACKAGED as LANGUAGE_MODELS
 from generation.text_model import engine_of
 from index.caption_vectors import CaptionVectors, open_caption_vectors
-from index.faiss_index import ImageIndex
+from index.encoder import Encoder
+from index.faiss_index import FaissIndex, ImageIndex
+from index.fused import FusedEncoder, fused_rows
 from records import Dataset, Query, Skip
 from retriever import Retriever
 from settings import ComparisonSettings, ExperimentSettings, InteractiveSettings, LoopSettings
@@ -93,10 +96,10 @@ class Setup:
         encoder = own.given_encoder()
         if not isinstance(settings, LoopSettings):
             retriever = open_retriever(settings, encoder, index)
-            dataset = dataset_of_index(retriever.index, settings.dataset)
-            setup = cls(settings, dataset, retriever, (), (), own)
+            images = dataset_of_index(retriever.index, settings.dataset)
+            setup = cls(settings, images, retriever, (), (), own)
             setup.check_matching()
-            return setup
+            return setup._searching_captions() if settings.search_captions else setup
         dataset = open_named_dataset(settings)
         if encoder is not None:  # no command can embed with an object
             if CAPTION_READERS.intersection(_users_of(settings)):  # else hours later
@@ -116,7 +119,19 @@ class Setup:
                 own.caption_encoder or settings.caption_encoder,
                 setup._caption_encoder_identity(),
             )
-        return setup
+        return setup._searching_captions() if settings.search_captions else setup
+
+    def _searching_captions(self) -> Setup:
+        """Returns the same with a retriever that searches pictures and captions together."""
+        captions = self.caption_vectors
+        sentences = self.own.caption_encoder or open_sentence_encoder(self.settings.caption_encoder)
+        share = Calibration(**captions.calibration).share
+        encoder = FusedEncoder(
+            self.retriever.encoder, sentences, captions.vectors.shape[1], share, captions.captions_sha256
+        )
+        ids = self.retriever.index.ids
+        rows = fused_rows(self.retriever.vectors_of(ids), captions.vectors, share)
+        return dataclasses.replace(self, retriever=Retriever(encoder, FaissIndex.build(ids, rows)))
 
     @property
     def strategies(self) -> tuple[str, ...]:
@@ -135,8 +150,9 @@ class Setup:
         Reads a part of every picture file. None stands for a model that the run does not use.
         """
         needs_captioner = any(STRATEGIES[name].needs_captioner for name in self.strategies)
+        needs_captioner = needs_captioner or self.compares_captions
         models = {
-            "encoder_fingerprint": self.retriever.encoder.fingerprint,
+            "encoder_fingerprint": self._picture_encoder.fingerprint,
             "captioner": self.captions.captioner_name if needs_captioner else None,
             "rewriter": self._rewriter_identity() if self.needs_rewriter else None,
             "sentence_encoder": self._sentence_encoder_identity(),
@@ -151,8 +167,10 @@ class Setup:
 
     @property
     def compares_captions(self) -> bool:
-        """Whether one of the strategies compares the captions of all images."""
-        return any(STRATEGIES[name].captions_collection for name in self.strategies)
+        """Whether the search, or one of the strategies, compares the captions of all images."""
+        return self.settings.search_captions or any(
+            STRATEGIES[name].captions_collection for name in self.strategies
+        )
 
     @cached_property
     def caption_vectors(self) -> CaptionVectors:
@@ -167,7 +185,8 @@ class Setup:
             )
         except (FileNotFoundError, ValueError) as error:
             command = embedding_command(self.settings, captions=True)
-            raise ValueError(f"{error}, with: {command}; or choose --strategy bayes") from error
+            without = "without --search-captions, " if self.settings.search_captions else ""
+            raise ValueError(f"{error}, with: {command}; or {without}choose --strategy bayes") from error
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -177,7 +196,8 @@ class Setup:
             ValueError: If it is of other pictures.
         """
         if self.compares_captions:
-            return Calibration(**self.caption_vectors.calibration)
+            calibration = Calibration(**self.caption_vectors.calibration)
+            return calibration.fused() if self.settings.search_captions else calibration
         if isinstance(self.settings.index, str):
             return Calibration()
         try:
@@ -190,8 +210,13 @@ class Setup:
             raise ValueError(f"{error}, with: {command}") from error
 
     @property
-    def _index_folder(self) -> Path:
+    def _picture_encoder(self) -> Encoder:
         encoder = self.retriever.encoder
+        return encoder.pictures if isinstance(encoder, FusedEncoder) else encoder
+
+    @property
+    def _index_folder(self) -> Path:
+        encoder = self._picture_encoder
         return index_folder(self.settings, encoder if isinstance(encoder, GivenEncoder) else None)
 
     def _caption_encoder_identity(self) -> str:
@@ -317,7 +342,7 @@ class Setup:
         from BLIP.model import BlipEncoder
         from feedback.itm_scorer import ItmScorer
 
-        encoder = self.retriever.encoder
+        encoder = self._picture_encoder
         paths = {image.id: image.path for image in self.dataset.images}
         return Collection(
             self.retriever,

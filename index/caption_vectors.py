@@ -31,6 +31,7 @@ class CaptionVectors:
         sentence_encoder: The model that encoded them.
         captions_sha256: Of all captions, in order.
         calibration: How feedback is read with them, see `feedback.calibration`.
+        calibrated_on: Whose captions it was fitted to.
     """
 
     vectors: np.ndarray
@@ -38,6 +39,7 @@ class CaptionVectors:
     sentence_encoder: str
     captions_sha256: str
     calibration: Mapping[str, float]
+    calibrated_on: str
 
 
 def write_caption_vectors(folder: Path, captions: CaptionVectors) -> None:
@@ -71,6 +73,9 @@ def open_caption_vectors(
     expected = {"index_sha256": _index_sha256(folder)} | {name: one for name, one in given.items() if one}
     if differing := settings_that_differ(described, expected):
         raise ValueError(f"{path}: of another index or other models: {differing}; make them anew")
+    names = [field.name for field in dataclasses.fields(CaptionVectors) if field.name != "vectors"]
+    if lacking := [name for name in names if name not in described]:
+        raise ValueError(f"{path}: got no {lacking[0]}, as an earlier version wrote it; make them anew")
     vectors = np.load(folder / CAPTION_VECTORS_FILE, mmap_mode="r")
     count = Manifest.read(folder).count
     if vectors.ndim != 2 or len(vectors) != count or vectors.dtype != np.float32:
@@ -78,7 +83,6 @@ def open_caption_vectors(
             f"{folder / CAPTION_VECTORS_FILE}: got {vectors.dtype} of shape {vectors.shape}, expected "
             f"{count} rows of float32; make them anew"
         )
-    names = [field.name for field in dataclasses.fields(CaptionVectors) if field.name != "vectors"]
     return CaptionVectors(vectors, **{name: described[name] for name in names})
 
 

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from conftest import IMAGE_IDS, WordEncoder, caption_of, world_caption_vectors
 
-from feedback.calibration import NOISE, SHARE, TEMPERATURES, WEIGHTS, calibrate, likeliest_weight
+from feedback.calibration import (
+    HALF,
+    NOISE,
+    TEMPERATURES,
+    WEIGHTS,
+    Calibration,
+    calibrate,
+    calibrate_on_people,
+    likeliest_weight,
+)
 
 
 def pages_of(count=600, shown=10):
@@ -47,7 +56,7 @@ def test_the_prior_is_the_likeliest_temperature_of_the_pseudo_queries():
             total += logits[row] - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
         likelihood.append(total)
     assert found.prior == pytest.approx(TEMPERATURES[int(np.argmax(likelihood))], abs=1e-4)
-    assert 0 < found.pictures <= SHARE * WEIGHTS[-1] and 0 < found.captions <= SHARE * WEIGHTS[-1]
+    assert 0 < found.pictures <= HALF * WEIGHTS[-1] and 0 < found.captions <= HALF * WEIGHTS[-1]
     assert found == calibrate(pictures, captions, texts, WordEncoder().encode_texts)
 
 
@@ -72,3 +81,68 @@ def test_images_without_a_caption_play_no_session_and_too_few_are_an_error():
     assert len(asked) == len(texts) // 2 and all(query.strip() for query in asked)
     with pytest.raises(ValueError, match="got 2 images with a caption, expected at least 3"):
         calibrate(pictures, captions, ["a dog"] * 2 + [""] * 148, encode)
+
+
+# With people's captions
+
+
+def random_world(noise_of_pictures, noise_of_captions, count=300):
+    """Pictures, system captions and people's captions as vectors of one thing, each with its own noise."""
+    rng = np.random.default_rng(4)
+    things = rng.normal(size=(count, 12))
+    kinds = {"picture": noise_of_pictures, "system": noise_of_captions, "one": 0.4, "two": 0.4, "three": 0.4}
+    rows = {name: things + noise * rng.normal(size=things.shape) for name, noise in kinds.items()}
+    for name, row in rows.items():
+        row /= np.linalg.norm(row, axis=1, keepdims=True)
+        rows[name] = np.float32(np.rint(row * 2**26) / 2**26)
+    people = [
+        tuple(f"{name} {number} of five words or more" for name in ("one", "two", "three"))
+        for number in range(count)
+    ]
+
+    def encode(texts):
+        return np.stack([rows[text.split()[0]][int(text.split()[1])] for text in texts])
+
+    return rows["picture"], rows["system"], people, encode
+
+
+def test_what_agrees_more_with_people_weighs_more_in_search_and_picks():
+    found = {}
+    for name, noises in {
+        "good captions": (0.8, 0.5),
+        "bad captions": (0.5, 3.0),
+        "none": (0.5, 50.0),
+    }.items():
+        found[name] = calibrate_on_people(
+            *random_world(*noises)[:3], random_world(*noises)[3], random_world(*noises)[3]
+        )
+    good, bad, none = found.values()
+    assert good.share >= 0.5 and bad.share <= 0.2 and none.share <= 0.05
+    assert good.captions > good.pictures and bad.captions < bad.pictures and none.captions < 0.7
+    assert good.fused_prior < good.prior  # two views of a thing tell more than one
+
+
+def test_the_query_is_not_what_the_pseudo_user_judges_by():
+    pictures, captions, people, encode = random_world(0.5, 0.5)
+    read = []
+    calibrate_on_people(
+        pictures, captions, people, encode, lambda texts: read.append(list(texts)) or encode(texts)
+    )
+    queries = next(texts for texts in read if len(texts) == len(people))
+    assert sorted({len(text.split()) for text in queries}) == [5, 7]  # the first words, and whole captions
+    with pytest.raises(ValueError, match="got 0 images with two captions, expected at least 3"):
+        calibrate_on_people(pictures, captions, [said[:1] for said in people], encode, encode)
+
+
+def test_over_fused_rows_the_user_model_is_the_same():
+    pictures, captions, *_ = random_world(0.5, 0.5)
+    plain = Calibration(0.05, 3.0, 2.0, share=0.3, fused_prior=0.04)
+    fused = plain.fused()
+    from index.fused import fused_rows
+
+    rows = fused_rows(pictures, captions, plain.share)
+    same = 3.0 * pictures @ pictures.T + 2.0 * captions @ captions.T
+    assert fused.pictures * rows @ rows.T + fused.captions * captions @ captions.T == pytest.approx(
+        same, abs=1e-4
+    )
+    assert fused.prior == 0.04
