@@ -21,12 +21,12 @@ from generation.loading import (
     Quantization,
     loading_options,
     model_type,
-    naming_model,
     open_model,
     precision_of,
     say_once,
 )
 from generation.parsing import one_line
+from generation.processors import bound_pixels, open_processor
 from generation.prompts import CAPTION
 from generation.servers import SERVED, ChatServers, ServersFailed
 
@@ -55,17 +55,32 @@ class Captioning:
         batch_size: int = 16,
         memory: GpuMemory | None = None,
         servers: ChatServers | None = None,
+        pixels: int | None = None,
     ) -> None:
+        """Takes what to open; nothing is loaded yet.
+
+        Args:
+            model_id: As the attribute; of a model behind servers without "server ".
+            quantization: As for `generation.loading.precision_of`.
+            batch_size: Pictures at a time.
+            memory: Shared with other models.
+            servers: Where the model runs, if not here.
+            pixels: What a vision-language model reads of a picture at most; its processor's own when None.
+        """
         self.model_id = f"{SERVED}{model_id}" if servers else model_id
         self.quantization = precision_of(quantization)
         # Servers keep their precision to themselves, and where they stand is no part of a caption.
-        self.name = f"{self.model_id}: {CAPTION}" if servers else f"{model_id} {self.quantization}: {CAPTION}"
+        self.name = f"{self.model_id}: {CAPTION}"
+        if not servers:
+            made = f"{self.quantization} {pixels} pixels" if pixels else self.quantization
+            self.name = f"{model_id} {made}: {CAPTION}"
         self.empty = 0
         self.tokens_written = 0
         self._batches = ShrinkingBatches(batch_size)
         self._memory = memory or GpuMemory()
         self._batches.make_room = lambda: self._memory.release_others(self)
         self._servers = servers
+        self._pixels = pixels
 
     @property
     def money(self) -> float:
@@ -109,7 +124,7 @@ class Captioning:
 
         from BLIP.captioner import BlipCaptioner
 
-        if self.quantization in ("int8", "int4"):
+        if self.quantization.startswith("int"):
             raise ValueError(
                 f"quantization: got {self.quantization} for a BLIP captioner, expected fp16, bf16 or fp32:"
                 " it is small, and its loader knows no bitsandbytes"
@@ -121,10 +136,9 @@ class Captioning:
 
     @cached_property
     def _vision_language(self) -> tuple[Any, Any]:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoModelForImageTextToText
 
-        with naming_model(self.model_id):
-            processor = AutoProcessor.from_pretrained(self.model_id)
+        processor = open_processor(self.model_id)
         if not (getattr(processor, "chat_template", None) and hasattr(processor, "image_processor")):
             raise ValueError(
                 f"the model {self.model_id} has no chat template for pictures, expected a vision-language"
@@ -134,7 +148,12 @@ class Captioning:
         processor.tokenizer.padding_side = "left"
         if processor.tokenizer.pad_token is None:
             processor.tokenizer.pad_token = processor.tokenizer.eos_token
-        return open_model(AutoModelForImageTextToText, self.model_id, self.quantization), processor
+        model = open_model(AutoModelForImageTextToText, self.model_id, self.quantization)
+        if self._pixels and not bound_pixels(model, processor, self._pixels):
+            say_once(
+                f"{self.model_id} reads every picture at its own size: caption_pixels has no effect on it"
+            )
+        return model, processor
 
     def _line(self, text: str) -> str:
         caption = one_line(text, MAX_WORDS, prompt=CAPTION)

@@ -42,7 +42,9 @@ DatasetName = Literal["demo", "flickr30k", "mscoco", "msrvtt", "image_folder"]
 ProtocolName = Literal["honest", "tells", "reference", "paper", "chatir"]
 IndexKind = Literal["auto", "flat", "hnsw", "ivf"]
 Precision = Literal["int8", "int4", "fp16", "bf16", "fp32", "auto"]
-PresetName = Literal["demo", "cpu-small", "rtx3060-int4", "rtx3090-int4", "rtx3090-int8", "fp16-48gb"]
+PresetName = Literal[
+    "demo", "laptop", "rtx3060-int4", "rtx3090-int4", "rtx3090-int8", "rtx3090-modern", "fp16-48gb"
+]  # fmt: skip
 
 # Models, precision and batch sizes that belong together; any constant overrides its preset's value.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -55,9 +57,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "caption_batch": 32,
         "rewrite_batch": 64,
     },
-    "cpu-small": {
-        "encoder": "Salesforce/blip-itm-base-coco",
-        "caption_model": "HuggingFaceTB/SmolVLM-256M-Instruct",
+    "laptop": {
+        "encoder": "google/siglip2-base-patch16-224",
+        "caption_model": "HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
+        "caption_pixels": 512 * 512,
         "rewrite_model": "Qwen/Qwen2.5-0.5B-Instruct",
         "quantization": "auto",
         "image_batch": 16,
@@ -71,6 +74,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "quantization": "int8",
         "image_batch": 64,
         "caption_batch": 4,
+        "rewrite_batch": 16,
+    },
+    "rtx3090-modern": {
+        "encoder": "google/siglip2-so400m-patch14-384",
+        "caption_model": "Qwen/Qwen3-VL-4B-Instruct",
+        "caption_pixels": 768 * 768,
+        "rewrite_model": "Qwen/Qwen3-8B",
+        "quantization": "int8",
+        "int8_threshold": 0.0,
+        "image_batch": 64,
+        "caption_batch": 8,
         "rewrite_batch": 16,
     },
 }
@@ -197,6 +211,19 @@ class CaptionSettings(DatasetSettings):
         'Precision of the models that write: "int8", "int4", "fp16", "bf16", "fp32", "auto" (16 bits '
         "where the hardware computes in them, else fp32), True for int8, False for fp16; the preset's "
         "when not given.",
+    )
+    int8_threshold: float | None = option(
+        None,
+        "With int8: numbers at least so large are multiplied in 16 bits (LLM.int8()'s outliers); 0 for none, "
+        "which is twice as fast and may cost quality (docs/hardware.md); the preset's when not given, "
+        "else 6.0.",
+        min=0,
+    )
+    caption_pixels: int | None = option(
+        None,
+        "Pixels of a picture that a vision-language model reads at most, which bounds its tokens; the "
+        "preset's when not given, and without one the model's own choice (docs/encoders.md).",
+        min=1,
     )
     caption_batch: int | None = knob(None, "Images captioned at a time; the preset's when not given.", min=1)
     caption_cache: Path | None = knob(

@@ -111,7 +111,7 @@ def find_weights(path: Path | str) -> Path:
         return path
     if not path.is_dir():
         source = SOURCES.get(path.name)
-        get = f"download it from {source} and save it there, or " if source else ""
+        get = f"download it from {source} and save it there, use --preset laptop, or " if source else ""
         raise FileNotFoundError(
             f"no checkpoint at {path}: {get}give a weights file, or a folder that holds one"
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from experiments.identity import weights_identity
 from generation.gpu_memory import GpuMemory
-from generation.loading import model_type, naming_model
+from generation.loading import OUTLIERS, model_type, naming_model
 from generation.servers import ChatServers
 from generation.text_model import PACKAGED, source_of
 from settings import CaptionSettings, IndexSettings, SessionSettings, find_model
@@ -68,7 +68,10 @@ def open_captioner(settings: CaptionSettings, memory: GpuMemory | None = None) -
     if servers:
         servers.check()
         return Captioning(servers.model_id, quantization_of(settings), size, servers=servers)
-    return Captioning(str(find_model(model_id) or model_id), quantization_of(settings), size, memory)
+    return Captioning(
+        str(find_model(model_id) or model_id), quantization_of(settings), size, memory,
+        pixels=settings.caption_pixels,
+    )  # fmt: skip
 
 
 def open_rewriter(settings: SessionSettings, memory: GpuMemory | None = None) -> QueryEditing:
@@ -144,4 +147,7 @@ def _servers(
 
 def quantization_of(settings: CaptionSettings) -> str | bool:
     """Returns the precision that settings ask for, as for `generation.loading.precision_of`."""
-    return "auto" if settings.quantization is None else settings.quantization
+    asked, threshold = settings.quantization, settings.int8_threshold
+    if asked in ("int8", True) and threshold not in (None, OUTLIERS):
+        return f"int8:{threshold:g}"
+    return "auto" if asked is None else asked

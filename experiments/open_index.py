@@ -165,7 +165,8 @@ def embedding_command(settings: IndexSettings, captions: bool = False) -> str:
         words.append(f"--preset {settings.preset}")
     if captions:
         words.append("--captions")
-        for name in ("caption_model", "quantization", "caption_encoder"):
-            if getattr(settings, name) != getattr(SessionSettings(settings.dataset).resolved(), name):
+        standard = SessionSettings(settings.dataset, preset=settings.preset).resolved()
+        for name in ("caption_model", "quantization", "int8_threshold", "caption_pixels", "caption_encoder"):
+            if getattr(settings, name) != getattr(standard, name):
                 words.append(f"--{name.replace('_', '-')} {getattr(settings, name)}")
     return " ".join(["python embed_image_as_faiss.py", *words])

@@ -22,6 +22,7 @@ PRECISIONS = tuple(name for name in get_args(Precision) if name != "auto")
 # Which a model may need, and transformers asks for in many lines.
 _PACKAGES = ("torchvision", "num2words", "sentencepiece", "tiktoken", "protobuf", "gguf")
 
+OUTLIERS = 6.0  # from which on LLM.int8() multiplies numbers in 16 bits
 INT8_CAPABILITY = (7, 5)  # of the GPU: the first with the int8 matrix product that LLM.int8() uses
 FLASH_CAPABILITY = (8, 0)  # of the GPU (Ampere); what flash-attention 2 is compiled for
 MAX_FLASH_HEAD = 256  # the widest head that flash-attention 2 computes
@@ -35,13 +36,15 @@ MODEL_SUFFIXES = (
 def precision_of(quantization: Quantization) -> str:
     """Returns one of `PRECISIONS`; True means int8 and False fp16, as in the first scripts.
 
-    "auto" means 16 bits where the hardware computes in them, else fp32. Other values are a ValueError.
+    "auto" means 16 bits where the hardware computes in them, else fp32; "int8:0.5" is int8 with that
+    threshold of outliers, and stays as it is. Other values are a ValueError.
     """
     if isinstance(quantization, bool):
         return "int8" if quantization else "fp16"
     if quantization == "auto":
         return _fastest_precision()
-    if quantization not in PRECISIONS:
+    name, _, threshold = str(quantization).partition(":")
+    if name not in PRECISIONS or (threshold and name != "int8"):
         raise ValueError(
             f"quantization: got {quantization!r}, expected True, False, 'auto' or one of {PRECISIONS}"
         )
@@ -66,6 +69,7 @@ def loading_options(quantization: Quantization) -> dict[str, Any]:
     precision = precision_of(quantization)
     import torch
 
+    precision, _, threshold = precision.partition(":")
     plain = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
     if precision in plain:
         return {"dtype": plain[precision]}
@@ -74,7 +78,8 @@ def loading_options(quantization: Quantization) -> dict[str, Any]:
     from transformers import BitsAndBytesConfig
 
     if precision == "int8":  # computes in float16 whatever it is given
-        return {"dtype": torch.float16, "quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+        eight_bits = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=float(threshold or OUTLIERS))
+        return {"dtype": torch.float16, "quantization_config": eight_bits}
     has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     compute = torch.bfloat16 if has_bf16 else torch.float16
     four_bits = BitsAndBytesConfig(
@@ -92,11 +97,12 @@ def check_precision(
     """Refuses (ValueError) what cannot work, and warns of what works slowly.
 
     Args:
-        precision: One of `PRECISIONS`.
+        precision: From `precision_of`.
         model_id: Of which model.
         stored_as: How its weights are quantized already, such as "gguf" or "awq"; None if they are not.
         capability: The GPU's compute capability; None on a CPU.
     """
+    precision = precision.partition(":")[0]
     packed = precision in ("int8", "int4")
     if packed and stored_as:
         raise ValueError(

@@ -72,11 +72,23 @@ class Check:
             log.info("  and %d more", len(skipped) - _LISTED)
         if split in self.sizes:
             log.info("the whole split has %s", self.sizes[split])
-        flags = f" --dataset {self.name}"
-        flags += f" --root {shlex.quote(str(root))}" if root != DATA_FOLDER / self.name else ""
-        flags += f" --split {split}" if split != DEFAULT_SPLITS.get(self.name, "all") else ""
-        log.info("next: python embed_image_as_faiss.py%s", flags)
+        log.info("next: %s", embedding_command(self.name, root, split))
         return 0
+
+
+def embedding_command(dataset: str, root: Path, split: str) -> str:
+    """Returns the command that embeds a dataset; of one's own pictures with models for this machine."""
+    words = ["python embed_image_as_faiss.py", f"--dataset {dataset}"]
+    if root != DATA_FOLDER / dataset:
+        words.append(f"--root {shlex.quote(str(root))}")
+    if split != DEFAULT_SPLITS.get(dataset, "all"):
+        words.append(f"--split {split}")
+    if dataset == "image_folder":
+        import torch
+
+        if not torch.cuda.is_available():
+            words.append("--preset laptop")
+    return " ".join(words)
 
 
 def start_log() -> None:

@@ -20,7 +20,6 @@ import json
 import logging
 import os
 import re
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -30,6 +29,7 @@ from tqdm import tqdm
 
 from files import append_lines, locked_folder, read_lines, replace_file, write_errors
 from playground.captions import CAPTIONS_FILE, COLUMNS, MAX_COMMENT, NOT_TEXT
+from playground.check import embedding_command
 from settings import run_script
 
 log = logging.getLogger(__name__)
@@ -426,8 +426,7 @@ def main() -> None:
         done.captions,
         len(done.skipped),
     )
-    root = shlex.quote(str(options.root))
-    log.info("next: python embed_image_as_faiss.py --dataset image_folder --root %s", root)
+    log.info("next: %s", embedding_command("image_folder", options.root, "all"))
 
 
 if __name__ == "__main__":

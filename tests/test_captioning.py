@@ -113,7 +113,7 @@ def test_the_prompt_is_the_templates_read_once(vlm_folders, kind):
         assert seen_row[starts:].all() and (row[:starts] == tokenizer.pad_token_id).all()
         told = row[starts:].tolist()
         assert told[0] == tokenizer.bos_token_id and told.count(tokenizer.bos_token_id) == 1
-        image = tokenizer.convert_tokens_to_ids("<image>")
+        image = tokenizer.convert_tokens_to_ids(tiny_vlms.IMAGE_TOKENS.get(kind, "<image>"))
         assert told.count(image) >= 1
         assert tokenizer.decode(told).endswith(f"{CAPTION} [/INST]")
     assert (output[:, : ids.shape[1]] == ids).all()
@@ -165,18 +165,58 @@ def test_a_model_without_eyes_is_named_in_one_line(language_model):
         Captioning(language_model, "fp32").caption(pictures())
 
 
-def test_a_missing_package_is_named_with_its_command(tmp_path):
-    """Qwen-VL's processor wants torchvision, for the videos we never show it."""
-    from transformers.utils import is_torchvision_available
-
-    if is_torchvision_available():
-        pytest.skip("torchvision is installed")
-    tiny_vlms.tiny_tokenizer(["<|image_pad|>"]).save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_vl"}))
-    (tmp_path / "preprocessor_config.json").write_text(
-        json.dumps({"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor"})
+@pytest.mark.parametrize(
+    ("kind", "pixels", "tokens"),
+    [
+        ("llava_next", 28 * 28, {4 + 1}),  # the whole picture's tile of 2 x 2 patches, and an end of line
+        ("smolvlm", 28 * 28, {1}),
+        ("smolvlm2", 28 * 28, {1}),
+        ("qwen2_5_vl", 2 * 28 * 28, {1, 2}),
+        ("qwen3_vl", 2 * 32 * 32, {1, 2}),
+    ],
+)
+def test_pixels_bound_the_tokens_of_a_picture(vlm_folders, kind, pixels, tokens):
+    whole, bounded = (
+        Captioning(vlm_folders[kind], "fp32"),
+        Captioning(vlm_folders[kind], "fp32", pixels=pixels),
     )
-    with pytest.raises(
-        ModuleNotFoundError, match=r"needs the package torchvision; run: pip install torchvision$"
-    ):
-        Captioning(str(tmp_path), "fp32").caption(pictures())
+    image = tiny_vlms.IMAGE_TOKENS.get(kind, "<image>")
+
+    def counted(captioning):
+        return [row.count(image) for row in prompts_of(captioning)]
+
+    assert set(counted(bounded)) <= tokens and max(counted(whole)) > max(tokens)
+    assert f" fp32 {pixels} pixels: Describe" in bounded.name and "pixels" not in whole.name
+    captions = bounded.caption(pictures())
+    assert len(set(captions)) > 1
+    assert [bounded.caption([picture])[0] for picture in pictures()] == captions
+
+
+def prompts_of(captioning):
+    """What the model is given for each picture, as text."""
+    model, processor = captioning._vision_language
+    seen, generate = [], model.generate
+    model.generate = lambda **inputs: seen.append(inputs["input_ids"]) or generate(**inputs)
+    captioning.caption(pictures())
+    model.generate = generate
+    return processor.tokenizer.batch_decode(seen[0])
+
+
+def test_llava_next_sees_the_whole_picture_in_one_tile(vlm_folders):
+    (picture, *_) = pictures()
+    rows = []
+    for pixels in (None, 28 * 28):
+        model, processor = Captioning(vlm_folders["llava_next"], "fp32", pixels=pixels)._vision_language
+        inputs = processor(images=[picture], text="<image>", return_tensors="pt")
+        features = model.get_image_features(inputs["pixel_values"], inputs["image_sizes"])
+        rows.append(features.pooler_output[0].detach())
+    torch.testing.assert_close(rows[1][:4], rows[0][:4])
+    torch.testing.assert_close(rows[1][4], model.model.image_newline.detach())
+
+
+def test_a_model_that_cannot_be_bounded_says_so(vlm_folders, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    captioning = Captioning(vlm_folders["llava_next"], "fp32", pixels=100)
+    monkeypatch.setattr("captioning.bound_pixels", lambda *_: False)
+    captioning.load()
+    assert "caption_pixels has no effect on it" in caplog.text

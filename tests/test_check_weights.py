@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
+import tiny_vlms
+from tiny_encoders import save_encoder
 
 from experiments.check_weights import (
     CheckSettings,
@@ -34,6 +36,16 @@ def test_every_model_is_used_and_the_picture_is_known(demo, language_model):
         assert check.use.first_seconds > 0 < check.use.second_seconds
         assert re.fullmatch(r"\d+\.\d\d GiB \((process|GPU)\)|not known", check.use.peak)
     assert [line.split()[1] for line in format_checks(checks).splitlines()[2:]] == list(checks)
+
+
+@pytest.mark.parametrize("preset", ["laptop", "rtx3090-modern"])
+def test_presets_of_current_models_are_checked_likewise(demo, preset, tmp_path):
+    captioner = tiny_vlms.BUILDERS["smolvlm2" if preset == "laptop" else "qwen3_vl"](tmp_path / "vlm")
+    encoder = str(tmp_path / "siglip")
+    save_encoder("siglip", encoder)  # random, but it happens to know the picture
+    named = demo | {"preset": preset, "caption_model": captioner, "encoder": encoder}
+    checks = check_weights(CheckSettings(**named))
+    assert (checks["search"].model, checks["captioner"].model) == (encoder, f"{captioner} fp32")
 
 
 def test_weights_that_do_not_know_the_picture_are_refused(demo, tmp_path):

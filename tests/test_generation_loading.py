@@ -4,6 +4,7 @@ import importlib.util
 import logging
 
 import pytest
+import tiny_vlms
 import torch
 from transformers import (
     BlipConfig,
@@ -14,6 +15,8 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
+from captioning import Captioning
+from experiments.models import quantization_of
 from generation import loading
 from generation.loading import (
     PRECISIONS,
@@ -22,6 +25,8 @@ from generation.loading import (
     loading_options,
     precision_of,
 )
+from query_editing import QueryEditing
+from settings import SessionSettings
 
 AMPERE, TURING = (8, 6), (7, 5)
 
@@ -51,6 +56,33 @@ def test_quantised_ones_ask_for_bitsandbytes_in_one_line(monkeypatch):
     with pytest.raises(ModuleNotFoundError, match="needs bitsandbytes; run: pip install -r ") as caught:
         loading_options("int4")
     assert "\n" not in str(caught.value)
+
+
+def test_the_threshold_of_int8_is_part_of_the_precision():
+    pytest.importorskip("bitsandbytes")
+    for precision, threshold in (("int8", 6.0), (True, 6.0), ("int8:0", 0.0), ("int8:3.5", 3.5)):
+        assert loading_options(precision)["quantization_config"].llm_int8_threshold == threshold
+    assert precision_of("int8:0") == "int8:0"
+    for wrong in ("int4:0", "fp16:0"):
+        with pytest.raises(ValueError, match="quantization: got"):
+            precision_of(wrong)
+    with pytest.raises(ValueError, match=r"needs a GPU of compute capability 7\.5"):
+        check_precision("int8:0", "some/model", None, (7, 0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "precision"),
+    [
+        ({"quantization": "int8"}, "int8"),
+        ({"quantization": True, "int8_threshold": 6.0}, True),
+        ({"quantization": "int8", "int8_threshold": 0.0}, "int8:0"),
+        ({"quantization": "int4", "int8_threshold": 0.0}, "int4"),
+        ({"preset": "rtx3090-modern"}, "int8:0"),
+        ({"preset": "rtx3090-int8"}, "int8"),
+    ],
+)
+def test_settings_name_the_threshold(settings, precision):
+    assert quantization_of(SessionSettings("image_folder", **settings).resolved()) == precision
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
@@ -140,3 +172,24 @@ def test_one_part_without_flash_attention_decides_for_the_whole(monkeypatch):
     monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: True)
     monkeypatch.setattr(type(model.model.vision_tower), "_supports_flash_attn", False)
     assert not fits_flash_attention(model, torch.float16, AMPERE)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "int8:0", "int4"])
+def test_captioners_and_rewriters_ask_for_flash_attention(precision, language_model, tmp_path, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    folders = [tiny_vlms.BUILDERS[kind](tmp_path / kind) for kind in ("llava_next", "smolvlm2", "qwen3_vl")]
+    asked = []
+
+    def from_pretrained(source, **options):
+        asked.append(options.get("attn_implementation"))
+        raise OSError("as far as a machine without a GPU can go")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", from_pretrained)
+    monkeypatch.setattr("transformers.AutoModelForImageTextToText.from_pretrained", from_pretrained)
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: True)
+    monkeypatch.setattr(loading, "gpu_capability", lambda: AMPERE)
+    opened = [Captioning(folder, precision) for folder in folders]
+    for model in (*opened, QueryEditing(language_model, precision)):
+        with pytest.raises(ValueError, match="as far as"):
+            model.load()
+    assert asked == ["flash_attention_2"] * 4

@@ -61,6 +61,20 @@ def test_a_language_model(tmp_path, precision):
     assert not torch.equal(logits.float(), full)
 
 
+def test_without_outliers_every_number_is_multiplied_in_eight_bits(tmp_path):
+    llama = make_language_model(tmp_path, width=128)
+    states = 20 * torch.randn(64, 128, generator=torch.Generator().manual_seed(0)).to(torch.float16)
+    answers = []
+    for precision in ("int8", "int8:0"):
+        model = open_model(AutoModelForCausalLM, llama, precision)
+        check_layers(model, "int8")
+        layer = model.model.layers[1].mlp.up_proj
+        assert layer.state.threshold == (6.0 if precision == "int8" else 0.0)
+        with torch.inference_mode():
+            answers.append(layer(states))
+    assert not torch.equal(*answers)
+
+
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_a_vision_language_model(llava_next, precision):
     captioning = Captioning(llava_next, "fp32")

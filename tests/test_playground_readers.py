@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from playground import open_dataset
+from playground.check import embedding_command
 from playground.image_folder import list_images
 
 PROJECT = Path(__file__).parent.parent
@@ -379,3 +380,13 @@ def test_the_check_says_what_is_there_what_is_missing_and_what_comes_next(tmp_pa
     assert "the whole split has 5,000 images and 25,014 queries" in there.stdout
     last = there.stdout.rstrip().splitlines()[-1]
     assert last == f"next: python embed_image_as_faiss.py --dataset mscoco --root {tmp_path}"
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_own_pictures_are_embedded_with_models_for_this_machine(gpu, monkeypatch, tmp_path):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    preset = "" if gpu else " --preset laptop"
+    assert embedding_command("image_folder", tmp_path, "all") == (
+        f"python embed_image_as_faiss.py --dataset image_folder --root {tmp_path}{preset}"
+    )
+    assert "preset" not in embedding_command("mscoco", tmp_path, "all")

@@ -1,5 +1,7 @@
 """Random vision-language models as folders in the hub's layout, a few thousand parameters each."""
 
+import json
+
 import numpy as np
 import torch
 from conftest import tiny_tokenizer
@@ -49,6 +51,7 @@ def clip_settings(width):
 
 
 def save(folder, processor, model):
+    folder.mkdir(exist_ok=True)
     processor.save_pretrained(folder)
     model.lm_head.weight.data[1] *= 2  # so that some captions end
     model.save_pretrained(folder)
@@ -130,4 +133,72 @@ def smolvlm(folder, width=32):
     return save(folder, processor, model)
 
 
-BUILDERS = {"llava_next": llava_next, "smolvlm": smolvlm}
+def smolvlm2(folder, width=32):
+    """The same as a SmolVLM2, whose own processor wants num2words and torchvision for videos."""
+    smolvlm(folder, width)
+    named = {"model_type": "smolvlm", "architectures": ["SmolVLMForConditionalGeneration"]}
+    rename(folder / "config.json", named)
+    rename(folder / "processor_config.json", {"processor_class": "SmolVLMProcessor"})
+    return str(folder)
+
+
+def rename(file, named):
+    file.write_text(json.dumps(json.loads(file.read_text()) | named))
+
+
+def qwen2_5_vl(folder, width=32):
+    import transformers as hf
+
+    vision = {"patch_size": 14, "window_size": 56, "fullatt_block_indexes": [1]}
+    kinds = hf.Qwen2_5_VLConfig, hf.Qwen2_5_VLForConditionalGeneration
+    return qwen_vl(folder, width, *kinds, vision, {"mrope_section": [1, 1, 2]})
+
+
+def qwen3_vl(folder, width=32):
+    import transformers as hf
+
+    vision = {"patch_size": 16, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+    kinds = hf.Qwen3VLConfig, hf.Qwen3VLForConditionalGeneration
+    return qwen_vl(folder, width, *kinds, vision, {"mrope_section": [1, 1, 2], "mrope_interleaved": True})
+
+
+def qwen_vl(folder, width, kind, model_kind, vision, rope):
+    """Laid out as the hub's, whose processors list a video processor."""
+    from transformers import Qwen2VLImageProcessorPil
+
+    folder.mkdir(exist_ok=True)
+    markers = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    tokenizer = tiny_tokenizer(markers)
+    tokenizer.chat_template = TEMPLATE.replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>")
+    tokenizer.save_pretrained(folder)
+    start, end, image, video = tokenizer.convert_tokens_to_ids(markers)
+    side = 2 * vision["patch_size"]
+    Qwen2VLImageProcessorPil(
+        patch_size=vision["patch_size"], size={"shortest_edge": side**2, "longest_edge": 16 * side**2}
+    ).save_pretrained(folder)
+    (folder / "video_preprocessor_config.json").write_text(
+        '{"video_processor_type": "Qwen2VLVideoProcessor"}'
+    )
+    torch.manual_seed(0)
+    vision |= {"hidden_size": width, "out_hidden_size": width, "intermediate_size": width}
+    vision |= {"num_heads": 2, "depth": 2, "initializer_range": 0.4}
+    text = text_settings(tokenizer, width)
+    text |= {
+        "head_dim": width // 4,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, **rope},
+    }
+    config = kind(
+        text_config=text, vision_config=vision, image_token_id=image,
+        video_token_id=video, vision_start_token_id=start, vision_end_token_id=end, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = model_kind(config)
+    model.lm_head.weight.data[1] *= 2
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+BUILDERS = {
+    "llava_next": llava_next, "smolvlm": smolvlm, "smolvlm2": smolvlm2, "qwen2_5_vl": qwen2_5_vl,
+    "qwen3_vl": qwen3_vl,
+}  # fmt: skip
+IMAGE_TOKENS = {"qwen2_5_vl": "<|image_pad|>", "qwen3_vl": "<|image_pad|>"}  # of others "<image>"
