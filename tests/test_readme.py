@@ -104,7 +104,7 @@ def test_constants_exist_with_the_defaults_that_the_table_gives(name):
 
 @pytest.mark.parametrize("name", READMES)
 def test_presets_exist(name):
-    named = set(re.findall(r"`(cpu-[\w]+|rtx\d+-[\w]+|fp16-[\w]+)`", text_of(name)))
+    named = set(re.findall(r"`(laptop|rtx\d+-[\w]+|fp16-[\w]+)`", text_of(name)))
     assert named == set(settings.PRESETS) - {"demo"}
 
 
