@@ -22,6 +22,7 @@ from files import FolderBusy, locked_folder, replace_file
 from index.decode import BrokenImage, check_still_there, open_image
 from index.encoder import ImageEncoder, embed
 from index.faiss_index import FaissIndex
+from index.file_states import FileStates
 from index.folder import Manifest, finish_swap, is_half_swapped, read_sizes, write_folder
 from index.scores import ROWS_AT_ONCE, check_ids
 from index.shards import Shard, ShardStore
@@ -59,7 +60,7 @@ def build_index(
     """Makes the index of a collection, brings the one that is there up to date, or opens it as it is.
 
     Vectors of the same model are used again, from the folder's index and from the parts that a killed build
-    left: only images that have none, or whose file has another size since, are embedded. Broken ones are
+    left: only images that have none, or whose file has changed since, are embedded. Broken ones are
     tried again, and vectors of images that have vanished are dropped.
 
     Args:
@@ -89,12 +90,12 @@ def build_index(
             finish_swap(folder)
     if kind == "auto":
         kind = _kind_there(folder)
-    sizes = _sizes_of(images)
+    states = FileStates(images)
     source = None
     store = ShardStore(folder / PARTIAL_FOLDER, encoder.fingerprint, encoder.dimension)
     if not rebuild and (index := _open_old(encoder, folder)):
         source = Shard(index.ids, index.vectors, sizes=read_sizes(folder, len(index)))
-        reason = _why_not_current(index, source, images, sizes, folder, kind)
+        reason = _why_not_current(index, source, images, states, folder, kind)
         if not reason:
             log.info("%s: reusing the index of %d images", folder, len(index))
             _clear_left_over(store, folder)
@@ -105,8 +106,8 @@ def build_index(
             store.clear()
         shards = store.load_all()
         sources = [*([source] if source else []), *shards.values()]
-        indexed = {image_id for _, image_id in source.current(sizes)} if source else set()
-        done = {image_id for shard in shards.values() for _, image_id in shard.current(sizes)}
+        indexed = {image_id for _, image_id in source.current(states)} if source else set()
+        done = {image_id for shard in shards.values() for _, image_id in shard.current(states)}
         broken = {image_id for shard in shards.values() for image_id in shard.broken}
         parts = _parts(images, indexed, done, broken, shard_size)
         left = sum(map(len, parts))
@@ -116,14 +117,14 @@ def build_index(
             total=len(images), initial=len(images) - left, desc="embedding", unit="image", disable=None
         ) as bar:
             fresh = _embedded(parts, encoder, batch_size, workers, bar, embed_parts)
-            skipped = _keep(fresh, store, max(shards, default=-1) + 1, sizes, sources, bar)
+            skipped = _keep(fresh, store, max(shards, default=-1) + 1, states, sources, bar)
         place_of = {image.id: place for place, image in enumerate(images)}
         skipped.sort(key=lambda skip: place_of[skip.what])
         if skipped:
             check_still_there(image.path for image in images)
         write_failed(folder, skipped)
         _check_failures(len(images), skipped, max_failed_share)
-        ids, where = _places(place_of, sources, sizes)
+        ids, where = _places(place_of, sources, states)
         if source is not None:
             old, new = set(source.ids), set(ids)
             log.info("%s: %d images are new, %d have vanished", folder, len(new - old), len(old - new))
@@ -137,7 +138,10 @@ def build_index(
             dataset=dataset,
             image_folder=image_folder,
             kind=kind,
-            sizes=[sizes.get(image_id) for image_id in ids],
+            sizes=[
+                states.now(image_id, sources[source].sizes[row] if sources[source].sizes else None)
+                for image_id, (source, row) in zip(ids, where.tolist(), strict=True)
+            ],
         )
         store.clear()
         log.info("%s: wrote the index of %d images, %d left out", folder, len(ids), len(skipped))
@@ -179,15 +183,6 @@ def _check_failures(count: int, skipped: Sequence[Skip], max_failed_share: float
     log.warning("%d of %d images are broken and left out; %s", len(skipped), count, first)
 
 
-def _sizes_of(images: Sequence[Image]) -> dict[str, int]:
-    """Returns the bytes of each picture's file; of those that cannot be asked, nothing."""
-    sizes = {}
-    for image in images:
-        with suppress(OSError):
-            sizes[image.id] = image.path.stat().st_size
-    return sizes
-
-
 def _kind_there(folder: Path) -> IndexKind:
     """Returns the kind of the folder's index, "auto" if there is none that can be read."""
     try:
@@ -222,7 +217,7 @@ def _why_not_current(
     index: FaissIndex,
     source: Shard,
     images: Sequence[Image],
-    sizes: Mapping[str, int],
+    states: FileStates,
     folder: Path,
     kind: IndexKind,
 ) -> str:
@@ -234,7 +229,7 @@ def _why_not_current(
         return "the index is of other images"
     if not failed <= {image.id for image in images}:
         return f"{FAILED_FILE} lists broken images that have vanished"
-    replaced = len(index) - sum(1 for _ in source.current(sizes))
+    replaced = len(index) - sum(1 for _ in source.current(states))
     if replaced:
         return f"{replaced} pictures have been replaced since they were embedded"
     for image in images:
@@ -296,7 +291,7 @@ def _embedded(
 
 
 def _keep(
-    done: Done, store: ShardStore, number: int, sizes: Mapping[str, int], sources: list[Shard], bar: tqdm
+    done: Done, store: ShardStore, number: int, states: FileStates, sources: list[Shard], bar: tqdm
 ) -> list[Skip]:
     """Writes each part as soon as it is there, from this number on, and adds it to the sources."""
     skipped: list[Skip] = []
@@ -305,7 +300,7 @@ def _keep(
         for shard, broken in done:
             count += len(shard.ids) + len(broken)
             if shard.ids:
-                sized = dataclasses.replace(shard, sizes=[sizes.get(image_id) for image_id in shard.ids])
+                sized = dataclasses.replace(shard, sizes=[states.now(image_id) for image_id in shard.ids])
                 sources.append(store.save(number, sized))
                 number += 1
                 del sized
@@ -318,12 +313,12 @@ def _keep(
 
 
 def _places(
-    place_of: Mapping[str, int], sources: Sequence[Shard], sizes: Mapping[str, int]
+    place_of: Mapping[str, int], sources: Sequence[Shard], states: FileStates
 ) -> tuple[list[str], np.ndarray]:
     """Returns the ids of the n images that have a vector, in order, and its source and row, (n, 2) int64."""
     where = np.full((len(place_of), 2), -1, dtype=np.int64)
     for number, source in enumerate(sources):
-        for row, image_id in source.current(sizes):
+        for row, image_id in source.current(states):
             if image_id in place_of:
                 where[place_of[image_id]] = number, row
     there = where[:, 0] >= 0

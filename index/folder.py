@@ -97,7 +97,7 @@ def write_folder(
     dataset: str,
     image_folder: Path,
     kind: IndexKind = "auto",
-    sizes: Sequence[int | None] = (),
+    sizes: Sequence[str | int | None] = (),
 ) -> Manifest:
     """Writes an index in the memory of one block.
 
@@ -108,7 +108,7 @@ def write_folder(
     - ids: n image ids, each once; none are a ValueError.
     - blocks: Their vectors, in order, each block (m, dimension) float32 from `unit_rows`.
     - kind: "auto" picks one by the number of vectors and the memory.
-    - sizes: Bytes of each picture's file, None where that is not known; empty when nothing is known.
+    - sizes: Of each picture's file, as `FileStates.now` tells; empty when nothing is known.
     """
     if not ids:
         raise ValueError(f"{folder}: got an empty index to save, expected at least one image")
@@ -177,7 +177,7 @@ def finish_swap(folder: Path) -> None:
         new_manifest.replace(folder / MANIFEST_FILE)
 
 
-def read_sizes(folder: Path, count: int) -> list[int | None]:
+def read_sizes(folder: Path, count: int) -> list[str | int | None]:
     """Reads `sizes.json` of an index that has been opened; empty if there is none."""
     return read_list(folder / SIZES_FILE, count) if SIZES_FILE in Manifest.read(folder).sha256 else []
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from files import file_sha256, make_folder, replace_file, write_errors, write_json
+from index.file_states import FileStates
 
 log = logging.getLogger(__name__)
 
@@ -29,19 +30,18 @@ class Shard:
         ids: Of n images, in order.
         vectors: (n, d) float32, rows of unit length; may be a memory-mapped file.
         broken: Ids of the images of the same part that gave no vector.
-        sizes: Bytes of each image's file when it was embedded, None if not known; may be empty.
+        sizes: Of each image's file when it was embedded, as `FileStates.now` tells; may be empty.
     """
 
     ids: Sequence[str]
     vectors: np.ndarray
     broken: Sequence[str] = ()
-    sizes: Sequence[int | None] = ()
+    sizes: Sequence[str | int | None] = ()
 
-    def current(self, sizes: Mapping[str, int]) -> Iterator[tuple[int, str]]:
-        """Yields row and id of the images whose files still have the same size, as far as is known."""
+    def current(self, states: FileStates) -> Iterator[tuple[int, str]]:
+        """Yields row and id of the images whose files are still the same, as far as is known."""
         for row, image_id in enumerate(self.ids):
-            then = self.sizes[row] if self.sizes else None
-            if then is None or sizes.get(image_id, then) == then:
+            if states.unchanged(image_id, self.sizes[row] if self.sizes else None):
                 yield row, image_id
 
 

@@ -22,6 +22,7 @@ from BLIP.model import BlipEncoder
 from index.decode import open_image
 from index.encoder import embed
 from index.faiss_index import FaissIndex
+from index.file_states import FileStates
 from playground.image_folder import list_images
 
 PROJECT = Path(__file__).parent.parent
@@ -423,3 +424,41 @@ def test_vectors_and_pictures_do_not_pile_up_in_memory(tmp_path):
     )
     assert large["vectors, MB"] > 20
     assert grown < 0.6 * (large["vectors, MB"] - small["vectors, MB"])
+
+
+def test_a_picture_replaced_by_one_of_the_same_size_is_embedded_again(tmp_path):
+    images = make_images(tmp_path / "images", 12)
+    build(images, ColourEncoder(), tmp_path / "index")
+    red, blue = (images[number].path.read_bytes() for number in (3, 4))
+    padded = max(len(red), len(blue)) + 8
+    images[3].path.write_bytes(red.ljust(padded, b" "))
+    assert count_encoded(tmp_path, images) == 1
+    images[3].path.write_bytes(blue.ljust(padded, b" "))
+    assert count_encoded(tmp_path, images) == 1
+    os.utime(images[3].path, (1, 1))  # touched, and the content is the same
+    assert count_encoded(tmp_path, images) == 0
+
+
+def count_encoded(folder, images):
+    encoder = ColourEncoder()
+    check_vectors(build(images, encoder, folder / "index"), images)
+    return encoder.encoded
+
+
+def test_an_index_that_knows_sizes_alone_still_opens(tmp_path):
+    images = make_images(tmp_path / "images", 6)
+    states = FileStates(images)
+    for image in images:
+        size = image.path.stat().st_size
+        assert states.unchanged(image.id, size) and not states.unchanged(image.id, size + 1)
+        assert states.unchanged(image.id, None) and states.unchanged(image.id, states.now(image.id))
+    images[0].path.unlink()
+    assert FileStates(images).now(images[0].id) is None
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_taken_for_known(tmp_path):
+    (image, *_) = images = make_images(tmp_path, 2)
+    states = FileStates(images)
+    os.utime(image.path, (1, 1))  # between the listing and the reading
+    assert states.now(image.id).endswith(" -")
+    assert not FileStates(images).unchanged(image.id, states.now(image.id))
