@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -11,13 +12,23 @@ from playground.captions import CAPTIONS_FILE, captioned_dataset, table_lines
 from playground.check import Check
 from records import Dataset, Image, Skip
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+log = logging.getLogger(__name__)
+
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
+)
 HOW_TO_GET = """Put pictures there, at any depth, or name another folder with --root. For experiments,
 write what they show into an images_captions.csv beside them; first line: image_name,comment_number,comment
 Tars, Parquet files and data at an address are copied into such a folder by: python -m scale.import_dataset"""
 _ADVICE = "put pictures there, or name another folder"
 _IMPORT = "copy it here first: python -m scale.import_dataset ADDRESS --root FOLDER"
 _NOT_A_FILE = "not a file, or a link that leads nowhere"
+_HIDDEN = "hidden: a name that begins with a dot; rename what is meant"
+_BEGINNINGS = re.compile(  # of pictures: JPEG, PNG, GIF, WebP, BMP, TIFF, AVIF and HEIC
+    rb"\xff\xd8\xff|\x89PNG|GIF8|RIFF....WEBP|BM....\0\0\0\0|II\*\0|MM\0\*"
+    rb"|....ftyp(avi[fs]|hei[cfmsx]|hev[cx]|mif1|msf1)",
+    re.DOTALL,
+)
 _LEADS_OUT = "a link that leads out of the folder; copy what it names, or name that as the folder"
 
 
@@ -51,10 +62,11 @@ def list_images(
 ) -> tuple[tuple[Image, ...], tuple[Skip, ...]]:
     """Lists the pictures of a folder, at any depth, by id.
 
-    A file counts by its suffix, in either case; it is not opened. Names that begin with a dot do not count.
-    The folder itself may be a link. Links in it are followed while they stay in it, each folder once, so that
-    a link to a folder above ends there; a link that leads out is left out, so that an archive from somewhere
-    else cannot bring the reader's own files into an index and a report.
+    A file counts by its suffix, in either case, and one without a suffix by its first bytes. What is hidden,
+    its name or a folder's beginning with a dot, is left out. The folder itself may be a link. Links in it are
+    followed while they stay in it, each folder once, so that a link to a folder above ends there; a link that
+    leads out is left out, so that an archive from somewhere else cannot bring the reader's own files into an
+    index and a report.
 
     Args:
         folder: Where to look.
@@ -62,8 +74,8 @@ def list_images(
         suffixes: Of the files that count, in lower case.
 
     Returns:
-        The pictures, sorted by id; and what was left out: links that lead nowhere or out of the folder,
-        folders that cannot be read, names that are not UTF-8.
+        The pictures, sorted by id; and what was left out: hidden pictures, links that lead nowhere or out of
+        the folder, folders that cannot be read, names that are not UTF-8.
 
     Raises:
         FileNotFoundError: If the folder is missing.
@@ -92,13 +104,15 @@ def list_images(
             continue
         for entry in entries:
             path = current / entry.name
-            if entry.name.startswith("."):
-                continue
             flaw = _flaw_of_link(path, home) if entry.is_symlink() else ""
+            name = path.relative_to(folder).as_posix()
+            hidden = "/." in f"/{name}"
             if not flaw and entry.is_dir():  # asks the disk for links only
                 (linked if entry.is_symlink() else folders).append(path)
-            elif path.suffix.lower() in suffixes or flaw == _LEADS_OUT:
-                name = path.relative_to(folder).as_posix()
+            elif path.suffix.lower() in suffixes or (
+                not hidden and (flaw == _LEADS_OUT or (not path.suffix and (flaw or _begins_well(entry))))
+            ):
+                flaw = _HIDDEN if hidden else flaw
                 if not flaw and not entry.is_file():
                     flaw = _NOT_A_FILE
                 if not flaw and _printable(path, folder) != name:
@@ -110,6 +124,8 @@ def list_images(
     if not images:
         kinds = ", ".join(sorted(suffixes))
         raise ValueError(f"{folder}: got no pictures, expected files ending in {kinds}; {next_command}")
+    if skipped:
+        log.warning("%s: left out %d, first %s: %s", folder, len(skipped), skipped[0].what, skipped[0].why)
     return tuple(sorted(images, key=lambda image: image.id)), tuple(skipped)
 
 
@@ -118,6 +134,17 @@ def _flaw_of_link(path: Path, home: Path) -> str:
     if not goal.is_relative_to(home):
         return _LEADS_OUT
     return "" if goal.exists() else _NOT_A_FILE
+
+
+def _begins_well(entry: os.DirEntry[str]) -> bool:
+    """Tells whether a file begins as a picture does; one that cannot be read may be one."""
+    if not entry.is_file():
+        return False
+    try:
+        with Path(entry.path).open("rb") as file:
+            return _BEGINNINGS.match(file.read(16)) is not None
+    except OSError:
+        return True
 
 
 def _printable(path: Path, folder: Path) -> str:

@@ -30,6 +30,7 @@ from tqdm import tqdm
 from files import append_lines, locked_folder, read_lines, replace_file, write_errors
 from playground.captions import CAPTIONS_FILE, COLUMNS, MAX_COMMENT, NOT_TEXT
 from playground.check import embedding_command
+from playground.image_folder import SUFFIXES
 from settings import run_script
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,6 @@ PART_ROWS = 256  # rows between two lines of the journal: what a kill costs at m
 SUFFIX_OF_FORMAT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
 MAX_PICTURE_BYTES = 64 << 20
 MAX_CAPTION_FILE_BYTES = 1 << 20
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 PICTURE_NAMES = ("image", "picture", "img", "jpg", "png")
 CAPTION_NAMES = ("caption", "captions", "text", "txt", "sentence", "sentences", "raw")
 _TAR = (".tar", ".tar.gz", ".tgz")
@@ -322,7 +322,7 @@ def _tar_rows(name: str) -> Iterator[Row]:
                     texts[suffix] = text if suffix == ".txt" else json.loads(text)
                 except (ValueError, RecursionError) as error:
                     flaw = f"the caption in {suffix} cannot be read: {said(error)}"
-            elif suffix in PICTURE_SUFFIXES and picture is None:
+            elif suffix in SUFFIXES and picture is None:
                 picture = file.read(MAX_PICTURE_BYTES + 1)
         yield Row(sample, picture, texts.get(".txt") or texts.get(".json"), flaw)
 

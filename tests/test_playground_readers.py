@@ -322,6 +322,33 @@ def test_a_folder_of_ones_own_needs_no_captions(tmp_path):
         open_dataset("image_folder", tmp_path, "test")
 
 
+def test_files_without_a_suffix_are_known_by_their_first_bytes(tmp_path):
+    picture = Image.new("RGB", (20, 20))
+    for kind in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"):
+        picture.save(tmp_path / kind, kind)
+    (tmp_path / "HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    for name, content in (("notes", b"BM is short"), ("empty", b""), ("video", b"\0\0\0\x18ftypisom")):
+        (tmp_path / name).write_bytes(content)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "gone").symlink_to(tmp_path / "nothing")
+    images, skipped = list_images(tmp_path, "look there")
+    assert [image.id for image in images] == ["AVIF", "BMP", "GIF", "HEIC", "JPEG", "PNG", "TIFF", "WEBP"]
+    assert [(skip.what, skip.why) for skip in skipped] == [
+        ("gone", "not a file, or a link that leads nowhere")
+    ]
+
+
+def test_hidden_pictures_are_named(tmp_path, caplog):
+    fill(tmp_path, "1.jpg", ".2.jpg", "._1.jpg", ".trash/x.jpg", "a/.b/c/y.HEIC", ".git/objects/aa", ".notes")
+    images, skipped = list_images(tmp_path, "look there")
+    assert [image.id for image in images] == ["1.jpg"]
+    assert {skip.what for skip in skipped} == {".2.jpg", "._1.jpg", ".trash/x.jpg", "a/.b/c/y.HEIC"}
+    assert all(skip.why.startswith("hidden: ") for skip in skipped)
+    assert f"{tmp_path}: left out 4, first " in caplog.text  # whichever command reads them
+    shown = check("image_folder", "--root", str(tmp_path)).stdout
+    assert "4 left out" in shown and "left out: a/.b/c/y.HEIC: hidden: a name that begins with a dot" in shown
+
+
 def test_links_are_followed_while_they_stay_in_the_folder(tmp_path):
     root = tmp_path / "root"
     fill(root, "z/1.jpg", "z/deep/2.jpg")
