@@ -3,7 +3,7 @@
     python interactive_search.py --dataset demo                                        # then open the address
     python interactive_search.py --dataset image_folder --root ~/Pictures --preset demo
     python interactive_search.py --dataset demo --terminal                             # without a browser
-    python interactive_search.py --dataset demo --text "a dog on a beach"              # once, prints files
+    python interactive_search.py --dataset demo --text "a dog -beach" --picture x.jpg   # once, prints files
 
 The guide is docs/interactive.md.
 """
@@ -28,17 +28,15 @@ def main() -> None:
         from scale.milvus import MilvusIndex
 
         index = MilvusIndex.open(settings.index)
-    if settings.text is None:
+    if settings.text is None and settings.picture is None:
         from interactive.server import run_interactive
 
         run_interactive(settings, index)
         return
-    from experiments.open_index import search_once
+    from interactive.once import search_once
 
-    found = search_once(settings, settings.text, settings.shown, index)
-    for place, (path, score) in enumerate(found, start=1):
-        name = "".join(c if c.isprintable() else "?" for c in str(path))  # no orders to the terminal
-        print(f"{place:3d}  {score:.3f}  {name}")  # noqa: T201
+    for line in search_once(settings, index):
+        print(line)  # noqa: T201
 
 
 if __name__ == "__main__":

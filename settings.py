@@ -483,6 +483,7 @@ class InteractiveSettings(SessionSettings):
     )
     terminal: bool = knob(False, "Search in the terminal instead of on a page.")
     text: str | None = knob(None, "Search once with these words, print the best files, and end.")
+    picture: Path | None = knob(None, "Search once with this picture, alone or together with `text`.")
 
     def resolved(self) -> Any:
         """Returns the same settings with every open one filled in.
@@ -595,7 +596,7 @@ class _Handler(logging.StreamHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if isinstance(record.args, tuple):
-            record.args = tuple(_as_seen(value) for value in record.args)
+            record.args = tuple(as_seen(value) for value in record.args)
         tqdm = sys.modules.get("tqdm")  # no bar without it
         if tqdm is None:
             super().emit(record)
@@ -604,7 +605,8 @@ class _Handler(logging.StreamHandler):
             super().emit(record)
 
 
-def _as_seen(value: object) -> object:
+def as_seen(value: object) -> object:
+    """Returns a path relative to where the person stands, if it lies below; anything else as it is."""
     if isinstance(value, Path) and value.is_absolute() and value.is_relative_to(Path.cwd()):
         return value.relative_to(Path.cwd())
     return value

@@ -82,6 +82,10 @@ class BlipEncoder:
         """
         return pictures.resize(image, self.image_size)
 
+    def unknown_words(self, text: str) -> tuple[list[str], int]:
+        """Returns the words of a text that the model hardly knows, and how many words there are."""
+        return self.tokenizer.unknown_words(text)
+
     def encode_images(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Embeds PIL images of any mode and size, in order: (n, dimension) float32, rows of length 1."""
         rows = np.empty((len(images), self.dimension), dtype=np.float32)

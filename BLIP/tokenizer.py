@@ -84,6 +84,18 @@ class Tokenizer:
             ids[:, 0] = first
         return Tokens(ids, mask, truncated)
 
+    def unknown_words(self, text: str) -> tuple[list[str], int]:
+        """Returns the words of a text that the vocabulary lacks as a whole, and how many words there are.
+
+        Words in other letters than a to z, accents aside, count as unknown even where their single signs
+        are tokens: released vocabularies hold those of many scripts, and their models have read none.
+        """
+        normal = self._wordpiece.normalizer.normalize_str(text)
+        split = (word for word, _ in self._wordpiece.pre_tokenizer.pre_tokenize_str(normal))
+        words = [word for word in split if word[0].isalpha()]
+        vocabulary = self._wordpiece.get_vocab()
+        return [word for word in words if not word.isascii() or word not in vocabulary], len(words)
+
     def save(self, path: Path) -> None:
         """Writes the vocabulary, one token a line; [DEC] and [ENC] stay out where opening adds them again."""
         tokens = sorted(self._wordpiece.get_vocab().items(), key=lambda entry: entry[1])

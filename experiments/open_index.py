@@ -63,20 +63,6 @@ def embed_images(
     )
 
 
-def search_once(
-    settings: IndexSettings, text: str, count: int, index: ImageIndex | None = None
-) -> list[tuple[Path, float]]:
-    """Searches a dataset's index with words; the dataset itself is not read. Arguments as `open_retriever`.
-
-    Returns:
-        Files and cosine similarities of the `count` best images, the best first.
-    """
-    retriever = open_retriever(settings, index=index)
-    (ranking,) = retriever.search([text], count)
-    folder = image_folder(retriever.index)
-    return [(folder / image_id, score) for image_id, score in zip(ranking.ids, ranking.scores, strict=True)]
-
-
 def open_retriever(
     settings: IndexSettings, encoder: Encoder | None = None, index: ImageIndex | None = None
 ) -> Retriever:

@@ -59,6 +59,15 @@ def open_image(source: Path | bytes) -> Image.Image:
         raise BrokenImage(path, f"cannot be decoded: {type(error).__name__}: {error}") from error
 
 
+def as_jpeg(picture: Image.Image, side: int) -> bytes:
+    """Returns an RGB picture as JPEG, without camera data, its longest side at most `side` pixels."""
+    small = picture.copy()
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", quality=85, optimize=True, exif=b"")
+    return stream.getvalue()
+
+
 def to_rgb(picture: Image.Image) -> Image.Image:
     """Turns a picture of any mode the right way up and into 8-bit RGB, a copy; the only such converter.
 

@@ -15,9 +15,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlencode
 
 import jinja2
+from PIL import Image
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -26,12 +27,14 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from feedback.strategies import STRATEGIES
 from index.decode import BrokenImage
 from interactive import session as sessions
 from interactive.guard import read_body, read_form
-from interactive.pictures import LARGE_PIXELS, MAX_UPLOADED_BYTES, SMALL_PIXELS, jpeg, read_upload
+from interactive.match import WORDS, match_word
+from interactive.pictures import MAX_UPLOADED_BYTES, SMALL_PIXELS, jpeg, open_outside, read_upload
 from interactive.saved import MAX_BYTES, export_rounds, open_session, save_session
-from interactive.session import Options, Say, SearchContext, Session, UserError
+from interactive.session import LARGE_PIXELS, Options, Say, SearchContext, Session, UserError
 from interactive.study import Study, with_target
 from interactive.visitors import Closed, State, TooBusy, Visitor, Visitors, Worker
 
@@ -65,6 +68,7 @@ class Page:
 
     Attributes:
         visitors: Who is there.
+        preparing: What is being loaded before the first refinement; empty once all is ready.
         searching: The thread that searches.
         writing: The thread that captions and rewrites.
     """
@@ -93,6 +97,7 @@ class Page:
         self.searching, self.writing = Worker("searching"), Worker("writing")
         self._describe = describe
         self._names_shown = names_shown
+        self.preparing = ""
         self._undescribed: deque[str] = deque(maxlen=256)
         self._is_describing = False  # whether that waits for its turn
         self._templates = jinja2.Environment(
@@ -110,13 +115,16 @@ class Page:
             "/round": lambda state, form, say: _outside_study(state).go_to(_integer(form, "number")),
             "/options": self._set_options,
             "/over": lambda state, form, say: _outside_study(state).start_over(),
+            "/by-picture": self._search_picture,
+            "/similar": self._search_similar,
+            "/at": self._go_to_address,
+            "/append": lambda state, form, say: _outside_study(state).show_more(say),
             "/open": self._open,
             "/found": self._found,
             "/study": self._begin_task,
             "/give-up": lambda state, form, say: self._end_task(state, found=False),
         }
-        slow: dict[str, Action] = {
-            "/by-picture": self._search_picture,
+        refining: dict[str, Action] = {
             "/more": lambda state, form, say: _continued(state).next_round(say=say),
             "/propose": lambda state, form, say: _continued(state).propose(say) and None,
             "/edited": lambda state, form, say: _continued(state).next_round(form.get("text", ""), say),
@@ -125,6 +133,9 @@ class Page:
             Route("/", partial(self._html, template="page.html.j2")),
             Route("/view", partial(self._html, template="main.html.j2")),
             Route("/progress", self.progress),
+            Route("/ready", self.ready),
+            Route("/upload", self.upload),
+            Route("/file", self.file, methods=["POST"]),
             Route("/thumbnail/{number:int}", partial(self._jpeg, side=SMALL_PIXELS)),
             Route("/picture/{number:int}", partial(self._jpeg, side=LARGE_PIXELS)),
             Route("/session.json", self.save),
@@ -132,9 +143,8 @@ class Page:
             Route("/mark", self.mark, methods=["POST"]),
             Mount("/static", StaticFiles(directory=HERE / "static")),
         ]
-        for worker, actions in ((self.searching, quick), (self.writing, slow)):
-            for path, action in actions.items():
-                routes.append(Route(path, self._endpoint(worker, action), methods=["POST"]))
+        for path, action in (quick | refining).items():
+            routes.append(Route(path, self._endpoint(action, path in refining), methods=["POST"]))
         return Starlette(
             routes=routes,
             exception_handlers={HTTPException: _refused, UserError: _refused, Exception: _failed},
@@ -146,19 +156,32 @@ class Page:
         self.writing.close()
 
     def warm_up(self) -> None:
-        """Searches once, then opens the other models while the first visitor types; logs what fails."""
+        """Searches once, then loads the other models while the first visitor types; logs what fails."""
         session = self.visitors.new_session()
         session.search("a picture")
+        self.context.strategy(session.options.strategy)  # shared with the searching thread: made once, here
+
+        def caption() -> None:
+            self.context.captions.describe(Image.new("RGB", (64, 64)))  # no caption that is kept already
+
+        def propose() -> None:
+            session.mark(session.current.shown_ids[0], "like")
+            session.propose()
+
+        entry = STRATEGIES[session.options.strategy]
+        steps = [("the captioner", caption)] if self._describe or entry.needs_captioner else []
+        steps += [("the language model" if entry.needs_rewriter else "the strategy", propose)]
+        stages = [f"Loading {name} ({place} of {len(steps)})" for place, (name, _) in enumerate(steps, 1)]
+        self.preparing = stages[0]
 
         def open_models(say: Say) -> None:
-            loading = "Loading the models for the first time"
-            say(loading)
             try:
-                self.context.captions_of(self.context.ids[:1])
-                session.mark(session.current.shown_ids[0], "like")
-                say(loading)  # goes no further once the page is closed
-                session.propose()
+                for self.preparing, (_, load) in zip(stages, steps, strict=True):
+                    say(self.preparing)  # goes no further once the page is closed
+                    load()
+                self.preparing = ""
             except (ValueError, OSError, ModuleNotFoundError) as error:
+                self.preparing = "The models cannot be loaded; the log says why"
                 log.warning("strategy %s: its models cannot be used: %s", session.options.strategy, error)
 
         self.writing.submit(open_models, is_visitors=False)
@@ -179,6 +202,30 @@ class Page:
         return JSONResponse(
             {"busy": visitor.is_waiting, "stage": stage, "ahead": ahead, "captions": captions}
         )
+
+    async def ready(self, request: Request) -> Response:
+        """What is still being loaded; empty once the first refinement need not wait for it."""
+        return PlainTextResponse(self.preparing)
+
+    async def upload(self, request: Request) -> Response:
+        """The picture that a visitor's search began with."""
+        data = self._known(request).state.session.upload
+        if data is None:
+            raise HTTPException(404, "There is no such picture.")
+        return Response(data, media_type="image/jpeg")
+
+    async def file(self, request: Request) -> Response:
+        """Answers with a picture's path, and opens it or its folder; on the person's own machine only."""
+        form = await read_form(request)
+        if not self._names_shown:
+            raise HTTPException(404, "Files can only be opened on the machine they are on.")
+        path = self.context.paths[self.context.id_of(_integer(form, "picture"))].absolute()
+        try:
+            if form.get("do") in ("open", "folder"):
+                await run_in_threadpool(open_outside, path if form["do"] == "open" else path.parent)
+        except BrokenImage as error:
+            raise HTTPException(404, "This picture cannot be read.") from error
+        return PlainTextResponse(str(path))
 
     async def _jpeg(self, request: Request, side: int) -> Response:
         try:
@@ -222,7 +269,7 @@ class Page:
         record = visitor.state.session.current.record
         return JSONResponse({"liked": len(record.liked), "disliked": len(record.disliked)})
 
-    def _endpoint(self, worker: Worker, action: Action) -> Callable[[Request], Awaitable[Response]]:
+    def _endpoint(self, action: Action, refines: bool) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
             form: Mapping[str, Any]
             if (max_bytes := FILE_BYTES.get(request.url.path)) is None:
@@ -235,6 +282,8 @@ class Page:
                 visitor = self.visitors.find(token) or self.visitors.welcome()
                 if visitor.is_waiting:
                     raise HTTPException(409, "Your last request is still being worked on.")
+                needs_models = refines and visitor.state.session.needs_models
+                worker = self.writing if needs_models else self.searching
                 visitor.job = worker.submit(partial(self._work, visitor, action, form))
             except TooBusy as error:
                 headers = {"Retry-After": "5"}
@@ -255,6 +304,9 @@ class Page:
         task = state.task
         try:
             visitor.notice = (_sentence(action(state, form, say) or ""), False)
+            before = visitor.state.session
+            if before.turns and before.id != state.session.id and task is None:
+                state.keep(before)
             visitor.state = state
         except Closed:
             raise
@@ -268,15 +320,32 @@ class Page:
             self._undescribed.extend(visitor.state.session.current.shown_ids)
             self._describe_soon()
 
-    def _search(self, state: State, form: Mapping[str, Any], say: Say) -> None:
+    def _search(self, state: State, form: Mapping[str, Any], say: Say) -> str:
         if state.task is not None and state.session.turns:
             raise UserError("this search has begun; edit the query instead")
-        _continued(state).search(form.get("text", ""), say=say)
+        return _continued(state).search(form.get("text", ""), say=say)
 
-    def _search_picture(self, state: State, form: Mapping[str, Any], say: Say) -> None:
+    def _search_picture(self, state: State, form: Mapping[str, Any], say: Say) -> str:
         session = _outside_study(state)
         say("Reading your picture")
-        session.search(form["words"], read_upload(form["file"]), say)
+        return session.search(form["words"], read_upload(form["file"]), say=say)
+
+    def _search_similar(self, state: State, form: Mapping[str, Any], say: Say) -> str:
+        similar = self.context.id_of(_integer(form, "picture"))
+        return _outside_study(state).search("", similar=similar, say=say)
+
+    def _go_to_address(self, state: State, form: Mapping[str, Any], say: Say) -> str | None:
+        """Shows what `_address` gave for a round, while it is remembered; otherwise searches as it began."""
+        session, wanted = _outside_study(state), form.get("search", "")
+        if wanted in state.earlier:
+            state.session = state.earlier[wanted].copy()
+        if wanted and wanted == state.session.id:
+            return state.session.go_to(_integer(form, "round") - 1)
+        state.session = self.visitors.new_session()
+        state.session.options = session.options
+        if "similar" in form:
+            return self._search_similar(state, {"picture": form["similar"]}, say)
+        return self._search(state, {"text": form["q"]}, say) if "q" in form else None
 
     def _open(self, state: State, form: Mapping[str, Any], say: Say) -> None:
         _outside_study(state)
@@ -287,8 +356,10 @@ class Page:
         try:
             threshold = float(form["threshold"]) if form.get("threshold") else None
         except ValueError as error:
-            raise UserError("the minimum similarity is not a number") from error
+            raise UserError("the minimum match is not a number") from error
         shown, shows_again = _integer(form, "shown"), form.get("shows_again") == "on"
+        if shown > sessions.MAX_SHOWN:
+            raise UserError(f"pictures per round: got {shown}, expected at most {sessions.MAX_SHOWN}")
         return session.set_options(Options(form.get("strategy", ""), shown, threshold, shows_again), say)
 
     def _found(self, state: State, form: Mapping[str, Any], say: Say) -> None:
@@ -350,6 +421,18 @@ class Page:
             raise HTTPException(409, "Your session has ended; search again.")
         return visitor
 
+    def _address(self, state: State) -> str:
+        """Returns the address of what a visitor sees; `_go_to_address` leads back to it."""
+        session = state.session
+        if state.task is not None or not session.turns:
+            return "/"
+        fields: dict[str, str | int] = {"search": session.id, "round": session.position + 1}
+        if session.similar is not None:
+            fields["similar"] = self.context.number_of(session.similar)
+        elif session.upload is None:
+            fields["q"] = session.typed
+        return f"/?{urlencode(fields)}"
+
     def _picture(self, image_id: str) -> dict[str, Any]:
         """Returns what may be said of a picture: its number, and its caption if it has been made."""
         return {
@@ -368,6 +451,8 @@ class Page:
             session=session,
             turn=session.current if session.turns else None,
             busy=is_busy,
+            address=self._address(state),
+            preparing=self.preparing,
             stage=visitor.status[0] or "Working",
             notice=notice,
             task=task,
@@ -379,6 +464,8 @@ class Page:
             names_shown=self._names_shown,
             describes=self._describe,
             changes_between=sessions.changes_between,
+            match_word=match_word,
+            MATCH_WORDS=WORDS[:-1],
             EDITED=sessions.EDITED,
             MAX_LETTERS=sessions.MAX_LETTERS,
             MAX_SHOWN=sessions.MAX_SHOWN,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import shutil
+import subprocess
+import sys
 import threading
 import warnings
 from functools import lru_cache
@@ -10,11 +13,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from index.decode import FORMATS, BrokenImage, open_image
+from index.decode import FORMATS, BrokenImage, as_jpeg, open_image
 from interactive.session import UserError
 
 SMALL_PIXELS = 384  # longest side in the grid, sharp on high-density screens
-LARGE_PIXELS = 1024
 MAX_CACHED = 512  # pictures of 10 to 200 kB
 MAX_UPLOADED_BYTES = 10 * 2**20
 MAX_UPLOADED_PIXELS = 40_000_000
@@ -31,11 +33,18 @@ def jpeg(path: Path, side: int) -> bytes:
         BrokenImage: (a ValueError) If the file gives no picture.
     """
     with _DECODING:
-        picture = open_image(path)
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=85, optimize=True)
-    return stream.getvalue()
+        return as_jpeg(open_image(path), side)
+
+
+def open_outside(path: Path) -> None:
+    """Opens a picture, or a folder, with the desktop's program for it; UserError if there is none."""
+    program = shutil.which("open" if sys.platform == "darwin" else "xdg-open")
+    if program is None:
+        raise UserError("no desktop was found to open files with (xdg-open); copy the path instead")
+    if not path.is_dir():
+        open_image(path)  # a BrokenImage: nothing else is opened, whatever its name
+    quiet = subprocess.DEVNULL
+    subprocess.Popen([program, path], stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
 
 
 def read_upload(data: bytes) -> Image.Image:

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from feedback.history import NextQuery
-from interactive.session import MAX_ROUNDS, Options, SearchContext, Session, UserError
+from index.decode import as_jpeg
+from interactive.pictures import read_upload
+from interactive.session import LARGE_PIXELS, MAX_ROUNDS, Options, SearchContext, Session, UserError
 from records import Round
 from retriever import SearchQuery
 
-FORMAT = 2
+FORMAT = 3
 MAX_BYTES = 10 * 2**20
 MAX_TEXT_LETTERS = 5000  # of a text in the file; captions and prompts' faults are longer than queries
 
@@ -36,7 +38,11 @@ def save_session(session: Session) -> str:
         "query_id": session.current.record.query_id,
         "at": session.position,
         "options": asdict(session.options),
-        "picture": _packed(session.picture),
+        "upload": session.upload and base64.b64encode(session.upload).decode(),
+        "similar": session.similar,
+        "typed": session.typed,
+        "signed": session.signed,
+        "added": _packed(session.added),
         "turns": [
             {
                 "text": turn.record.text,
@@ -103,7 +109,14 @@ def _replayed(values: dict[str, Any], context: SearchContext) -> Session:
             [_text(caption) for caption in turn["captions"]],
         )
     session.options, session.position = options, int(position)
-    session.picture = _unpacked(values["picture"], dimension)
+    session.added = _unpacked(values["added"], dimension)
+    session.typed = _text(values["typed"])
+    session.signed = tuple((_sign(sign), _text(words)) for sign, words in values["signed"])
+    if values["similar"] is not None:
+        session.similar = context.ids[context.number_of(values["similar"])]
+    if values["upload"] is not None:  # as suspicious as any other upload
+        upload = read_upload(base64.b64decode(values["upload"], validate=True))
+        session.upload = as_jpeg(upload, LARGE_PIXELS)
     return session
 
 
@@ -116,6 +129,12 @@ def _options(values: dict[str, Any], context: SearchContext) -> Options:
     if options.strategy not in context.strategies:
         raise ValueError("not one of the strategies")
     return options
+
+
+def _sign(value: str) -> str:
+    if value not in ("+", "-"):
+        raise ValueError("not a sign")
+    return value
 
 
 def _text(value: str) -> str:

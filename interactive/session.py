@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,12 +28,17 @@ from feedback.rounds import next_searches, search_round, take_feedback
 from feedback.strategies import STRATEGIES
 from feedback.users import View
 from generation.captions import ImageCaptions
+from index.decode import as_jpeg, open_image
+from interactive.match import MatchScale
+from interactive.words import Signed, beside_words, doubt, split_signs
 from records import Feedback, Query, Round
 from retriever import Retriever, SearchQuery
 
 EDITABLE = tuple(name for name, entry in STRATEGIES.items() if entry.moves_query)
-MAX_SHOWN = 40  # below feedback.rounds.DEPTH: a ranking no longer than what is shown means nothing is left
+MAX_SHOWN = 100  # pictures that a person may ask for at a time
+MAX_PICTURES = 10_000  # in one round, with all that was appended
 MAX_ROUNDS = 50
+LARGE_PIXELS = 1024  # longest side of an enlarged picture, and of an uploaded one that is kept
 MAX_LETTERS = 500  # of a query
 EDITED = "edited by the person"  # recorded where a rewrite's fallback reason would stand
 
@@ -95,6 +101,11 @@ class SearchContext:
         """Identifies the collection in picture URLs, so that no browser cache shows another one's."""
         return hashlib.sha256("\n".join(self.ids).encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
+    @cached_property
+    def match_scale(self) -> MatchScale:
+        """Puts scores on the scale that people see."""
+        return MatchScale(self.retriever)
+
     def number_of(self, image_id: str) -> int:
         """Returns a picture's number in URLs and forms: its row in the index; KeyError if it is not there."""
         return self.retriever.index.row_of[image_id]
@@ -122,9 +133,8 @@ class Options:
 
     Attributes:
         strategy: How feedback changes the query.
-        shown: Pictures per round, at most `MAX_SHOWN`.
-        threshold: Minimum cosine similarity of a shown picture, or None. No effect where the strategy ranks
-            by other scores.
+        shown: Pictures per round.
+        threshold: Minimum match of a shown picture, on the scale of `interactive.match`, or None.
         shows_again: Whether pictures from earlier rounds may be shown again.
     """
 
@@ -134,10 +144,10 @@ class Options:
     shows_again: bool = False
 
     def __post_init__(self) -> None:
-        if not 1 <= self.shown <= MAX_SHOWN:
-            raise UserError(f"pictures per round: got {self.shown}, expected 1 to {MAX_SHOWN}")
-        if self.threshold is not None and not -1 <= self.threshold <= 1:
-            raise UserError(f"minimum similarity: got {self.threshold}, expected -1 to 1")
+        if not 1 <= self.shown <= MAX_PICTURES:
+            raise UserError(f"pictures per round: got {self.shown}, expected 1 to {MAX_PICTURES}")
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise UserError(f"minimum match: got {self.threshold}, expected a number")
 
     @property
     def protocol(self) -> Protocol:
@@ -158,13 +168,16 @@ class Turn:
     Attributes:
         record: The round.
         search: The query as searched: its text, with the vector or scores made from it.
-        options: By which it was searched; their strategy is the one that produced the query.
+        options: By which it was searched; their strategy is the one that produced the query, and `shown`
+            counts what was appended.
+        matches: Of the record's images: their scores on one scale, see `interactive.match`.
         marks: All marks by image id. Those of pictures that the options now hide count again once shown.
     """
 
     record: Round
     search: SearchQuery
     options: Options
+    matches: tuple[float, ...]
     marks: Mapping[str, Mark] = field(default_factory=dict)
 
     @property
@@ -209,7 +222,11 @@ class Session:
         turns: All rounds, round 0 first.
         position: Number of the round on view; the next round follows it.
         proposal: A rewritten query that waits for the person's approval.
-        picture: (d,) float32 unit vector of the uploaded picture that the search started with, or None.
+        upload: The uploaded picture that the search started with, a JPEG, or None.
+        similar: Id of the collection's picture that it started with, or None.
+        typed: The words that it started with, signs included; may be empty beside a picture.
+        signed: The words with a sign, which count in every round.
+        added: (d,) float32 vector of picture and signed words, added to every round's query, or None.
     """
 
     def __init__(self, context: SearchContext, options: Options) -> None:
@@ -223,7 +240,16 @@ class Session:
         self.turns: list[Turn] = []
         self.position = 0
         self.proposal: NextQuery | None = None
-        self.picture: np.ndarray | None = None
+        self.upload: bytes | None = None
+        self.similar: str | None = None
+        self.typed = ""
+        self.signed: tuple[Signed, ...] = ()
+        self.added: np.ndarray | None = None
+
+    @property
+    def id(self) -> str:
+        """Names the search; another one once rounds would be lost. Empty before the first."""
+        return self._query.id if self._query else ""
 
     @property
     def current(self) -> Turn:
@@ -237,31 +263,56 @@ class Session:
         """The records before the round on view."""
         return [turn.record for turn in self.turns[: self.position]]
 
+    @property
+    def needs_models(self) -> bool:
+        """Whether the next round asks captioner or language model."""
+        if not self.turns or self.proposal:
+            return False
+        entry = STRATEGIES[self.options.strategy]
+        liked = any(record.liked for record in self.records())
+        return not self.turns[0].record.text or (liked and (entry.needs_captioner or entry.needs_rewriter))
+
     def records(self) -> list[Round]:
         """Returns the records up to the round on view."""
         return [*self.past, self.current.record]
 
-    def search(self, words: str, picture: Image.Image | None = None, say: Say = _silently) -> None:
-        """Starts a new search with words, a picture, or both with equal weight.
+    def search(
+        self,
+        words: str,
+        picture: Image.Image | None = None,
+        similar: str | None = None,
+        say: Say = _silently,
+    ) -> str:
+        """Starts a new search with words, a picture from outside or of the collection, or words and picture.
 
-        The picture's vector stays part of the query in all rounds. Without words, the first round searches
-        the picture alone, in mode RGB, and its caption is the text that later rounds build on.
+        Words and picture have equal weight, and the picture stays part of the query in all rounds. Without
+        words, the first round searches the picture alone; later rounds build on its caption. Words with a
+        sign count in all rounds (`interactive.signed_words`).
+
+        Returns a clause about words that the encoder does not know; empty if there is nothing to tell.
         """
-        text = checked_text(words) if words.strip() or picture is None else ""
+        has_picture = picture is not None or similar is not None
+        typed = checked_text(words) if words.strip() or not has_picture else ""
+        text, signed = split_signs(typed)
+        if not text and not has_picture:
+            raise UserError(f"got only words with a sign ({typed}); say what to look for, too")
         vector = None
         if picture is not None:
             say("Looking at your picture")
             vector = self.context.retriever.encode_images([picture])[0]
-        if text:
-            first, added = SearchQuery(text=text), vector
-        else:
-            say("Describing your picture")
-            text = checked_text(self.context.captions.describe(picture)) if picture is not None else text
-            first, added = SearchQuery(text=text, vector=vector), None
-        query = Query(f"person-{secrets.token_hex(6)}", text, None, frozenset())
-        turn = self._search(query, [], NextQuery(first), "original", added, say)
+        elif similar is not None:
+            vector = self.context.retriever.vectors_of([similar])[0]
+        added = beside_words(signed, vector, self.context.retriever)
+        first = SearchQuery(text=text) if text else SearchQuery(vector=added)
+        query = Query(_new_id(), text, None, frozenset())
+        options = replace(self.options, strategy="original")
+        turn = self._search(query, [], NextQuery(first), options, added if text else None, say)
         self.start_over()
-        self._query, self.turns, self.picture = query, [turn], vector
+        self._query, self.turns, self.signed, self.similar = query, [turn], signed, similar
+        self.typed = typed
+        self.upload = as_jpeg(picture, LARGE_PIXELS) if picture is not None else None
+        self.added = added
+        return doubt(text, self.context.retriever.encoder)
 
     def mark(self, image_id: str, mark: Mark) -> None:
         """Likes or dislikes a shown picture, or takes that back."""
@@ -279,17 +330,30 @@ class Session:
 
     def next_round(self, text: str | None = None, say: Say = _silently) -> None:
         """Searches the next round with the person's version of the query; None takes the strategy's."""
-        query = self._continuing()
+        self._continuing()
         edited = None if text is None else checked_text(text)
         if edited is not None and (self.proposal is None or edited != self.proposal.search.text):
+            edited, signed = split_signs(edited)
+            if not edited:
+                raise UserError("got only words with a sign; say what to look for, too")
+            self.signed += signed
+            self.added = beside_words(signed, self.added, self.context.retriever)
             self._take_feedback(say)
             coming = NextQuery(SearchQuery(text=edited), EDITED)
         else:
             coming = self.proposal or self.propose(say)
-        turn = self._search(query, self.records(), coming, self.options.strategy, self.picture, say)
+        self._fork()
+        turn = self._search(self._continuing(), self.records(), coming, self.options, self.added, say)
         self.turns = [*self.turns[: self.position + 1], turn]
         self.position += 1
         self.proposal = None
+
+    def show_more(self, say: Say = _silently) -> None:
+        """Appends the next best pictures to the round on view, as many as the options say."""
+        self._continuing()
+        turn = self.current
+        self._fork()
+        self._search_again(replace(turn.options, shown=turn.options.shown + self.options.shown), say)
 
     def set_options(self, options: Options, say: Say = _silently) -> str:
         """Changes the options. The latest round is shown by them at once; earlier ones stay as they are.
@@ -303,15 +367,13 @@ class Session:
         before, self.options = self.options, options
         if options.strategy != before.strategy:
             self.proposal = None
-        if not self.turns or self._query is None or replace(options, strategy=before.strategy) == before:
+        if not self.turns or replace(options, strategy=before.strategy) == before:
             return ""
         if self.position + 1 < len(self.turns):
             return "the new options apply from the next search on; the rounds so far stay as they are"
-        turn = self.current
-        coming = NextQuery(turn.search, turn.record.fallback)
-        new = self._search(self._query, self.past, coming, turn.options.strategy, None, say)
-        self.turns[self.position] = new.with_marks(turn.marks)
-        self.proposal = None
+        used = self.current.options
+        shown = used.shown if options.shown == before.shown else options.shown  # what was appended stays
+        self._search_again(replace(options, strategy=used.strategy, shown=shown), say)
         return ""
 
     def go_to(self, number: int) -> None:
@@ -326,9 +388,8 @@ class Session:
     ) -> None:  # fmt: skip
         """Adds a saved round by searching it again; a ValueError if search or captions do not fit."""
         self._query = self._query or Query(query_id, coming.search.text or "", None, frozenset())
-        self.options = options
         past = [turn.record for turn in self.turns]
-        turn = self._search(self._query, past, coming, options.strategy, None, _silently).with_marks(marks)
+        turn = self._search(self._query, past, coming, options, None, _silently).with_marks(marks)
         if len(captions) not in (0, len(turn.record.liked)):
             raise ValueError("captions do not fit")
         record = replace(turn.record, captions=tuple(captions))
@@ -345,32 +406,59 @@ class Session:
         text = self.current.record.text
         return changes_between(self.past[-1].text if self.past else text, text)
 
+    def liked_before(self) -> tuple[str, ...]:
+        """Returns the pictures liked in earlier rounds, the latest first."""
+        return tuple(dict.fromkeys(one for record in reversed(self.past) for one in record.liked))
+
     def require_shown(self, image_id: str) -> None:
         """Raises `UserError` if a picture is not shown in this round."""
         if image_id not in self.current.shown_ids:
             raise UserError("that picture is not shown in this round")
 
     def _search(
-        self, query: Query, past: list[Round], coming: NextQuery, strategy: str, picture: np.ndarray | None,
+        self, query: Query, past: list[Round], coming: NextQuery, options: Options, added: np.ndarray | None,
         say: Say,
     ) -> Turn:  # fmt: skip
         say("Searching")
         search = self.context.retriever.prepared([coming.search])[0]
-        if picture is not None and search.vector is not None:
-            search = replace(search, vector=search.vector + picture)  # both of unit length: equal weights
-        asked, protocol = [NextQuery(search, coming.fallback)], self.options.protocol
-        record = search_round([query], [past], asked, len(past), self.context.retriever, protocol)[0]
-        threshold = self.options.threshold
-        if threshold is not None and search.scores is None:
-            hidden = sum(score < threshold for score in record.scores[: record.shown])
+        if added is not None and search.vector is not None:
+            search = replace(search, vector=search.vector + added)  # of unit length: equal weights
+        asked = [NextQuery(search, coming.fallback)]
+        record = search_round(
+            [query], [past], asked, len(past), self.context.retriever, options.protocol
+        )[0]  # fmt: skip
+        matches = self.context.match_scale.of(search, record.scores)
+        if options.threshold is not None:
+            hidden = sum(match < options.threshold for match in matches[: record.shown])
             if hidden:  # hidden pictures were not seen: later rounds may show them, so nothing is exhausted
                 record = replace(record, shown=record.shown - hidden, stop="")
-        return Turn(record, search, replace(self.options, strategy=strategy))
+        return Turn(record, search, options, matches)
+
+    def _search_again(self, options: Options, say: Say) -> None:
+        """Searches the round on view by other options; its marks stay, later rounds do not."""
+        turn = self.current
+        coming = NextQuery(turn.search, turn.record.fallback)
+        query = self._query or Query(turn.record.query_id, turn.record.text, None, frozenset())
+        new = self._search(query, self.past, coming, options, None, say)
+        self.turns = [*self.turns[: self.position], new.with_marks(turn.marks)]
+        self.proposal = None
+
+    def _fork(self) -> None:
+        """Goes on under another id where later rounds are about to be replaced.
+
+        Whoever keeps the session as it was, by its id, then loses none of them.
+        """
+        if self.position + 1 == len(self.turns):
+            return
+        self._query = replace(self._continuing(), id=_new_id())
+        self.turns = [
+            replace(turn, record=replace(turn.record, query_id=self._query.id)) for turn in self.turns
+        ]
 
     def _take_feedback(self, say: Say) -> tuple[Query, Strategy]:
         """Records the person's marks, with captions of the liked pictures."""
+        self._describe_start(say)
         query, turn = self._continuing(), self.current
-        say("Opening the models")
         strategy = self.context.strategy(self.options.strategy)
         liked = turn.record.liked
         if liked and strategy.needs_captions:
@@ -381,6 +469,21 @@ class Session:
         self.turns[self.position] = replace(turn, record=record)
         return query, strategy
 
+    def _describe_start(self, say: Say) -> None:
+        """Gives a search that began with a picture alone that picture's caption as its words."""
+        first = self.turns[0] if self.turns else self.current
+        if first.record.text or self._query is None:
+            return
+        say("Describing the picture you began with")
+        if self.upload is not None:
+            text = self.context.captions.describe(open_image(self.upload))
+        else:
+            text = self.context.captions_of([self.similar or ""])[0]
+        text = checked_text(text)
+        self._query = replace(self._query, text=text)
+        record, search = replace(first.record, text=text), replace(first.search, text=text)
+        self.turns[0] = replace(first, record=record, search=search)
+
     def _continuing(self) -> Query:
         turn = self.current
         if self._query is None or turn.record.stop:
@@ -388,6 +491,10 @@ class Session:
         if self.position + 1 >= MAX_ROUNDS:
             raise UserError(f"a session has at most {MAX_ROUNDS} rounds; start over")
         return self._query
+
+
+def _new_id() -> str:
+    return f"person-{secrets.token_hex(6)}"
 
 
 def changes_between(before: str, after: str) -> list[tuple[str, str]]:

@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import TextIO
 
 from files import write_bytes
+from interactive.once import listed
 from interactive.pictures import MAX_UPLOADED_BYTES, read_upload
 from interactive.saved import MAX_BYTES, open_session, save_session
 from interactive.session import Options, SearchContext, Session, UserError
+from settings import as_seen
 
 log = logging.getLogger(__name__)
 
 HELP = """\
 a dog on a beach     search for it
+a dog -beach +big    without a beach, rather big
 +2 5                 like pictures 2 and 5 (again: undo that)
 -3                   dislike picture 3
 (an empty line)      more like these
@@ -68,6 +71,7 @@ class Terminal:
     def _answer(self, line: str) -> None:
         session = self._session
         word, _, rest = line.partition(" ")
+        note = ""
         rest = rest.strip()
         match word:
             case "":
@@ -75,11 +79,13 @@ class Terminal:
             case "/edit":
                 session.next_round(rest, self._say)
             case "/back":
+                if session.current is session.turns[0]:
+                    raise UserError("this is round 1; there is none before it")
                 session.go_to(session.position - 1)
             case "/picture":
                 name, *words = shlex.split(rest) or [""]
                 picture = read_upload(_read_file(_path(name), MAX_UPLOADED_BYTES))
-                session.search(" ".join(words), picture, self._say)
+                note = session.search(" ".join(words), picture, say=self._say)
             case "/open":
                 text = _read_file(_path(rest), MAX_BYTES).decode("utf-8", errors="replace")
                 self._session = open_session(text, self._context)
@@ -96,28 +102,31 @@ class Terminal:
             case _ if word[0] == "/":
                 raise UserError(f"got {word}, expected words or a command; /help lists them")
             case _:
-                session.search(line, say=self._say)
-        return self._show()
+                note = session.search(line, say=self._say)
+        return self._show(note)
 
-    def _show(self) -> None:
+    def _show(self, note: str = "") -> None:
         session, turn = self._session, self._session.current
         record = turn.record
         forms = {"same": "{}", "added": "[+{}]", "removed": "[-{}]"}
-        query = " ".join(forms[kind].format(text) for kind, text in session.changes())
-        self._write(f"\nRound {session.position + 1}: {query}")
+        query = " ".join(forms[kind].format(text) for kind, text in session.changes()) or "your picture"
+        signed = "".join(f" {sign}[{words}]" for sign, words in session.signed)
+        self._write(f"\nRound {session.position + 1}: {query}{signed}")
         if record.fallback:
             self._write(f"  ({record.fallback})")
         for caption in session.past[-1].captions if session.past else ():
             self._write(f"  liked: {caption}")
-        if self._describe:
-            self._say("Describing the pictures")
-            self._context.captions_of(turn.shown_ids)
-        for place, (image_id, score) in enumerate(zip(turn.shown_ids, record.scores, strict=False), start=1):
+        for place, (image_id, match) in enumerate(zip(turn.shown_ids, turn.matches, strict=False), start=1):
             mark = {"like": "+", "dislike": "-"}.get(turn.marks.get(image_id, ""), " ")
-            path, caption = self._context.paths[image_id], self._context.known_caption(image_id) or ""
-            self._write(f"{mark}{place:3d}  {score:.3f}  {path}  {caption}".rstrip())
+            self._write(mark + listed(place, match, as_seen(self._context.paths[image_id])))
+        if note:
+            self._write(f"! {note}")
         if record.stop:
             self._write("all pictures have been shown; go /back, or search for something else")
+        if self._describe:  # takes a while: the pictures come first
+            self._say("Describing the pictures")
+            for place, caption in enumerate(self._context.captions_of(turn.shown_ids), start=1):
+                self._write(f" {place:3d}  {caption}")
 
     def _mark(self, line: str) -> None:
         kind = "like" if line[0] == "+" else "dislike"

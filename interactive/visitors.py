@@ -17,6 +17,7 @@ from interactive.study import Task
 log = logging.getLogger(__name__)
 
 MAX_VISITORS = 64
+MAX_EARLIER = 8  # searches of a visitor that an address leads back to
 MAX_WAITING = 16  # visitors' jobs that wait for a thread
 QUIET_SECONDS = 2.0  # closing takes longer only with a word
 
@@ -124,6 +125,7 @@ class State:
         task: The picture to find, in the study.
         tasks_given: How many pictures this visitor was given.
         verdict: The outcome of a picture declared found, or of a study's search.
+        earlier: The searches before this one, by their ids, the latest last: what addresses lead back to.
     """
 
     session: Session
@@ -131,10 +133,18 @@ class State:
     task: Task | None = None
     tasks_given: int = 0
     verdict: dict[str, Any] | None = None
+    earlier: dict[str, Session] = field(default_factory=dict)
 
     def copy(self) -> State:
         """Returns an independent copy, but for the task's own counts."""
-        return replace(self, session=self.session.copy())
+        return replace(self, session=self.session.copy(), earlier=dict(self.earlier))
+
+    def keep(self, session: Session) -> None:
+        """Remembers a search that another one replaces; the oldest ones are forgotten."""
+        self.earlier.pop(session.id, None)
+        self.earlier[session.id] = session
+        for old in list(self.earlier)[:-MAX_EARLIER]:
+            del self.earlier[old]
 
 
 @dataclass

@@ -115,7 +115,13 @@ def test_query_like_refine_edit_back(visit, context):  # noqa: F811
     expect(ann.tab.locator(".card img").first).to_have_attribute(  # captions come in while one looks
         "alt", f"a {first[0].replace('-', ' ', 1).replace('-', ' in the ')}"
     )
-    expect(ann.tab.locator("#more")).to_have_text("Show more", use_inner_text=True)
+    expect(ann.tab.locator("#append")).to_have_text("Show more")
+    expect(ann.tab.locator("#more")).to_be_hidden()
+    ann.tab.click("#append")
+    expect(ann.tab.locator(".card")).to_have_count(20)
+    assert ann.cards()[:10] == first and ann.tab.locator(".trail li").count() == 1
+    expect(ann.card(11).locator(".open")).to_be_focused()
+    first = ann.cards()
     ann.card(2).locator(".like").click()
     ann.card(3).locator(".dislike").click()
     expect(ann.card(2)).to_have_class("card like")
@@ -124,7 +130,8 @@ def test_query_like_refine_edit_back(visit, context):  # noqa: F811
     expect(ann.tab.locator("#more")).to_have_text("More like these", use_inner_text=True)
     ann.tab.click("#more")
     ann.is_done(rounds=2)
-    caption = ann.tab.locator(".query .described span").inner_text()
+    caption = ann.tab.locator("#liked .described span").inner_text()
+    expect(ann.tab.locator("#liked img")).to_have_count(1)  # what was liked stays visible
     assert ann.tab.locator("#query ins").inner_text() == f", {caption}"
     assert not set(ann.cards()) & set(first)
     ann.shoot("refined-wide-light")
@@ -137,6 +144,7 @@ def test_query_like_refine_edit_back(visit, context):  # noqa: F811
     ann.is_done(rounds=3)
     assert ann.cards()[0] == "white-cat-room"
     expect(ann.tab.get_by_text("Edited by you")).to_be_visible()
+    expect(ann.tab.locator("#liked img")).to_have_count(2)
     ann.tab.click("#back")
     expect(ann.tab.locator(".trail [aria-current]")).to_contain_text("2")
     ann.tab.click(".trail li:first-child button")
@@ -170,9 +178,8 @@ def test_save_open_export_and_options(visit, tmp_path):
     bob.tab.press("#shown", "Enter")
     expect(bob.tab.locator(".card")).to_have_count(4)
     assert bob.cards() == ann.cards()[:4]
-    bob.tab.fill("#threshold", "0.99")
-    bob.tab.press("#threshold", "Enter")
-    expect(bob.tab.get_by_text("below the minimum similarity")).to_be_visible()
+    bob.tab.select_option("#threshold", "very close")
+    expect(bob.tab.get_by_text("less than you asked for")).to_be_visible()
     assert bob.tab.locator("#options[open]").count() == 1  # what was open stays open
 
 
@@ -217,14 +224,25 @@ def test_with_the_keyboard_alone(visit):
     keys.press("Enter")
     expect(ann.tab.locator("#large")).to_be_visible()
     expect(ann.tab.locator("#large .name")).to_have_text(first[0])
+    keys.press("ArrowLeft")  # there is none
+    for key, place in (("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("ArrowLeft", 0)):
+        keys.press(key)
+        expect(ann.tab.locator("#large .name")).to_have_text(first[place])
     keys.press("l")
     expect(ann.tab.locator("#marked")).to_have_text("2 liked, 1 disliked")
     assert ann.tab.evaluate("document.activeElement.closest('.card').dataset.name") == first[0]
     keys.press("e")
     expect(ann.tab.locator("#edit")).to_be_focused()
-    keys.press("Tab")
+    keys.press("Escape")
+    expect(ann.tab.locator("#edit")).to_have_count(0)
+    ann.card(1).locator(".open").focus()
+    keys.press("e")
+    expect(ann.tab.locator("#edit")).to_be_focused()
+    keys.press("End")
+    keys.type(" and a cat")
     keys.press("Enter")
     ann.is_done(rounds=2)
+    expect(ann.tab.locator("#query")).to_contain_text("and a cat")
     keys.press("b")
     expect(ann.tab.locator("#query")).to_have_text("a dog")
     keys.press("m")
@@ -239,6 +257,11 @@ def test_with_the_keyboard_alone(visit):
     ann.card(1).locator(".open").click()
     keys.press("f")
     expect(ann.tab.get_by_role("heading", name="Found in round 2")).to_be_visible()
+    ann.card(3).locator(".open").focus()
+    name = ann.cards()[2]
+    keys.press("s")
+    ann.is_done()
+    assert ann.cards()[0] == name
 
 
 def test_a_picture_of_ones_own_with_words_and_without(visit, tmp_path):
@@ -246,8 +269,11 @@ def test_a_picture_of_ones_own_with_words_and_without(visit, tmp_path):
     ann = visit()
     ann.search("a horse")  # words that were searched already do not go along with a picture
     ann.tab.set_input_files("#upload", tmp_path / "mine.jpg")
-    expect(ann.tab.get_by_text("Your picture is part of this query")).to_be_visible()
-    expect(ann.tab.locator("#query")).to_have_text("a green picture")
+    expect(ann.tab.get_by_text("The picture is part of this query")).to_be_visible()
+    expect(ann.tab.locator("#query")).to_have_text("Pictures like this one")
+    assert ann.tab.get_by_alt_text("Your picture").evaluate(
+        "each => each.decode().then(() => each.naturalWidth)"
+    )
     expect(ann.tab.locator("#words")).to_have_value("")
     ann.tab.fill("#words", "a dog")  # newly typed words do
     ann.tab.set_input_files("#upload", tmp_path / "mine.jpg")
@@ -260,12 +286,82 @@ def test_a_server_that_does_not_answer_is_said(visit):
     ann = visit()
     ann.search("a dog")
     ann.context.set_offline(True)
-    ann.tab.click("#more")
+    ann.tab.click("#append")
     expect(ann.tab.get_by_role("alert")).to_have_text("The server does not answer.")
     ann.context.set_offline(False)
     ann.complaints.clear()
-    ann.tab.click("#more")  # nothing is stuck
+    ann.tab.click("#append")  # nothing is stuck
+    expect(ann.tab.locator(".card")).to_have_count(20)
+
+
+def test_back_and_forward_step_through_rounds_and_every_state_has_an_address(visit):
+    ann, bob = visit(), visit()
+    ann.search("a dog")
+    states = [(ann.tab.url, ann.cards())]
+    ann.card(2).locator(".like").click()
+    expect(ann.card(2)).to_have_class("card like")
+    ann.tab.click("#more")
     ann.is_done(rounds=2)
+    states.append((ann.tab.url, ann.cards()))
+    ann.search("a cat")
+    states.append((ann.tab.url, ann.cards()))
+    ann.card(4).hover()
+    ann.card(4).locator(".similar button").click()
+    expect(ann.tab.locator("#query")).to_have_text("Pictures like this one")
+    ann.is_done()
+    states.append((ann.tab.url, ann.cards()))
+    assert len({address for address, _ in states}) == 4
+
+    def is_at(number):
+        expect(ann.tab.locator(".card").first).to_have_attribute("data-name", states[number][1][0])
+        expect(ann.tab.locator("main[data-busy]")).to_have_count(0)
+        assert (ann.tab.url, ann.cards()) == states[number]
+
+    for number in (2, 1, 0):
+        ann.tab.go_back()
+        is_at(number)
+    expect(ann.tab.locator("#words")).to_have_value("a dog")
+    expect(ann.card(2)).to_have_class("card like")
+    ann.tab.go_back()
+    expect(ann.tab.locator(".samples")).to_be_visible()
+    for number in (0, 1, 2, 3):
+        ann.tab.go_forward()
+        is_at(number)
+    ann.tab.goto(states[1][0])
+    is_at(1)
+    ann.tab.reload()
+    is_at(1)
+    for number in (0, 3):  # for somebody else the search as it began
+        bob.tab.goto(states[number][0])
+        expect(bob.tab.locator(".card").first).to_have_attribute("data-name", states[number][1][0])
+        assert bob.cards() == states[number][1]
+
+
+def test_the_pictures_of_the_start_page_can_be_clicked(visit, context):  # noqa: F811
+    ann = visit()
+    sample = ann.tab.locator(".samples button").nth(2)
+    number = int(sample.get_attribute("value"))
+    sample.click()
+    ann.is_done()
+    assert ann.cards()[0] == context.id_of(number)
+
+
+def test_a_path_is_copied_and_columns_and_key_hints_follow_the_screen(visit, context):  # noqa: F811
+    ann = visit(viewport={"width": 2000, "height": 900}, permissions=["clipboard-read", "clipboard-write"])
+    bob = visit(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    for person in (ann, bob):
+        person.search("a dog")
+        person.card(1).locator(".open").click()
+        expect(person.tab.locator("#large")).to_be_visible()
+    ann.tab.get_by_role("button", name="Copy path").click()
+    expect(ann.tab.locator("#copied")).to_have_text("Copied")
+    assert ann.tab.evaluate("navigator.clipboard.readText()") == str(context.paths[ann.cards()[0]])
+    columns = "grid => getComputedStyle(grid).gridTemplateColumns.split(' ').length"
+    assert [each.tab.locator("#grid").evaluate(columns) for each in (ann, bob)] == [8, 2]
+    assert (
+        ann.tab.locator("#large kbd:visible").count()
+        and not bob.tab.locator("kbd:visible, #help:visible").count()
+    )
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])

@@ -8,6 +8,8 @@ import struct
 import threading
 import time
 import zlib
+from html import unescape
+from urllib.parse import parse_qsl
 
 import pytest
 from conftest import IMAGE_IDS
@@ -23,7 +25,7 @@ from interactive.guard import MAX_FORM_BYTES, Guard
 from interactive.page import COOKIE, Page
 from interactive.pictures import MAX_UPLOADED_BYTES, MAX_UPLOADED_PIXELS, jpeg
 from interactive.session import Session
-from interactive.visitors import MAX_WAITING, TooBusy, Visitors, Worker
+from interactive.visitors import MAX_EARLIER, MAX_WAITING, TooBusy, Visitors, Worker
 
 ORIGIN = "http://localhost"
 OURS = {"Origin": ORIGIN}
@@ -121,9 +123,9 @@ def test_options_and_threshold(person):
     act(client, "/search", text="a dog")
     changed = act(client, "/options", strategy="rewrite", shown=3, threshold="", shows_again="on").text
     assert len(numbers(changed)) == 3 and 'value="rewrite" selected' in changed
-    hidden = act(client, "/options", strategy="rewrite", shown=3, threshold=1).text
-    assert numbers(hidden) == [] and "3 pictures are below the minimum similarity" in hidden
-    for wrong in ({"shown": 0}, {"shown": "x"}, {"threshold": "nan"}, {"strategy": "nosuch"}):
+    hidden = act(client, "/options", strategy="rewrite", shown=3, threshold=99).text
+    assert numbers(hidden) == [] and "3 pictures match less than you asked for" in hidden
+    for wrong in ({"shown": 0}, {"shown": "x"}, {"shown": 101}, {"threshold": "nan"}, {"strategy": "nosuch"}):
         fields = {"strategy": "append", "shown": 3, "threshold": 0} | wrong
         assert 'role="alert"' in act(client, "/options", **fields).text
 
@@ -163,7 +165,7 @@ def test_a_picture_is_searched_for_and_the_words_with_it(person, page):
     green = png(Image.new("RGB", (40, 30), PAINT["green"]))
     answer = person().post("/by-picture", content=green, headers=OURS)
     assert all(page.context.id_of(number).startswith("green") for number in numbers(answer.text))
-    assert "a green picture" in answer.text
+    assert "Pictures like this one" in answer.text and 'alt="Your picture"' in answer.text
     answer = person().post("/by-picture", content=green, headers=OURS | {"X-Words": "a%20horse"})
     assert page.context.id_of(numbers(answer.text)[0]).startswith("green-horse")
 
@@ -190,6 +192,56 @@ def test_the_study_shows_a_picture_and_writes_what_came_of_it(person, page, stud
     assert measures["searches"] == 1 and measures["query_count"] == 1
     line = json.loads((study.folder / "tasks.jsonl").read_text().splitlines()[-1])
     assert line["rounds"] == 2 and line["wrong_pictures"] == 1 and line["waiting_seconds"] <= line["seconds"]
+
+
+def test_every_round_has_an_address_that_leads_back_to_it(person):
+    client = person()
+
+    def at(html):
+        return dict(parse_qsl(unescape(re.search(r'data-address="/\??([^"]*)"', html)[1])))
+
+    first = act(client, "/search", text="a dog -beach").text
+    act(client, "/mark", picture=numbers(first)[0], mark="like")
+    act(client, "/more")
+    second = finished(client)
+    cat = act(client, "/search", text="a cat").text
+    similar = act(client, "/similar", picture=7).text
+    assert numbers(similar)[0] == 7 and at(similar)["similar"] == "7"
+    for html in (second, first, cat, similar, second):
+        back = act(client, "/at", **at(html)).text
+        assert numbers(back) == numbers(html) and at(back) == at(html)
+    act(client, "/round", number=0)
+    forked = act(client, "/append").text
+    assert at(forked)["search"] != at(second)["search"]
+    assert numbers(act(client, "/at", **at(second)).text) == numbers(second)  # no round was lost
+    assert "Describe a picture. Mark" in act(client, "/at").text
+    for html in (first, cat, similar):  # for others, the search as it began
+        assert numbers(act(person(), "/at", **at(html)).text) == numbers(html)
+    for _ in range(MAX_EARLIER + 1):
+        act(client, "/search", text="a fish")
+    assert at(act(client, "/at", **at(cat)).text)["search"] != at(cat)["search"]  # forgotten
+
+
+def test_a_file_is_opened_and_its_path_told_on_the_own_machine_alone(person, page, tmp_path, monkeypatch):
+    opened = tmp_path / "opened"
+    desktop = tmp_path / "xdg-open"
+    desktop.write_text(f'#!/bin/sh\necho "$1" >> {opened}\n')
+    desktop.chmod(0o755)
+    client, path = person(), page.context.paths[IMAGE_IDS[7]]
+    assert act(client, "/file", picture=7, do="open").status_code == 404
+    page._names_shown = True
+    assert act(client, "/file", picture=7, do="copy").text == str(path) and not opened.exists()
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    assert "copy the path instead" in act(client, "/file", picture=7, do="open").text
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    for do in ("open", "folder"):
+        assert act(client, "/file", picture=7, do=do).status_code == 200
+    until = time.monotonic() + 10
+    while time.monotonic() < until and not (opened.exists() and len(opened.read_text().split()) == 2):
+        time.sleep(0.01)
+    assert set(opened.read_text().split()) == {str(path), str(path.parent)}
+    page.context.paths[IMAGE_IDS[8]] = desktop
+    assert act(client, "/file", picture=8, do="open").status_code == 404  # a program is no picture
 
 
 # Others
@@ -250,7 +302,10 @@ def test_a_full_queue_is_said_and_not_joined(person, page):
     for _ in range(MAX_WAITING):
         page.writing.submit(lambda say: None)
     client = person()
+    shown = numbers(act(client, "/search", text="a dog").text)
+    assert "Your picture" in client.post("/by-picture", content=UPLOAD, headers=OURS).text
     act(client, "/search", text="a dog")
+    act(client, "/mark", picture=shown[0], mark="like")
     answer = act(client, "/more")
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "5")
     page.context.captions.is_open = True
@@ -281,11 +336,16 @@ def test_loading_the_models_is_called_by_its_name_and_counts_as_nobody(person, p
         act(client, "/mark", picture=shown[0], mark="like")
         act(client, "/more")
     first, second = (client.get("/progress").json() for client in people)
-    assert (first["stage"], first["ahead"]) == ("Loading the models for the first time", 0)
+    loading = "Loading the captioner (1 of 2)"
+    assert (first["stage"], first["ahead"]) == (loading, 0) and people[0].get("/ready").text == loading
     assert second["ahead"] == 1
+    other = person()  # what needs no model does not wait
+    act(other, "/search", text="a dog")
+    assert len(numbers(act(other, "/append").text)) == 20 and "data-busy" not in act(other, "/more").text
     page.context.captions.is_open = True
     for client in people:
         assert "a dog, a " in finished(client)
+    assert people[0].get("/ready").text == "" and "Ready" in people[0].get("/").text
 
 
 def test_closing_waits_for_the_stage_at_work_and_begins_no_other(monkeypatch):
@@ -327,7 +387,7 @@ def test_only_our_own_names_are_answered(person, host):
 @pytest.mark.parametrize("origin", [None, "null", "http://evil.example", "http://localhost:1", "https://x"])
 def test_other_pages_cannot_send_forms(person, page, origin):
     client = person()
-    for path in ("/search", "/mark", "/by-picture", "/open", "/study", "/over"):
+    for path in ("/search", "/mark", "/by-picture", "/open", "/study", "/over", "/at", "/file", "/append"):
         headers = {"Origin": origin} if origin else {}
         assert client.post(path, data={"text": "a dog"}, headers=headers).status_code == 403
         assert client.get(path).status_code == 405  # nor does a link do anything
@@ -349,6 +409,7 @@ def test_headers_stand_on_every_answer_and_no_script_or_style_inline(person):
         assert not re.search(r"<script(?! src=)|<style|\sstyle=|\son\w+=|javascript:", text)
 
 
+UPLOAD = png(Image.new("RGB", (40, 30), PAINT["green"]))
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{7*7}}\x00\x1b"
 
 

@@ -1,7 +1,9 @@
 """A person's session is the experiments' loop; files of it open again, and it can be measured."""
 
 import json
+import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,13 +11,19 @@ from conftest import IMAGE_IDS, caption_of, one_target, rounds_of
 from interactive_world import PAINT, context, options, picture_folder, study  # noqa: F401
 from PIL import Image
 
+from BLIP.tokenizer import Tokenizer
 from evaluation.measures import evaluate
 from evaluation.runs import read_rounds
 from feedback.protocols import PROTOCOLS
+from interactive.match import match_word
 from interactive.saved import open_session, save_session
-from interactive.session import EDITED, MAX_LETTERS, MAX_SHOWN, Options, Session, UserError, checked_text
+from interactive.session import EDITED, MAX_LETTERS, MAX_PICTURES, Options, Session, UserError, checked_text
 from interactive.study import with_target
+from interactive.words import WEIGHT, split_signs
 from records import Feedback
+from retriever import SearchQuery
+
+PROJECT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -119,11 +127,11 @@ def test_number_shown_and_threshold_act_on_the_latest_round(session):
     shown = session.current.shown_ids
     session.set_options(replace(session.options, shown=4))
     assert session.current.shown_ids == shown[:4]
-    session.set_options(replace(session.options, shown=30, threshold=session.current.record.scores[0]))
+    session.set_options(replace(session.options, shown=30, threshold=session.current.matches[0]))
     record = session.current.record
-    assert record.shown == sum(score >= session.options.threshold for score in record.scores) < 30
+    assert record.shown == sum(match >= session.options.threshold for match in session.current.matches) < 30
     assert session.current.hidden == 30 - record.shown
-    session.set_options(replace(session.options, threshold=1.0))
+    session.set_options(replace(session.options, threshold=99.0))
     assert session.current.shown_ids == ()
     session.next_round()  # nothing was shown, so nothing is gone
     session.set_options(replace(session.options, threshold=None))
@@ -137,7 +145,7 @@ def test_marks_of_pictures_that_options_hide_come_back_with_them(session):
         session.mark(shown[place], mark)
     for changed, liked, disliked in (
         ({"shown": 4}, (1,), ()),
-        ({"threshold": 1.0}, (), ()),
+        ({"threshold": 99.0}, (), ()),
         ({"shown": 10, "threshold": None}, (1, 8), (7,)),
     ):
         session.set_options(replace(session.options, **changed))
@@ -152,7 +160,7 @@ def test_options_chosen_at_an_earlier_round_delete_nothing(session):
     session.next_round()
     turns = list(session.turns)
     session.go_to(0)
-    told = session.set_options(replace(session.options, shown=3, threshold=0.99))
+    told = session.set_options(replace(session.options, shown=3, threshold=99.0))
     assert "apply from the next search on" in told and session.turns == turns
     session.set_options(replace(session.options, threshold=None))
     session.next_round()
@@ -174,28 +182,119 @@ def test_shown_pictures_come_again_only_when_asked(session):
 
 
 def test_a_collection_shown_whole_ends_the_session(session):
-    session.set_options(replace(session.options, shown=MAX_SHOWN))
+    session.set_options(replace(session.options, shown=40))
     session.search("a dog")
     for _ in range(3):
         session.next_round()
-    assert session.current.record.stop == "exhausted" and session.current.record.shown == 150 - 3 * MAX_SHOWN
+    assert session.current.record.stop == "exhausted" and session.current.record.shown == 150 - 3 * 40
     with pytest.raises(UserError, match="all pictures have been shown"):
         session.next_round()
 
 
+def test_showing_more_appends_without_end_and_loses_no_round(session):
+    session.search("a dog")
+    session.mark(session.current.shown_ids[3], "like")
+    first, before = session.current.shown_ids, session.copy()
+    for shown in range(20, 151, 10):
+        session.show_more()
+        assert len(session.turns) == 1 and len(session.current.shown_ids) == shown
+        assert session.current.record.stop == ("exhausted" if shown == 150 else "")
+    assert session.current.shown_ids[:10] == first and session.current.record.liked == (first[3],)
+    session = before
+    session.next_round()
+    whole = session.copy()
+    session.go_to(0)
+    session.show_more()
+    assert len(session.turns) == 1 and session.id != whole.id  # the other one can be gone back to
+    assert {turn.record.query_id for turn in session.turns} == {session.id}
+    session.set_options(replace(session.options, threshold=-99.0))
+    assert len(session.current.shown_ids) == 20  # what was appended stays
+
+
 @pytest.mark.parametrize(("words", "text"), [("", "a blue picture"), ("a dog", "a dog")])
 def test_a_picture_stays_in_the_query_and_counts_as_much_as_words(session, words, text):
+    asked = session.context.captions.known.asked
     session.search(words, Image.new("RGB", (50, 50), PAINT["blue"]))
-    assert session.current.record.text == text
+    assert session.current.record.text == words and not asked  # nothing waits for the captioner
+    assert session.needs_models == (not words)
     assert session.current.shown_ids[0].startswith("blue-dog" if words else "blue")
     session.next_round("a horse")
+    assert session.turns[0].record.text == text
     horse, blue = session.context.retriever.encode_texts(["a horse", "blue"])
     seen = frozenset(session.turns[0].shown_ids)
     (expected,) = session.context.retriever.search((horse + blue)[None], 10, [seen])
     assert session.current.shown_ids == expected.ids
     assert session.current.record.scores[:10] == pytest.approx(expected.scores, abs=1e-6)
     session.search("a cat")
-    assert session.picture is None
+    assert session.added is None and session.upload is None
+
+
+def test_a_picture_of_the_collection_is_searched_for(session):
+    session.search("", similar="red-dog-beach")
+    first, second = session.current.shown_ids[:2]
+    assert first == "red-dog-beach" and second.startswith("red-dog")
+    session.next_round()
+    assert session.turns[0].record.text == caption_of("red-dog-beach")
+
+
+def test_words_with_a_sign_steer_every_round(session):
+    session.search("a dog -beach +red")
+    assert session.current.record.text == "a dog" and session.signed == (("-", "beach"), ("+", "red"))
+    assert all("beach" not in image_id for image_id in session.current.shown_ids)
+    assert session.current.shown_ids[0].startswith("red-dog")
+    session.next_round("a cat -red")
+    e = session.context.retriever.encode_texts(["a cat", "a beach", "a red", "a red"])
+    expected = e[0] + WEIGHT * (-e[1] + e[2] - e[3])
+    np.testing.assert_allclose(
+        session.current.search.vector / np.linalg.norm(session.current.search.vector),
+        expected / np.linalg.norm(expected), atol=1e-6,
+    )  # fmt: skip
+    session.search("", Image.new("RGB", (50, 50), PAINT["blue"]))
+    session.search("-beach", Image.new("RGB", (50, 50), PAINT["blue"]))
+    assert all(i.startswith("blue") and "beach" not in i for i in session.current.shown_ids)
+    for search in (session.search, session.next_round):
+        with pytest.raises(UserError, match="only words with a sign"):
+            search("-beach")
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "signed"),
+    [
+        ("a red car -night", "a red car", [("-", "night")]),
+        ('a street -"palm tree" +old at noon', "a street at noon", [("-", "palm tree"), ("+", "old")]),
+        ("a t-shirt, black-and-white", "a t-shirt, black-and-white", []),
+        ("minus -5 degrees - or not -- x- +", "minus -5 degrees - or not -- x- +", []),
+        ("-Übergröße a", "a", [("-", "Übergröße")]),
+        ('a -"" b -" c', 'a -"" b -" c', []),
+    ],
+)
+def test_only_a_sign_before_a_word_counts(text, words, signed):
+    assert split_signs(text) == (words, tuple(signed))
+
+
+@pytest.mark.parametrize("strategy", ["append", "bayes"])
+def test_matches_are_deviations_above_the_average_whatever_the_strategy(context, strategy):  # noqa: F811
+    session = Session(replace(context, strategies=("append", "bayes")), Options(strategy))
+    session.search("a dog")
+    like_first(session)
+    session.next_round()
+    search, record = session.current.search, session.current.record
+    scores = search.scores
+    if scores is None:
+        scores = context.retriever.vectors_of(IMAGE_IDS) @ (search.vector / np.linalg.norm(search.vector))
+    expected = [(score - scores.mean()) / scores.std() for score in record.scores]
+    assert session.current.matches == pytest.approx(expected, abs=2e-3)
+    assert [match_word(match) for match in (4.2, 3, 2.9, -5)] == ["very close", "close", "fair", "far"]
+    flat = SearchQuery(scores=np.ones(150, np.float32))
+    assert context.match_scale.of(flat, [1.0]) == (0.0,)  # no picture is better than another
+
+
+def test_words_that_the_encoder_does_not_know_are_named(session):
+    encoder = session.context.retriever.encoder
+    encoder.unknown_words = Tokenizer.open(PROJECT / "BLIP/weights/demo").unknown_words
+    assert session.search("a dog on the beach") == ""
+    for words, named in (("沙滩上的一只狗", "沙"), ("собака", "собака"), ("zwei Hunde am Strand", "zwei”, “hunde”, “strand")):
+        assert f"hardly knows “{named}" in session.search(words)
 
 
 def test_queries_and_options_are_bounded():
@@ -203,7 +302,12 @@ def test_queries_and_options_are_bounded():
     for text, fault in (("  \n", "empty"), ("x" * (MAX_LETTERS + 1), "at most")):
         with pytest.raises(UserError, match=fault):
             checked_text(text)
-    for wrong in ({"shown": 0}, {"shown": MAX_SHOWN + 1}, {"threshold": float("nan")}, {"threshold": 1.5}):
+    for wrong in (
+        {"shown": 0},
+        {"shown": MAX_PICTURES + 1},
+        {"threshold": math.nan},
+        {"threshold": math.inf},
+    ):
         with pytest.raises(UserError, match="expected"):
             Options("append", **wrong)
 
@@ -213,7 +317,7 @@ def test_queries_and_options_are_bounded():
 
 @pytest.fixture
 def played(session):
-    session.search("something blue", Image.new("RGB", (50, 50), PAINT["blue"]))
+    session.search("something blue -beach", Image.new("RGB", (50, 50), PAINT["blue"]))
     like_first(session, 2)
     session.next_round()
     session.mark(session.current.shown_ids[0], "dislike")
@@ -225,7 +329,8 @@ def played(session):
 def test_a_saved_session_goes_on_as_if_it_had_never_stopped(played, context):  # noqa: F811
     opened = open_session(save_session(played), context)
     assert [turn.record for turn in opened.turns] == [turn.record for turn in played.turns]
-    assert (opened.position, opened.options) == (played.position, played.options)
+    for name in ("position", "options", "upload", "similar", "typed", "signed", "id"):
+        assert getattr(opened, name) == getattr(played, name)
     for each in (played, opened):
         each.go_to(2)
         each.next_round()
@@ -235,7 +340,7 @@ def test_a_saved_session_goes_on_as_if_it_had_never_stopped(played, context):  #
 
 def test_a_search_by_scores_is_saved_too_and_no_threshold_hides_it(context):  # noqa: F811
     context = replace(context, strategies=("append", "original", "bayes"))
-    session = Session(context, Options("bayes", threshold=0.0))
+    session = Session(context, Options("bayes", threshold=-99.0))
     session.search("a dog")
     like_first(session)
     session.next_round()
@@ -268,8 +373,9 @@ def test_saved_text_that_names_another_collection_is_refused(played, context):  
         (["turns", 0, "marks"], {"../../secret": "like"}), (["turns", 0, "marks"], {IMAGE_IDS[0]: "adore"}),
         (["turns", 0, "text"], "x" * 100_000), (["turns", 0, "text"], "\ud800"),
         (["turns", 0, "captions"], ["one too few"]), (["turns", 0, "options", "strategy"], "../../etc"),
-        (["turns", 0, "options", "shown"], True), (["options", "shown"], 10_000), (["options"], {}),
-        (["options", "threshold"], "0"), (["options", "shows_again"], 1), (["picture"], [1, 2]),
+        (["turns", 0, "options", "shown"], True), (["options", "shown"], 10_001), (["options"], {}),
+        (["options", "threshold"], "0"), (["options", "shows_again"], 1), (["added"], [1, 2]),
+        (["upload"], "AAAA"), (["similar"], "../x"), (["signed"], [["/", "x"]]), (["signed"], 3),
         (["turns", 0, "marks"], []), (["turns", 0, "text"], None), (["turns", 0, "captions"], 7),
         (["options", "threshold"], 1e400), (["options", "shown"], 10**400), (["at"], 10**400),
     ],

@@ -34,30 +34,37 @@ def talk(context, options):  # noqa: F811
 
 
 def listed(text):
-    """Place, mark, score, path and caption of the pictures printed."""
-    return re.findall(r"^([ +-])\s*(\d+)  (-?\d\.\d{3})  (\S+\.png)(?:  (.+))?$", text, re.MULTILINE)
+    """Mark, place, match, its word and path of the pictures printed."""
+    line = r"^([ +-])\s*(\d+)  +(-?\d\.\d) (very close|close|fair|far) +(\S+\.png)$"
+    return re.findall(line, text, re.MULTILINE)
 
 
-def test_words_are_searched_and_paths_scores_and_captions_printed(talk, context):  # noqa: F811
-    rows = listed(talk("a red dog"))
+def captions_in(text):
+    return re.findall(r"^ +\d+  (a \w+ \w+ in the \w+)$", text, re.MULTILINE)
+
+
+def test_pictures_come_before_their_captions(talk, context, picture_folder, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(picture_folder.parent)
+    text = talk("a red dog")
+    rows = listed(text)
     (expected,) = context.retriever.search(["a red dog"], 10)
-    assert [Path(row[3]).stem for row in rows] == list(expected.ids)
-    assert [float(row[2]) for row in rows] == pytest.approx(expected.scores, abs=5e-4)
-    assert [row[4] for row in rows] == [caption_of(image_id) for image_id in expected.ids]
-    assert Path(rows[0][3]).is_file()
+    assert [Path(row[4]).stem for row in rows] == list(expected.ids)
+    assert rows[0][3] == "fair" and captions_in(text) == [caption_of(i) for i in expected.ids]
+    assert text.index(rows[-1][4]) < text.index(captions_in(text)[0])
+    assert not Path(rows[0][4]).is_absolute() and Path(rows[0][4]).is_file()
 
 
 def test_like_more_edit_back(talk):
     text = talk("a dog", "+1 2", "-3", "/next", "", "/edit a white cat in the room", "/back", "/back")
     rounds = text.split("\nRound ")[1:]
     first, second, third, back, start = (listed(each) for each in rounds)
-    captions = [row[4] for row in first[:2]]
+    captions = captions_in(rounds[0])[:2]
     assert f"next: a dog, {captions[0]}, {captions[1]}" in text
     assert f"[+, {captions[0]}, {captions[1]}]" in rounds[1] and "2 liked, 1 disliked" in text
-    assert Path(third[0][3]).stem == "white-cat-room" and "edited by the person" in rounds[2]
+    assert Path(third[0][4]).stem == "white-cat-room" and "edited by the person" in rounds[2]
     assert back == second
     assert "".join(row[0] for row in start) == "++-       "
-    assert not {row[3] for row in first} & {row[3] for row in second}
+    assert not {row[4] for row in first} & {row[4] for row in second}
 
 
 def test_a_session_is_saved_and_opened(talk, context, tmp_path):  # noqa: F811
@@ -71,8 +78,8 @@ def test_a_picture_is_searched_for_and_the_words_with_it(talk, tmp_path):
     path = tmp_path / "my picture.png"
     Image.new("RGB", (40, 40), PAINT["blue"]).save(path)
     rows = listed(talk(f"/picture '{path}'", f"/picture '{path}' a horse"))
-    assert all(Path(row[3]).stem.startswith("blue") for row in rows[:10])
-    assert Path(rows[10][3]).stem.startswith("blue-horse")
+    assert all(Path(row[4]).stem.startswith("blue") for row in rows[:10])
+    assert Path(rows[10][4]).stem.startswith("blue-horse")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +90,8 @@ def test_a_picture_is_searched_for_and_the_words_with_it(talk, tmp_path):
         (["a dog", "+\u00b2"], "expected a number from 1 to 10"),
         (["a dog", "-"], "dislike which?"),
         (["/nosuch"], "/help lists them"),
-        (["a dog", "/back"], "expected 1 to 1"),
+        (["a dog", "/back"], "this is round 1"),
+        (["/back"], "nothing has been searched"),
         (["/open /nosuch/file"], "no such file"),
         (["/picture 'unbalanced"], "No closing quotation"),
     ],
@@ -91,7 +99,7 @@ def test_a_picture_is_searched_for_and_the_words_with_it(talk, tmp_path):
 def test_a_mistake_is_one_line_and_the_session_goes_on(talk, lines, said):
     text = talk(*lines, "a red dog")
     assert len(re.findall(r"^! ", text, re.MULTILINE)) == 1 and said in text
-    assert Path(listed(text)[-10][3]).stem.startswith("red-dog")
+    assert Path(listed(text)[-10][4]).stem.startswith("red-dog")
 
 
 def test_what_a_caption_tells_the_terminal_is_taken_out(talk, context):  # noqa: F811
@@ -124,7 +132,7 @@ def test_the_script_over_a_folder_of_ones_own_in_a_real_terminal(picture_folder,
     )
     child.expect("12 pictures in image_folder")
     child.sendline("a dog")
-    child.expect(r"10  -?0\.\d{3}  \S+pictures/\S+\.png")
+    child.expect(r"10  +-?\d\.\d \w+ .*pictures/\S+\.png")
     child.sendline("+1")
     child.expect("1 liked, 0 disliked")
     child.sendline("")

@@ -9,9 +9,8 @@ const isBusy = () => main().hasAttribute("data-busy");
 const openDetails = new Set();
 let polling = 0;
 let held = [];  // buttons that wait with us
-// Words in the field that were searched already do not go along with a picture.
-let sent = "";      // with the last search
-let searched = "";  // by the last search that worked
+let acting = "";  // the address that was last asked to do something
+let stepping = false;  // whether the browser's Back or Forward, or the first address, led here
 
 // Talking to the server
 
@@ -35,6 +34,7 @@ function complain(text) {
 }
 
 async function act(address, body, headers) {
+  acting = address;
   waitFor("Working");
   const answer = await send(address, body, headers);
   if (answer) show(await answer.text(), address);
@@ -66,22 +66,23 @@ async function settle() {
 
 function show(html, address) {
   const focused = document.activeElement?.id;
-  const text = $("#words")?.value ?? "";
+  const old = $("#words");
+  const cards = $$("#grid .card").length;
   const parsed = new DOMParser().parseFromString(html, "text/html");
   const fresh = parsed.getElementById("main");
   if (!fresh) return;
   for (const each of $$("details", fresh)) if (openDetails.has(each.id)) each.open = true;
   main().replaceWith(document.adoptNode(fresh));
-  if ($("#words") && $("#grid")) $("#words").value = text;
-  if (!isBusy()) {
-    if (!address || $("main [role=alert]")) sent = searched;
-    else searched = sent;
-  }
+  // The field's default value is what was searched: words typed since stay, until they are searched too.
+  const field = $("#words");
+  if (field && old && old.value !== old.defaultValue && field.defaultValue === old.defaultValue) field.value = old.value;
+  keepAddress();
   if (isBusy()) {
     for (const button of $$("main button")) button.disabled = true;
   } else if (address) {
-    const moved = ["/search", "/more", "/edited", "/round", "/by-picture", "/open", "/over", "/study", "/found", "/give-up", "/progress"].includes(address);
+    const moved = !["/append", "/options", "/propose"].includes(address);
     if (address === "/propose" || $("#edit")) $("#edit")?.focus();
+    else if (address === "/append") $(".open", $$("#grid .card")[cards] ?? main())?.focus();
     else if (moved && focused !== "words") ($("#verdict-title") || focused && document.getElementById(focused) || $("#query") || $("#words"))?.focus({ preventScroll: true });
     else if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
     if (moved) window.scrollTo({ top: 0 });
@@ -90,6 +91,33 @@ function show(html, address) {
   }
   $(".trail [aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
   watch();
+}
+
+// Each round has an address, so that Back and Forward step through rounds and a link leads to a search.
+const here = () => location.pathname + location.search;
+
+function keepAddress() {
+  if (isBusy()) return;
+  const address = main().dataset.address;
+  if (address !== here()) history[stepping ? "replaceState" : "pushState"](null, "", address);
+  stepping = false;
+}
+
+function goToAddress() {
+  stepping = true;
+  if (!isBusy()) act("/at", new URLSearchParams(location.search));
+}
+
+// Says what is still being loaded.
+async function prepare() {
+  const line = $("#ready");
+  while (line.textContent !== "Ready") {
+    await new Promise((done) => setTimeout(done, 1000));
+    try {
+      const answer = await fetch("/ready");
+      if (answer.ok) line.textContent = await answer.text() || "Ready";
+    } catch { /* the server may come back */ }
+  }
 }
 
 // Asks at /progress while something is worked on, or captions for the shown pictures are still to come.
@@ -114,7 +142,7 @@ async function watch() {
     describe(state.captions);
     if (isBusy() && !state.busy) {
       const answer = await fetch("/view");
-      if (answer.ok && turn === polling) show(await answer.text(), "/progress");
+      if (answer.ok && turn === polling) show(await answer.text(), acting);
       return;
     }
     if (state.busy && $("#stage")) {
@@ -145,6 +173,7 @@ async function mark(card, kind) {
   const { liked, disliked } = await answer.json();
   const line = $("#marked");
   line.dataset.liked = liked;
+  line.dataset.marks = liked + disliked;
   line.textContent = liked || disliked ? `${liked} liked${disliked ? `, ${disliked} disliked` : ""}` : "Like what comes close";
   $(".proposal")?.remove();
   if (value === "like") watch();
@@ -162,8 +191,8 @@ function paint(card, value) {
   $(".caption", card).textContent = value === "like" && !card.hasAttribute("data-undescribed") ? alt : "";
 }
 
-function found(card) {
-  if (!isBusy()) act("/found", new URLSearchParams({ picture: card.dataset.number }));
+function actOn(card, address) {
+  if (card && !isBusy()) act(address, new URLSearchParams({ picture: card.dataset.number }));
 }
 
 // The large view
@@ -177,25 +206,34 @@ function enlarge(card) {
   $("img", dialog).alt = $("img", card).alt;
   $(".caption", dialog).textContent = card.hasAttribute("data-undescribed") ? "" : $("img", card).alt;
   $(".name", dialog).textContent = card.dataset.name;
-  dialog.showModal();
+  if ($("#copied")) $("#copied").textContent = "";
+  if (!dialog.open) dialog.showModal();
 }
 
 function largeAction(action) {
   const card = enlarged;
   $("#large").close();
-  if (action === "found") found(card);
+  if (action === "found" || action === "similar") actOn(card, `/${action}`);
   else if (action !== "close") mark(card, action);
   $(".open", card)?.focus();
+}
+
+// Opens the file or its folder, or copies its path; offered on the person's own machine only.
+async function useFile(wanted) {
+  const answer = await send("/file", new URLSearchParams({ picture: enlarged.dataset.number, do: wanted }));
+  if (!answer) return $("#large").close();  // the complaint stands behind it
+  const path = await answer.text();
+  if (wanted === "copy") await navigator.clipboard.writeText(path);
+  $("#copied").textContent = wanted === "copy" ? "Copied" : path;
 }
 
 // Pictures and sessions from outside
 
 function upload(file) {
   if (!file || isBusy() || $("main[data-study]")) return;
-  const field = $("#words");
-  if (field.value === searched) field.value = "";
-  sent = field.value;
-  act("/by-picture", file, { "Content-Type": "application/octet-stream", "X-Words": encodeURIComponent(sent) });
+  const field = $("#words");  // words that were searched already do not go along with a picture
+  const words = field.value === field.defaultValue ? "" : field.value;
+  act("/by-picture", file, { "Content-Type": "application/octet-stream", "X-Words": encodeURIComponent(words) });
 }
 
 // Events; the main part is replaced often, so they are caught at the document
@@ -205,9 +243,8 @@ document.addEventListener("submit", (event) => {
   if (form.method === "dialog") return;
   event.preventDefault();
   const card = form.closest(".card");
-  if (card) return mark(card, event.submitter?.classList.contains("dislike") ? "dislike" : "like");
+  if (card && form.matches(".marks")) return mark(card, event.submitter?.classList.contains("dislike") ? "dislike" : "like");
   if (isBusy()) return;
-  if (form.matches(".search")) sent = $("#words").value;
   const fields = new URLSearchParams(new FormData(form));
   if (event.submitter?.name) fields.set(event.submitter.name, event.submitter.value);
   act(new URL(form.action).pathname, fields);
@@ -215,8 +252,14 @@ document.addEventListener("submit", (event) => {
 
 document.addEventListener("click", (event) => {
   if (event.target.closest("#help")) return $("#keys").showModal();
-  const button = event.target.closest("#large [data-do]");
-  if (button) return largeAction(button.dataset.do);
+  const button = event.target.closest("#large [data-do], #large [data-file]");
+  if (button?.dataset.do) return largeAction(button.dataset.do);
+  if (button) return useFile(button.dataset.file);
+  const home = event.target.closest(".brand");
+  if (home) {
+    event.preventDefault();
+    if (!isBusy()) act("/at");
+  }
   if (event.target.nodeName === "DIALOG") return event.target.close();
   const link = event.target.closest(".card .open");
   if (link && !event.ctrlKey && !event.metaKey && !event.shiftKey) {
@@ -260,22 +303,31 @@ document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if ($("#large").open) {
-    const action = { l: "like", d: "dislike", f: "found" }[key];
+    const action = { l: "like", d: "dislike", f: "found", s: "similar" }[key];
+    const distance = { ArrowRight: 1, ArrowLeft: -1 }[key];
+    const next = distance && neighbour(enlarged, distance);
     if (action) largeAction(action);
+    if (next) enlarge(next);
     return;
   }
+  if (event.target.id === "edit" && key === "Enter" && !event.shiftKey && !event.isComposing) {
+    event.preventDefault();
+    return event.target.form.requestSubmit();
+  }
+  if (event.target.id === "edit" && key === "Escape") return $(".trail [aria-current]").click();
   if ($("dialog[open]") || event.target.closest("input, textarea, select")) return;
   const card = event.target.closest?.(".card");
   const press = (selector) => { const button = $(selector); if (button && !button.disabled) button.click(); };
   const keys = {
-    "/": () => $("#words")?.focus(),
+    "/": () => { $("#words")?.focus(); $("#words")?.select(); },
     "?": () => $("#keys").showModal(),
-    m: () => press("#more"),
+    m: () => press($("#marked")?.dataset.marks === "0" ? "#append" : "#more"),
     e: () => press("#propose"),
     b: () => press("#back"),
     l: () => card && mark(card, "like"),
     d: () => card && mark(card, "dislike"),
-    f: () => card && found(card),
+    f: () => actOn(card, "/found"),
+    s: () => actOn(card, "/similar"),
     ArrowRight: () => step(card, 1),
     ArrowLeft: () => step(card, -1),
     ArrowDown: () => step(card, columns()),
@@ -291,10 +343,13 @@ function columns() {
   return grid ? getComputedStyle(grid).gridTemplateColumns.split(" ").length : 1;
 }
 
-function step(card, distance) {
+function neighbour(card, distance) {
   const cards = $$("#grid .card");
-  const place = card ? cards.indexOf(card) + distance : 0;
-  const next = cards[place];
+  return cards[card ? cards.indexOf(card) + distance : 0];
+}
+
+function step(card, distance) {
+  const next = neighbour(card, distance);
   if (next) {
     $(".open", next).focus();
     next.scrollIntoView({ block: "nearest" });
@@ -306,5 +361,13 @@ setInterval(() => {
   if (clock) clock.textContent = ++clock.dataset.seconds;
 }, 1000);
 
+window.addEventListener("popstate", goToAddress);
 document.documentElement.classList.add("js");
 watch();
+prepare();
+if (location.search && main().dataset.address !== here()) {
+  goToAddress();
+} else {
+  stepping = true;
+  keepAddress();
+}
