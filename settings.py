@@ -475,6 +475,15 @@ class InteractiveSettings(SessionSettings):
         "rewrite-anchored", "How feedback moves the query, until the person chooses another."
     )
     shown: int = option(10, "Pictures shown a round, until the person chooses another number.", min=1)
+    conditions: tuple[StrategyName, ...] = option(
+        (),
+        "Strategies that a study compares; a Latin square balances their order over the participants. "
+        "STRATEGY alone when not given.",
+    )
+    study_pictures: int = option(
+        4, "Pictures that a study's participant looks for with each strategy, after one for practice.", min=1
+    )
+    consent: Path | None = knob(None, "Text file that a study's participants agree to before they begin.")
     host: str = knob("127.0.0.1", "Address to listen on; any other lets others in, without a password.")
     port: int = knob(7860, "Port to listen on; 0 takes a free one.", min=0, max=65535)
     names: tuple[str, ...] = knob((), "Names by which browsers may call this machine, besides localhost.")
@@ -497,7 +506,7 @@ class InteractiveSettings(SessionSettings):
 
     def run_name(self) -> str:
         """Returns the name of the find-this-picture study's folder."""
-        return f"study-{super().run_name()}-{self.strategy}"
+        return "-".join(("study", super().run_name(), *(self.conditions or (self.strategy,))))
 
 
 Settings = TypeVar("Settings", bound=DatasetSettings)

@@ -137,7 +137,9 @@ class Setup:
     def strategies(self) -> tuple[str, ...]:
         """The strategies that the settings name."""
         settings = self.settings
-        return settings.strategies if isinstance(settings, ComparisonSettings) else (settings.strategy,)
+        if isinstance(settings, ComparisonSettings):
+            return settings.strategies
+        return (settings.strategy, *getattr(settings, "conditions", ()))
 
     @property
     def needs_rewriter(self) -> bool:

@@ -12,6 +12,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,7 @@ class Page:
         routes = [
             Route("/", partial(self._html, template="page.html.j2")),
             Route("/view", partial(self._html, template="main.html.j2")),
+            Route("/study", self.study_start),
             Route("/progress", self.progress),
             Route("/ready", self.ready),
             Route("/upload", self.upload),
@@ -191,6 +193,14 @@ class Page:
     async def _html(self, request: Request, template: str) -> Response:
         visitor = self.visitors.find(request.cookies.get(COOKIE)) or self.visitors.stranger()
         return HTMLResponse(self._render(template, visitor))
+
+    async def study_start(self, request: Request) -> Response:
+        """The first page of a study: what to agree to, and the button that begins."""
+        visitor = self.visitors.find(request.cookies.get(COOKIE)) or self.visitors.stranger()
+        start = {name: request.query_params.get(name, "") for name in ("participant", "condition")}
+        start["participant"] = start["participant"] or visitor.state.participant
+        self.study.plan(**start)  # refuses what cannot be used, before anybody agrees to anything
+        return HTMLResponse(self._render("page.html.j2", visitor, start=start))
 
     async def progress(self, request: Request) -> Response:
         """What is being done for a visitor, how many are ahead, and the captions there are by now."""
@@ -382,9 +392,11 @@ class Page:
     def _begin_task(self, state: State, form: Mapping[str, Any], say: Say) -> None:
         _outside_study(state)
         say("Choosing a picture")
-        state.task = self.study.begin(state.name, state.tasks_given)
+        if form.get("participant"):
+            state.participant, state.condition = form["participant"], form.get("condition", "")
+        state.task = self.study.begin(state.participant, state.condition)
         state.session = self.visitors.new_session()
-        state.tasks_given += 1
+        state.session.options = replace(state.session.options, strategy=state.task.strategy)
 
     def _end_task(self, state: State, found: bool) -> None:
         if state.task is None:
@@ -393,6 +405,7 @@ class Page:
             "records": [],
             "result": self.study.end(state.task, state.session, found),
             "picture": self.context.number_of(state.task.target),
+            "left": state.task.count - state.task.number - 1,
         }
         state.task, state.session = None, self.visitors.new_session()
 
@@ -440,7 +453,7 @@ class Page:
             "caption": self.context.known_caption(image_id) or "",
         }
 
-    def _render(self, template: str, visitor: Visitor) -> str:
+    def _render(self, template: str, visitor: Visitor, start: Mapping[str, str] | None = None) -> str:
         is_busy = visitor.is_waiting  # asked first: a state that comes meanwhile is fetched again
         state, notice = visitor.state, ("", False)
         if not is_busy:
@@ -456,6 +469,8 @@ class Page:
             stage=visitor.status[0] or "Working",
             notice=notice,
             task=task,
+            start=start,
+            consent=self.study.consent,
             task_seconds=int(self.study.clock() - task.begun) if task else 0,
             context=self.context,
             picture=self._picture,

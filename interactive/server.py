@@ -79,13 +79,15 @@ def open_context(
 ) -> tuple[SearchContext, Study]:
     """Opens a collection for searching, and the study over it; the settings are resolved."""
     setup = Setup.open(settings, index=index)
-    context = SearchContext.of(setup, settings.strategy)
+    context = SearchContext.of(setup)
     folders = ExitStack()  # the study's folder stays locked until the process ends
 
     def open_folder() -> Path:
         return folders.enter_context(run_folder(settings, setup.identity()))
 
-    return context, Study(context, open_folder, settings.strategy, settings.seed)
+    conditions = settings.conditions or (settings.strategy,)
+    consent = settings.consent.read_text(encoding="utf-8").strip() if settings.consent else ""
+    return context, Study(context, open_folder, conditions, settings.study_pictures, consent, settings.seed)
 
 
 def is_loopback(host: str) -> bool:

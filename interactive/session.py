@@ -76,10 +76,10 @@ class SearchContext:
     _known_captions: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, setup: Setup, strategy: str) -> SearchContext:
+    def of(cls, setup: Setup) -> SearchContext:
         """Takes what a person's session needs from an experiment's setup.
 
-        The initial strategy is on offer even if it ranks by scores, which nobody can edit.
+        The settings' own strategies are on offer even if they rank by scores, which nobody can edit.
         """
         settings = setup.settings
         return cls(
@@ -88,7 +88,7 @@ class SearchContext:
             captions=setup.captions,
             strategy=setup.strategy,
             paths={image.id: image.path for image in setup.dataset.images},
-            strategies=EDITABLE if strategy in EDITABLE else (*EDITABLE, strategy),
+            strategies=tuple(dict.fromkeys((*EDITABLE, *setup.strategies))),
         )
 
     @cached_property

@@ -121,17 +121,17 @@ class State:
 
     Attributes:
         session: The rounds.
-        name: What the study calls this visitor; reveals nothing about them.
+        participant: What the study calls this visitor; the study's address may name them.
+        condition: The only strategy that they are to have in the study, or empty.
         task: The picture to find, in the study.
-        tasks_given: How many pictures this visitor was given.
         verdict: The outcome of a picture declared found, or of a study's search.
         earlier: The searches before this one, by their ids, the latest last: what addresses lead back to.
     """
 
     session: Session
-    name: str = field(default_factory=lambda: secrets.token_hex(3))
+    participant: str = field(default_factory=lambda: f"P{secrets.randbelow(10**6)}")
+    condition: str = ""
     task: Task | None = None
-    tasks_given: int = 0
     verdict: dict[str, Any] | None = None
     earlier: dict[str, Session] = field(default_factory=dict)
 

@@ -89,7 +89,7 @@ def study(context, tmp_path):
         (tmp_path / "study").mkdir(exist_ok=True)
         return tmp_path / "study"
 
-    return Study(context, open_folder, "append")
+    return Study(context, open_folder, ("append",))
 
 
 @pytest.fixture

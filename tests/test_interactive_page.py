@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 import zlib
+from dataclasses import replace
 from html import unescape
 from urllib.parse import parse_qsl
 
@@ -21,6 +22,7 @@ pytest.importorskip("starlette", reason="needs pip install -r requirements/page.
 from starlette.testclient import TestClient
 
 from evaluation.runs import read_rounds
+from evaluation.study import read_study
 from interactive.guard import MAX_FORM_BYTES, Guard
 from interactive.page import COOKIE, Page
 from interactive.pictures import MAX_UPLOADED_BYTES, MAX_UPLOADED_PIXELS, jpeg
@@ -172,7 +174,17 @@ def test_a_picture_is_searched_for_and_the_words_with_it(person, page):
 
 def test_the_study_shows_a_picture_and_writes_what_came_of_it(person, page, study):  # noqa: F811
     client = person()
+    study.consent = "I am asked <b>nothing</b> else."
+    study.conditions = ("append", "rocchio")
+    page.context = replace(page.context, strategies=("append", "rocchio"))
+    start = client.get("/study?participant=P03&condition=").text
+    assert "nothing&lt;/b&gt; else" in start and "I agree, begin" in start and 'value="P03"' in start
+    assert client.get("/study?participant=../x").status_code == 409
+    begun = act(client, "/study", participant="P03", condition="").text
+    assert "practice" in begun
+    assert "Given up, for practice" in act(client, "/give-up").text
     begun = act(client, "/study").text
+    assert "picture 1 of 8" in begun
     target = int(re.search(r'<section class="task".*?/thumbnail/(\d+)', begun, re.DOTALL)[1])
     colour, animal, place = page.context.id_of(target).split("-")
     assert page.context.id_of(target) not in begun and "By picture" not in begun
@@ -189,7 +201,10 @@ def test_the_study_shows_a_picture_and_writes_what_came_of_it(person, page, stud
     else:
         act(client, "/give-up")
     measures = json.loads((study.folder / "measures.json").read_text())
-    assert measures["searches"] == 1 and measures["query_count"] == 1
+    assert measures["searches"] == 1
+    searches = read_study(study.folder / "study.csv")
+    assert [each.condition for each in searches] == ["rocchio"] * 2  # the square's second row
+    assert measures["query_count"] == 1
     line = json.loads((study.folder / "tasks.jsonl").read_text().splitlines()[-1])
     assert line["rounds"] == 2 and line["wrong_pictures"] == 1 and line["waiting_seconds"] <= line["seconds"]
 
@@ -390,7 +405,8 @@ def test_other_pages_cannot_send_forms(person, page, origin):
     for path in ("/search", "/mark", "/by-picture", "/open", "/study", "/over", "/at", "/file", "/append"):
         headers = {"Origin": origin} if origin else {}
         assert client.post(path, data={"text": "a dog"}, headers=headers).status_code == 403
-        assert client.get(path).status_code == 405  # nor does a link do anything
+        # nor does a link do anything: a study's only leads to its button
+        assert client.get(path).status_code == (200 if path == "/study" else 405)
     assert len(page.visitors) == 0
 
 

@@ -1,5 +1,6 @@
 """A person's session is the experiments' loop; files of it open again, and it can be measured."""
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -14,11 +15,12 @@ from PIL import Image
 from BLIP.tokenizer import Tokenizer
 from evaluation.measures import evaluate
 from evaluation.runs import read_rounds
+from evaluation.study import StudySearch, read_study, study_csv, study_table
 from feedback.protocols import PROTOCOLS
 from interactive.match import match_word
 from interactive.saved import open_session, save_session
 from interactive.session import EDITED, MAX_LETTERS, MAX_PICTURES, Options, Session, UserError, checked_text
-from interactive.study import with_target
+from interactive.study import latin_order, with_target
 from interactive.words import WEIGHT, split_signs
 from records import Feedback
 from retriever import SearchQuery
@@ -293,7 +295,11 @@ def test_words_that_the_encoder_does_not_know_are_named(session):
     encoder = session.context.retriever.encoder
     encoder.unknown_words = Tokenizer.open(PROJECT / "BLIP/weights/demo").unknown_words
     assert session.search("a dog on the beach") == ""
-    for words, named in (("沙滩上的一只狗", "沙"), ("собака", "собака"), ("zwei Hunde am Strand", "zwei”, “hunde”, “strand")):
+    for words, named in (
+        ("沙滩上的一只狗", "沙"),
+        ("собака", "собака"),
+        ("zwei Hunde am Strand", "zwei”, “hunde”, “strand"),
+    ):
         assert f"hardly knows “{named}" in session.search(words)
 
 
@@ -407,30 +413,86 @@ def test_declaring_a_target_ranks_it_in_every_round_as_brute_force_does(played, 
 
 
 def test_a_study_counts_rounds_and_seconds_and_writes_the_experiments_measures(study, context, options):  # noqa: F811
-    times = iter((100.0, 130.5, 200.0, 260.0, 300.0))
+    times = iter((0.0, 1.0, 100.0, 130.5, 200.0, 201.0, 260.0, 300.0))
     study.clock = lambda: next(times)
-    first = study.begin("ann", 0)
-    study.begin("ann", 1)
+    practice = study.begin("P1")
+    assert study.end(practice, Session(context, options), found=False).practice
+    first = study.begin("P1")
     session = Session(context, options)
     colour, animal, place = first.target.split("-")
     session.search(f"a {colour} {animal} in the {place}")
     first.wrong = 2
-    study.clock = lambda: 142.5
     line = study.end(first, session, found=True)
-    assert (line["event"], line["rounds"], line["seconds"], line["wrong_pictures"]) == ("found", 1, 42.5, 2)
-    third = study.begin("bob", 0)
+    assert (line.found, line.rounds, line.seconds, line.wrong_pictures) == (True, 1, 30.5, 2)
+    study.begin("P1")
+    study.end(study.begin("P2"), Session(context, options), found=False)
+    third = study.begin("P2")
+    assert third.target == first.target != practice.target  # the same pictures for all
+    study.clock = lambda: 400.0
     study.end(third, Session(context, options), found=False)
     measures = json.loads((study.folder / "measures.json").read_text())
     counts = [measures[name] for name in ("searches", "found", "abandoned", "unfinished")]
     assert counts == [2, 1, 1, 1]
-    assert measures["median_seconds_when_found"] == 42.5
+    assert measures["median_seconds_when_found"] == 30.5
     assert measures["means_per_round"]["Recall@10"] == [0.5]  # who gave up before searching counts as a miss
     (record,) = read_rounds(study.folder / "rounds.jsonl")
     assert (record.target, record.target_rank, record.stop) == (first.target, 1, "found")
+    searches = read_study(study.folder / "study.csv")
+    assert [(each.participant, each.number, each.practice, each.found) for each in searches] == [
+        ("P1", 0, True, False), ("P1", 1, False, True), ("P2", 0, True, False), ("P2", 1, False, False),
+    ]  # fmt: skip
+    assert searches[1] == line
 
 
-def test_a_participant_gets_every_picture_once(study):  # noqa: F811
-    targets = [study.begin("ann", number).target for number in range(150)]
-    assert len(set(targets)) == 150
-    with pytest.raises(UserError, match="all 150"):
-        study.begin("ann", 150)
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_conditions_take_turns_by_a_latin_square(study, count):  # noqa: F811
+    study.conditions = ("append", "rocchio", "original", "slerp")[:count]
+    orders = [latin_order(study.conditions, number) for number in range(count)]
+    for place in range(count):
+        assert {order[place] for order in orders} == set(study.conditions)
+    if count == 4:  # and each follows each other one once
+        assert len({pair for order in orders for pair in itertools.pairwise(order)}) == 12
+    plan = study.plan(f"P{count + 1}")
+    assert plan[0] == plan[1] and plan[1::4] == orders[1 % count] and len(plan) == 1 + 4 * count
+    assert set(study.plan("P1", "append")) == {"append"}
+
+
+def test_a_participant_gets_every_picture_once_after_a_restart_too(study, context):  # noqa: F811
+    study.pictures = 200
+    tasks = [study.begin("ann-7") for _ in range(100)]
+    study = replace(study)
+    tasks += [study.begin("ann-7") for _ in range(50)]
+    assert len({task.target for task in tasks}) == 150 and [task.practice for task in tasks].count(True) == 1
+    with pytest.raises(UserError, match="had all 150"):
+        study.begin("ann-7")
+    for participant, condition, fault in (
+        ("ann", "", "such as P07"),
+        ("../1", "", "P07"),
+        ("1", "x", "append"),
+    ):
+        with pytest.raises(UserError, match=fault):
+            study.begin(participant, condition)
+
+
+def test_a_study_s_file_is_read_and_compared_by_participant(tmp_path):
+    def search(person, condition, found, rounds, practice=False):
+        return StudySearch(person, condition, 1, practice, "x", 'a "dog", black', found, rounds, 9.5, 1.0, 0)
+
+    searches = [search("P1", "append", True, 9, practice=True)]
+    for person in ("P1", "P2", "P3"):
+        searches += [search(person, "append", False, 4), search(person, "bayes", True, 2)]
+    searches += [search("P4", "bayes", False, 1)]
+    path = tmp_path / "study.csv"
+    path.write_text(study_csv(searches))
+    assert read_study(path) == searches
+    rows = study_table(searches).splitlines()[2:]
+    assert rows == [
+        "| append | 3 | 3 | 0.0 | - | - | - |",
+        "| bayes | 4 | 4 | 75.0 | 2 | 9.5 | +100.0 (+100.0 to +100.0) |",
+    ]
+    path.write_text(study_csv(searches).replace("True", "yes", 1))
+    with pytest.raises(ValueError, match=r"line 2: .*mend or remove"):
+        read_study(path)
+    path.write_text("a,b\n")
+    with pytest.raises(ValueError, match="expected the columns participant, condition"):
+        read_study(path)

@@ -365,7 +365,9 @@ window.addEventListener("popstate", goToAddress);
 document.documentElement.classList.add("js");
 watch();
 prepare();
-if (location.search && main().dataset.address !== here()) {
+if (location.pathname === "/study") {
+  stepping = true;  // begin() leads to the page itself
+} else if (location.search && main().dataset.address !== here()) {
   goToAddress();
 } else {
   stepping = true;
