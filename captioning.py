@@ -81,6 +81,8 @@ class Captioning:
         self._batches.make_room = lambda: self._memory.release_others(self)
         self._servers = servers
         self._pixels = pixels
+        if servers is None and Path(model_id).exists() and model_type(model_id) == "blip":
+            self._check_blip_precision()  # at once, where no hub need be asked
 
     @property
     def money(self) -> float:
@@ -124,15 +126,18 @@ class Captioning:
 
         from BLIP.captioner import BlipCaptioner
 
+        self._check_blip_precision()
+        dtype = loading_options(self.quantization)["dtype"]
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        say_once(f"loading {self.model_id} in {self.quantization}")
+        return BlipCaptioner.open(path, device=device, dtype=dtype, batch_size=self._batches.size)
+
+    def _check_blip_precision(self) -> None:
         if self.quantization.startswith("int"):
             raise ValueError(
                 f"quantization: got {self.quantization} for a BLIP captioner, expected fp16, bf16 or fp32:"
                 " it is small, and its loader knows no bitsandbytes"
             )
-        dtype = loading_options(self.quantization)["dtype"]
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        say_once(f"loading {self.model_id} in {self.quantization}")
-        return BlipCaptioner.open(path, device=device, dtype=dtype, batch_size=self._batches.size)
 
     @cached_property
     def _vision_language(self) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import logging
 import math
 import re
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 PROJECT = Path(__file__).parent
 DATA_FOLDER = PROJECT / "playground" / "data"
 ALIASES = {"blip": "encoder"}  # what settings were called before
+HUB_SECONDS = 5  # longest wait for a sign of the hub
 DEFAULT_SPLITS = {"demo": "test", "msrvtt": "1k-A"}  # the other datasets are used whole
 
 # Strategies that move words or a vector, so that a person can see and edit the query; then all of them.
@@ -565,6 +567,24 @@ def find_model(name: str) -> Path | None:
         if name and path.exists():
             return path
     return None
+
+
+@functools.cache
+def reach_hub() -> None:
+    """Looks once whether the hub of models answers; without it, only models fetched before are looked for.
+
+    Its own library tries each file again for half a minute.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
+    except Exception as error:  # of whichever library it speaks HTTP with
+        log.info("%s does not answer (%s): only models fetched before are used", constants.ENDPOINT, error)
+        constants.HF_HUB_OFFLINE = True
 
 
 class Terminated(KeyboardInterrupt):

@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 
 from files import file_sha256
+from settings import reach_hub
 
 PREFERRED = ("model.safetensors", "pytorch_model.bin")
 # Not in any package: whoever lacks one of these is told where to get it and where to put it.
@@ -143,6 +144,7 @@ def fetch_checkpoint(hub_id: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    reach_hub()
     try:
         for file in ("config.json", "vocab.txt"):
             hf_hub_download(hub_id, file)

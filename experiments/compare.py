@@ -19,7 +19,7 @@ from experiments.costs import counts_of
 from experiments.models import hardware
 from experiments.own_models import OwnModels
 from experiments.run import scrolling_name
-from experiments.run_folder import run_folder
+from experiments.run_folder import check_run_folder, run_folder
 from experiments.setup import Setup
 from feedback.protocols import PROTOCOLS
 from feedback.simulated_users import CONTROLS
@@ -99,6 +99,7 @@ def run_comparison(settings: ComparisonSettings, own: OwnModels | None = None) -
         ValueError: If they cannot be used, or the folder holds a comparison with other settings.
     """
     settings = settings.resolved()
+    check_run_folder(settings)
     setup = Setup.open(settings, own=own)
     setup.check_rewriter()
     plays = plays_of(settings)

@@ -17,7 +17,7 @@ from evaluation.sessions import build_sessions
 from evaluation.tables import format_table
 from evaluation.trec import write_trec
 from experiments.own_models import OwnModels
-from experiments.run_folder import run_folder
+from experiments.run_folder import check_run_folder, run_folder
 from experiments.setup import Setup
 from feedback.protocols import PROTOCOLS
 from feedback.strategies import STRATEGIES
@@ -49,6 +49,7 @@ def run_experiment(settings: ExperimentSettings, own: OwnModels | None = None) -
     """
     started = time.monotonic()
     settings = settings.resolved()
+    check_run_folder(settings)
     setup = Setup.open(settings, own=own)
     setup.check_rewriter()
     user = setup.user(settings.user, settings.user_noise)

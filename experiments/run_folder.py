@@ -34,15 +34,25 @@ def run_folder(
     if folder is None:
         raise ValueError("output: the settings are not resolved")
     with locked_folder(folder, "is playing this run", "choose another --output"):
-        ours = {
-            field.name: _jsonable(getattr(settings, field.name))
-            for field in dataclasses.fields(settings)
-            if field.name != "restart"
-        }
         matters = result_settings(type(settings)) | set(identity)
         restart = getattr(settings, "restart", False)
-        _keep_settings(folder, ours | dict(identity), matters, restart)
+        _keep_settings(folder, _ours(settings) | dict(identity), matters, restart)
         yield folder
+
+
+def check_run_folder(settings: SessionSettings | DialogueSettings) -> None:
+    """Refuses, before anything is loaded, a folder of other settings; `run_folder` looks at models and data.
+
+    Raises:
+        ValueError: If the output folder holds a run with other settings that is not to be discarded.
+    """
+    if settings.output is not None and not getattr(settings, "restart", False):
+        _check_settings(settings.output, _ours(settings), result_settings(type(settings)))
+
+
+def _ours(settings: SessionSettings | DialogueSettings) -> dict[str, Any]:
+    fields = (field.name for field in dataclasses.fields(settings) if field.name != "restart")
+    return {name: _jsonable(getattr(settings, name)) for name in fields}
 
 
 def _keep_settings(folder: Path, ours: dict[str, Any], matters: Set[str], restart: bool) -> None:
@@ -51,6 +61,12 @@ def _keep_settings(folder: Path, ours: dict[str, Any], matters: Set[str], restar
         with write_errors(folder):
             for old in (*folder.glob("*rounds.jsonl"), folder / "tasks.jsonl", folder / "costs.json", path):
                 old.unlink(missing_ok=True)
+    _check_settings(folder, ours, matters)
+    write_json(path, ours)
+
+
+def _check_settings(folder: Path, ours: dict[str, Any], matters: Set[str]) -> None:
+    path = folder / "settings.json"
     if path.is_file() and any(folder.glob("*rounds.jsonl")):  # a run that never began has nothing to mix up
         differing = settings_that_differ(read_json(path), ours, [name for name in ours if name in matters])
         if differing:
@@ -59,7 +75,6 @@ def _keep_settings(folder: Path, ours: dict[str, Any], matters: Set[str], restar
                 f"{folder} holds a run with other settings or data ({differing}); choose another --output, "
                 f"or --restart{again if 'image_files_sha256' in differing else ''}"
             )
-    write_json(path, ours)
 
 
 def _jsonable(value: Any) -> Any:

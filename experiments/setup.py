@@ -15,7 +15,13 @@ from experiments.caption_vectors import embed_captions
 from experiments.captions import GivenCaptions, open_captions
 from experiments.costs import Costs, CountedRewriter
 from experiments.identity import image_set_identity, query_set_identity, weights_identity
-from experiments.models import check_language_model, open_rewriter, quantization_of, rewrite_servers
+from experiments.models import (
+    check_language_model,
+    open_captioner,
+    open_rewriter,
+    quantization_of,
+    rewrite_servers,
+)
 from experiments.open_index import (
     check_same_images,
     dataset_of_index,
@@ -94,6 +100,10 @@ class Setup:
         """
         own = own or OwnModels()
         encoder = own.given_encoder()
+        is_for_people = isinstance(settings, InteractiveSettings)
+        needs = is_for_people or any(STRATEGIES[name].needs_captioner for name in _strategies_of(settings))
+        if needs and own.captioner is None:
+            open_captioner(settings)  # loads nothing, and refuses a precision that it cannot have
         if not isinstance(settings, LoopSettings):
             retriever = open_retriever(settings, encoder, index)
             images = dataset_of_index(retriever.index, settings.dataset)
@@ -136,10 +146,7 @@ class Setup:
     @property
     def strategies(self) -> tuple[str, ...]:
         """The strategies that the settings name."""
-        settings = self.settings
-        if isinstance(settings, ComparisonSettings):
-            return settings.strategies
-        return (settings.strategy, *getattr(settings, "conditions", ()))
+        return _strategies_of(self.settings)
 
     @property
     def needs_rewriter(self) -> bool:
@@ -388,6 +395,12 @@ class Setup:
 
 def _users_of(settings: ExperimentSettings | ComparisonSettings) -> tuple[str, ...]:
     return settings.users if isinstance(settings, ComparisonSettings) else (settings.user,)
+
+
+def _strategies_of(settings: AnySettings) -> tuple[str, ...]:
+    if isinstance(settings, ComparisonSettings):
+        return settings.strategies
+    return (settings.strategy, *getattr(settings, "conditions", ()))
 
 
 def choose_queries(

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
-from settings import Precision
+from settings import Precision, reach_hub
 
 log = logging.getLogger(__name__)
 
@@ -156,6 +156,8 @@ def naming_model(model_id: str) -> Iterator[None]:
 
     Raises ValueError for OSError and ValueError, and ModuleNotFoundError if the block misses a package.
     """
+    if not Path(model_id).exists():
+        reach_hub()
     try:
         yield
     except ImportError as error:

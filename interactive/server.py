@@ -79,6 +79,8 @@ def open_context(
 ) -> tuple[SearchContext, Study]:
     """Opens a collection for searching, and the study over it; the settings are resolved."""
     setup = Setup.open(settings, index=index)
+    if setup.compares_captions:
+        _ = setup.caption_vectors  # now, not in somebody's second round; names the command that makes them
     context = SearchContext.of(setup)
     folders = ExitStack()  # the study's folder stays locked until the process ends
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import time
 
 import pytest
 import tiny_vlms
@@ -15,18 +16,27 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
+<<<<<<< HEAD
 from captioning import Captioning
 from experiments.models import quantization_of
+=======
+from BLIP.weight_files import fetch_checkpoint
+>>>>>>> 0d47a75 (Refuse other settings, precisions and missing models at once; say when the hub does not answer)
 from generation import loading
 from generation.loading import (
     PRECISIONS,
     check_precision,
     fits_flash_attention,
     loading_options,
+    model_type,
     precision_of,
 )
+<<<<<<< HEAD
 from query_editing import QueryEditing
 from settings import SessionSettings
+=======
+from settings import reach_hub
+>>>>>>> 0d47a75 (Refuse other settings, precisions and missing models at once; say when the hub does not answer)
 
 AMPERE, TURING = (8, 6), (7, 5)
 
@@ -38,6 +48,22 @@ def test_true_is_int8_and_false_is_fp16():
     assert "dtype" in loading_options(precision_of("auto"))
     assert loading_options("fp32") == {"dtype": torch.float32}
     assert loading_options("fp16") == loading_options(False) == {"dtype": torch.float16}
+
+
+def test_without_the_hub_a_model_that_is_not_there_is_refused_in_seconds(monkeypatch, tmp_path, caplog):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    reach_hub.cache_clear()
+    begun = time.monotonic()
+    with pytest.raises(ValueError, match="the model some/one cannot be opened"):
+        model_type("some/one")
+    with pytest.raises(ValueError, match="some/two is no path here and cannot be fetched"):
+        fetch_checkpoint("some/two")
+    assert time.monotonic() - begun < 10 and constants.HF_HUB_OFFLINE
+    reach_hub.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["INT8", None, 1])

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from evaluation.runs import read_rounds
+from index.merge import merge_indexes
 from settings import find_model, run_script
-from tests.small_runs import model_folder, picture_folder
+from tests.small_runs import draw_noise, model_folder, picture_folder
 
 PROJECT = Path(__file__).parent.parent
 SCRIPTS = sorted(path.stem for path in PROJECT.glob("*.py") if "run_script(main)" in path.read_text("utf-8"))
@@ -65,9 +66,9 @@ def test_a_search_prints_the_best_and_imports_little(arguments, tmp_path):
     assert first.returncode == 0
     again = in_a_process("-X", "importtime", *search)
     assert again.stdout == first.stdout
-    lines = [line.split(maxsplit=2) for line in again.stdout.splitlines()]
+    lines = [re.split(r" {2,}", line.strip()) for line in again.stdout.splitlines()]
     assert [line[0] for line in lines] == ["1", "2", "3", "4", "5"]
-    scores = [float(line[1]) for line in lines]
+    scores = [float(line[1].split()[0]) for line in lines]
     assert scores == sorted(scores, reverse=True)
     assert len({line[2] for line in lines}) == 5 and all(Path(line[2]).is_file() for line in lines)
     imported = {line.rsplit("|", 1)[-1].strip() for line in again.stderr.splitlines() if "|" in line}
@@ -176,6 +177,27 @@ def test_a_whole_run_its_repetition_and_its_refusal(run, arguments, capsys, tmp_
     assert (folder / "rounds.jsonl").read_bytes() != b""
 
 
+def test_what_needs_no_model_is_refused_before_anything_is_opened(run, arguments, pictures, tmp_path):
+    name = "multi_modal_query_expansion"
+    assert run(name, *flat(arguments, rounds=1)) == (0, [])
+    nothing = tmp_path / "nosuch"
+    for script, changes, words in (
+        (name, {"root": nothing, "rounds": 2}, "rounds: 1 there, 2 now"),
+        (name, {"root": nothing, "output": tmp_path / "new", "quantization": "int8"}, "got int8 for a BLIP"),
+        ("interactive_search", {"index": nothing, "quantization": "int4", "shown": 5}, "got int4 for a BLIP"),
+        ("interactive_search", {"strategy": "bayes-captions"}, "or choose --strategy bayes"),
+    ):
+        given = arguments
+        if script == "interactive_search":
+            given = {key: arguments[key] for key in (*EMBEDDING, "--caption-model", "--quantization")}
+            given |= {"--caption-cache": tmp_path / "captions.sqlite"}
+        status, errors = run(
+            script, *flat(given, **changes), *(["--terminal"] if given is not arguments else ())
+        )
+        assert status == 2 and len(errors) == 1 and words in errors[0]
+    assert not nothing.exists()
+
+
 def test_a_comparison_of_scrolling_alone_is_its_table_without_a_plot_of_differences(
     run, arguments, capsys, tmp_path
 ):
@@ -260,6 +282,25 @@ def test_only_embedding_writes_an_index(run, arguments, models, pictures, tmp_pa
     status, errors = run("interactive_search", *flat(searching, root=home))
     assert status == 2 and f"embed_image_as_faiss.py --dataset image_folder --root {home}" in errors[0]
     assert not list(home.iterdir()) and contents(index) == before
+
+
+def test_a_merged_index_is_searched_as_it_stands(run, arguments, pictures, tmp_path, capsys):
+    other, merged = tmp_path / "others", tmp_path / "merged"
+    draw_noise(other / f"{number}.png" for number in range(30, 33))
+    embedding = {key: arguments[key] for key in EMBEDDING}
+    assert run("embed_image_as_faiss", *flat(embedding, root=other)) == (0, [])
+    merge_indexes([pictures / "index-all", other / "index-all"], merged)
+    before = {folder: contents(folder) for folder in (merged, pictures, other)}
+    Image.new("RGB", (9, 9)).save(tmp_path / "mine.png")
+    capsys.readouterr()
+    for searched in ({"text": "a b"}, {"text": "a -b"}, {"picture": tmp_path / "mine.png"}):
+        searching = flat(embedding, index=merged, root=other, shown=40, **searched)
+        assert run("interactive_search", *searching) == (0, [])
+        found = [re.split(r" {2,}", line.strip())[2] for line in capsys.readouterr().out.splitlines()]
+        assert len(found) == 33 and all(Path(path).is_file() for path in found)
+    assert {folder: contents(folder) for folder in before} == before
+    status, errors = run("interactive_search", *flat(embedding), "--text=-b")
+    assert status == 2 and "only words with a sign" in errors[0]
 
 
 def test_a_run_over_pictures_that_are_not_in_the_index_is_refused(run, arguments, pictures):
