@@ -21,10 +21,11 @@ from evaluation.comparison import paired_bootstrap
 
 @dataclass(frozen=True)
 class StudySearch:
-    """One participant's search for one picture, in the order of the columns.
+    """One participant's search for one picture; the fields are the columns.
 
-    `number` counts the participant's pictures from 0; a picture that is not `found` was given up. `seconds`
-    are all since it was shown, `waiting_seconds` those of them that the computer took.
+    `number` counts the participant's pictures from 0. `outcome` is "found", "abandoned" (given up) or
+    "unfinished" (left without an end, whose rounds are not kept). `seconds` are all since the picture was
+    shown, `waiting_seconds` those of them that the computer took.
     """
 
     participant: str
@@ -32,75 +33,79 @@ class StudySearch:
     number: int
     practice: bool
     target: str
-    words: str
-    found: bool
-    rounds: int
-    seconds: float
-    waiting_seconds: float
-    wrong_pictures: int
+    outcome: str = "unfinished"
+    words: str = ""
+    rounds: int = 0
+    seconds: float = 0.0
+    waiting_seconds: float = 0.0
+    wrong_pictures: int = 0
+
+    @property
+    def id(self) -> str:
+        """Query id of its records."""
+        return f"study-{self.participant}-{self.number}"
 
 
-FIELDS = tuple(field.name for field in dataclasses.fields(StudySearch))
-_TYPES = {"int": int, "float": float, "str": str, "bool": lambda text: {"True": True, "False": False}[text]}
+_FIELDS = dataclasses.fields(StudySearch)
+_READERS = {"int": int, "float": float, "str": str, "bool": {"True": True, "False": False}.__getitem__}
 
 
 def study_csv(searches: Sequence[StudySearch]) -> str:
     """Returns searches as the text of a CSV file with a head."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([FIELDS, *(dataclasses.astuple(search) for search in searches)])
+    rows = [dataclasses.astuple(search) for search in searches]
+    csv.writer(text, lineterminator="\n").writerows([[field.name for field in _FIELDS], *rows])
     return text.getvalue()
 
 
 def read_study(path: Path) -> list[StudySearch]:
     """Reads what `study_csv` wrote; a ValueError names the line that does not fit."""
     with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.reader(file)
-        if tuple(next(rows, ())) != FIELDS:
-            raise ValueError(f"{path}: expected the columns {', '.join(FIELDS)}; choose a study's study.csv")
-        searches = []
-        for number, row in enumerate(rows, start=2):
-            try:
-                types = [_TYPES[str(field.type)] for field in dataclasses.fields(StudySearch)]
-                values = [read(value) for read, value in zip(types, row, strict=True)]
-            except (ValueError, KeyError) as error:
-                raise ValueError(f"{path}, line {number}: got {row}; mend or remove the line") from error
-            searches.append(StudySearch(*values))
+        rows = list(csv.reader(file))
+    names = [field.name for field in _FIELDS]
+    if rows[:1] != [names]:
+        raise ValueError(f"{path}: expected the columns {', '.join(names)}; choose a study's study.csv")
+    searches = []
+    for number, row in enumerate(rows[1:], start=2):
+        try:
+            values = [_READERS[str(field.type)](value) for field, value in zip(_FIELDS, row, strict=True)]
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{path}, line {number}: got {row}; mend or remove the line") from error
+        searches.append(StudySearch(*values))
     return searches
 
 
 def study_table(searches: Sequence[StudySearch]) -> str:
-    """Compares the conditions, without practice, as a Markdown table.
+    """Compares the conditions, as a Markdown table; practice and unfinished searches do not count.
 
     The last column is the share found minus that of the first condition in the file, paired by participant,
     with a bootstrap interval over participants (`evaluation.comparison.paired_bootstrap`).
     """
-    counted = [search for search in searches if not search.practice]
+    counted = [search for search in searches if not search.practice and search.outcome != "unfinished"]
     lines = [
         "| Condition | participants | searches | found % | median rounds | seconds | found minus first |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    shares: dict[str, dict[str, float]] = {}
+    first: dict[str, float] = {}
     for condition in dict.fromkeys(search.condition for search in counted):
         mine = [search for search in counted if search.condition == condition]
-        people = dict.fromkeys(search.participant for search in mine)
-        shares[condition] = {
-            person: fmean(search.found for search in mine if search.participant == person)
-            for person in people
+        found = [search for search in mine if search.outcome == "found"]
+        shares = {
+            person: fmean(100 * (search in found) for search in mine if search.participant == person)
+            for person in dict.fromkeys(search.participant for search in mine)
         }
-        found = [search for search in mine if search.found]
-        rounds, seconds = (
-            f"{median(getattr(search, name) for search in found):g}" if found else "-"
-            for name in ("rounds", "seconds")
+        both = [shares[person] - first[person] for person in shares if person in first]
+        result = paired_bootstrap(np.array(both)) if both else None
+        cells = (
+            condition,
+            len(shares),
+            len(mine),
+            f"{100 * len(found) / len(mine):.1f}",
+            f"{median(search.rounds for search in found):g}" if found else "-",
+            f"{median(search.seconds for search in found):g}" if found else "-",
+            f"{result.mean:+.1f} ({result.low:+.1f} to {result.high:+.1f})" if result else "-",
         )
-        first, own = next(iter(shares.values())), shares[condition]
-        both = [100 * (own[person] - first[person]) for person in own if person in first]
-        difference = "-"
-        if own is not first and both:
-            result = paired_bootstrap(np.array(both))
-            difference = f"{result.mean:+.1f} ({result.low:+.1f} to {result.high:+.1f})"
-        share = 100 * fmean(search.found for search in mine)
-        cells = (condition, len(people), len(mine), f"{share:.1f}", rounds, seconds, difference)
+        first = first or shares
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 

@@ -59,7 +59,7 @@ def _keep_settings(folder: Path, ours: dict[str, Any], matters: Set[str], restar
     path = folder / "settings.json"
     if restart:
         with write_errors(folder):
-            for old in (*folder.glob("*rounds.jsonl"), folder / "tasks.jsonl", folder / "costs.json", path):
+            for old in (*folder.glob("*rounds.jsonl"), folder / "study.csv", folder / "costs.json", path):
                 old.unlink(missing_ok=True)
     _check_settings(folder, ours, matters)
     write_json(path, ours)

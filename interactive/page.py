@@ -377,7 +377,7 @@ class Page:
         session, task = state.session, state.task
         session.require_shown(image_id)
         if task is not None:
-            if image_id != task.target:
+            if image_id != task.search.target:
                 task.wrong += 1
                 raise UserError("that is a different picture; keep looking")
             self._end_task(state, found=True)
@@ -396,7 +396,7 @@ class Page:
             state.participant, state.condition = form["participant"], form.get("condition", "")
         state.task = self.study.begin(state.participant, state.condition)
         state.session = self.visitors.new_session()
-        state.session.options = replace(state.session.options, strategy=state.task.strategy)
+        state.session.options = replace(state.session.options, strategy=state.task.search.condition)
 
     def _end_task(self, state: State, found: bool) -> None:
         if state.task is None:
@@ -404,8 +404,8 @@ class Page:
         state.verdict = {
             "records": [],
             "result": self.study.end(state.task, state.session, found),
-            "picture": self.context.number_of(state.task.target),
-            "left": state.task.count - state.task.number - 1,
+            "picture": self.context.number_of(state.task.search.target),
+            "left": state.task.count - state.task.search.number - 1,
         }
         state.task, state.session = None, self.visitors.new_session()
 

@@ -1,33 +1,25 @@
 """Sessions with a known target, and the find-this-picture study, measured as experiments are.
 
-A study shows a target and counts rounds and seconds. Its folder holds ``rounds.jsonl`` (records, as of any
-run), ``tasks.jsonl`` (one line when a target is shown and one when its search ends), and two files written
-again after every search: ``study.csv``, which `evaluation.study` reads, and ``measures.json``. A search that
-never ended counts as unfinished; its rounds are not kept.
+A study shows a target and counts rounds and seconds. Its folder holds ``rounds.jsonl``, as of any run, and
+``study.csv``, which `evaluation.study` reads: a search has a line from when its picture is shown.
 """
 
 from __future__ import annotations
 
-import logging
 import random
 import re
-import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from evaluation.measures import evaluate
-from evaluation.runs import append_rounds, read_rounds
-from evaluation.study import FIELDS, StudySearch, study_csv
-from files import append_lines, read_lines, write_bytes, write_json
+from evaluation.runs import append_rounds
+from evaluation.study import StudySearch, read_study, study_csv
+from files import write_bytes
 from interactive.session import SearchContext, Session, Turn, UserError
-from records import Query, Round
+from records import Round
 from retriever import Retriever
-
-log = logging.getLogger(__name__)
 
 
 def with_target(
@@ -69,31 +61,18 @@ class Task:
     """One picture to find.
 
     Attributes:
-        participant: Whose.
-        number: How many pictures the participant was shown before.
-        count: How many the participant is to look for.
-        target: Image id.
-        strategy: The condition.
+        search: What `Study` writes of it.
+        count: How many pictures the participant is to look for.
         begun: When it was shown, on the study's clock.
-        practice: Whether the search does not count.
         waiting_seconds: How much of the time since was spent searching, captioning and rewriting.
         wrong: How many other pictures the person took for it.
     """
 
-    participant: str
-    number: int
+    search: StudySearch
     count: int
-    target: str
-    strategy: str
     begun: float
-    practice: bool = False
     waiting_seconds: float = 0.0
     wrong: int = 0
-
-    @property
-    def id(self) -> str:
-        """Query id of the records."""
-        return f"study-{self.participant}-{self.number}"
 
 
 def latin_order(conditions: Sequence[str], row: int) -> list[str]:
@@ -166,78 +145,38 @@ class Study:
         Raises:
             UserError: If there is none left, or the arguments are of no use.
         """
-        plan = self.plan(participant, condition)
-        number = sum(event["participant"] == participant for event in self._events("shown"))
-        ids = self.context.ids
-        if number >= min(len(plan), len(ids)):
+        plan, ids = self.plan(participant, condition), self.context.ids
+        searches = self.searches()
+        number, count = sum(each.participant == participant for each in searches), min(len(plan), len(ids))
+        if number >= count:
             raise UserError(f"participant {participant} has had all {number} pictures; thank you")
-        target = random.Random(self.seed).sample(ids, min(len(plan), len(ids)))[number]
-        task = Task(participant, number, len(plan), target, plan[number], self.clock(), practice=number == 0)
-        self._write({"event": "shown", "participant": participant, "query_id": task.id, "target": target})
-        return task
+        target = random.Random(self.seed).sample(ids, count)[number]
+        search = StudySearch(participant, plan[number], number, practice=number == 0, target=target)
+        self._write([*searches, search])
+        return Task(search, count, self.clock())
 
     def end(self, task: Task, session: Session, found: bool) -> StudySearch:
-        """Records a finished search, which may have no round, and measures all of them again."""
-        seconds = self.clock() - task.begun
+        """Records a finished search, which may have no round."""
         turns = session.turns[: session.position + 1]
-        event = "found" if found else "abandoned"
-        records = with_target(turns, task.target, self.context.retriever, event, task.id)
-        append_rounds(self.folder / "rounds.jsonl", records)
-        search = StudySearch(
-            participant=task.participant,
-            condition=task.strategy,
-            number=task.number,
-            practice=task.practice,
-            target=task.target,
+        outcome = "found" if found else "abandoned"
+        records = with_target(turns, task.search.target, self.context.retriever, outcome, task.search.id)
+        search = replace(
+            task.search,
+            outcome=outcome,
             words=records[0].text if records else "",
-            found=found,
             rounds=len(records),
-            seconds=round(seconds, 2),
+            seconds=round(self.clock() - task.begun, 2),
             waiting_seconds=round(task.waiting_seconds, 2),
             wrong_pictures=task.wrong,
         )
-        self._write({"event": event, "query_id": task.id} | asdict(search))
-        self._measure()
+        append_rounds(self.folder / "rounds.jsonl", records)
+        self._write([search if each.id == search.id else each for each in self.searches()])
         return search
 
-    def _measure(self) -> None:
-        """Writes ``study.csv``, and ``measures.json`` without practice, from the two other files."""
-        searches = {
-            event["query_id"]: StudySearch(**{name: event[name] for name in FIELDS})
-            for event in self._events("found", "abandoned")
-        }
-        write_bytes(self.folder / "study.csv", study_csv(list(searches.values())).encode())
-        ended = {query_id: search for query_id, search in searches.items() if not search.practice}
-        if not ended:
-            return
-        # A kill may separate rounds from their last line.
-        records = [each for each in read_rounds(self.folder / "rounds.jsonl") if each.query_id in ended]
-        queries = [
-            Query(query_id, search.words, search.target, frozenset((search.target,)))
-            for query_id, search in ended.items()
-        ]
-        found = [search for search in ended.values() if search.found]
-        practised = sum(event["query_id"].endswith("-0") for event in self._events("shown"))
-        image_count = len(self.context.ids)
-        round_count = max((record.number for record in records), default=0) + 1
-        values = evaluate(records, round_count, queries, image_count).to_json() | {
-            "images": image_count,
-            "searches": len(ended),
-            "found": len(found),
-            "abandoned": len(ended) - len(found),
-            # shown, but neither found nor given up
-            "unfinished": len(self._events("shown")) - practised - len(ended),
-        }
-        for name in ("rounds", "seconds", "waiting_seconds"):
-            numbers = [getattr(search, name) for search in found]
-            values[f"median_{name}_when_found"] = statistics.median(numbers) if numbers else None
-        write_json(self.folder / "measures.json", values)
-        log.info("study: %d of %d found; %s", len(found), len(ended), self.folder / "study.csv")
+    def searches(self) -> list[StudySearch]:
+        """Returns all searches so far."""
+        path = self.folder / "study.csv"
+        return read_study(path) if path.is_file() else []
 
-    def _events(self, *kinds: str) -> list[dict[str, Any]]:
-        path = self.folder / "tasks.jsonl"
-        events = [event for _, event in read_lines(path)] if path.is_file() else []
-        return [event for event in events if event["event"] in kinds]
-
-    def _write(self, line: dict[str, Any]) -> None:
-        append_lines(self.folder / "tasks.jsonl", [line])
+    def _write(self, searches: Sequence[StudySearch]) -> None:
+        write_bytes(self.folder / "study.csv", study_csv(searches).encode())

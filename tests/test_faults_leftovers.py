@@ -1,12 +1,10 @@
 """What a kill leaves beside finished work: it is taken up or removed, and never mixed into it."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +13,11 @@ from conftest import IMAGE_IDS, KnownCaptions, one_target, rounds_of
 from interactive_world import context, options, picture_folder, study  # noqa: F401
 from PIL import Image as PILImage
 
-from evaluation.runs import append_rounds
+from evaluation.runs import read_rounds
 from feedback.protocols import PROTOCOLS
 from feedback.strategies import make_strategy
 from feedback.users import FirstUser
-from files import locked_folder, read_json
+from files import locked_folder
 from index.build import build_index
 from interactive.session import Session
 from playground.image_folder import list_images
@@ -94,29 +92,17 @@ def test_a_resumed_run_asks_the_models_in_the_batches_of_one_that_was_not_stoppe
 
 
 def test_a_study_goes_on_after_a_kill_in_the_midst_of_a_line(context, study, options):  # noqa: F811
-    first = study.begin("ann", 0)
     session = Session(context, options)
     session.search("a dog")
-    study.end(first, session, found=False)
-    lost = study.begin("ann", 1)  # its records are there, the line of its end is torn
-    append_rounds(
-        study.folder / "rounds.jsonl", [replace(session.current.record, query_id=lost.id, target=lost.target)]
-    )
-    with (study.folder / "tasks.jsonl").open("a") as file:
-        file.write('{"event": "found", "query_id": "stu')
-    session = Session(context, options)
-    session.search("a cat")
-    study.end(study.begin("bob", 0), session, found=False)
-    lines = (study.folder / "tasks.jsonl").read_text().splitlines()
-    assert [json.loads(line)["event"] for line in lines] == [
-        "shown",
-        "abandoned",
-        "shown",
-        "shown",
-        "abandoned",
-    ]
-    measured = read_json(study.folder / "measures.json")
-    assert (measured["searches"], measured["unfinished"]) == (2, 1)
+    study.end(study.begin("P1"), session, found=False)
+    lost = study.begin("P1").search  # its end is not on record, and its records are torn
+    with (study.folder / "rounds.jsonl").open("a") as file:
+        file.write('{"query_id": "study-P1-1')
+    study.end(study.begin("P2"), session, found=False)
+    records = read_rounds(study.folder / "rounds.jsonl")
+    assert [record.query_id for record in records] == ["study-P1-0", "study-P2-0"]
+    assert [each.outcome for each in study.searches()] == ["abandoned", "unfinished", "abandoned"]
+    assert study.searches()[1] == lost and study.begin("P1").search.number == 2
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")

@@ -337,6 +337,24 @@ def test_back_and_forward_step_through_rounds_and_every_state_has_an_address(vis
         assert bob.cards() == states[number][1]
 
 
+def test_a_study_begins_at_its_link(visit, address, study):  # noqa: F811
+    ann = visit()
+    ann.tab.goto(f"{address}/study?participant=P02&condition=append")
+    ann.shoot("study-start")
+    ann.tab.get_by_role("button", name="Begin").click()
+    expect(ann.tab.locator(".task .counts")).to_contain_text("practice")
+    assert ann.tab.url == f"{address}/"
+    ann.search("a dog")
+    expect(ann.tab.locator("#append")).to_have_text("Show more")
+    ann.tab.click("#append")  # as in the experiments, another round
+    ann.is_done(rounds=2)
+    ann.tab.reload()
+    ann.tab.get_by_role("button", name="Give up").click()
+    ann.tab.get_by_role("button", name="Next picture").click()
+    expect(ann.tab.locator(".task .counts")).to_contain_text("picture 1 of 4")
+    assert [(each.id, each.rounds) for each in study.searches()] == [("study-P02-0", 2), ("study-P02-1", 0)]
+
+
 def test_the_pictures_of_the_start_page_can_be_clicked(visit, context):  # noqa: F811
     ann = visit()
     sample = ann.tab.locator(".samples button").nth(2)

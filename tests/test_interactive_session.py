@@ -412,34 +412,29 @@ def test_declaring_a_target_ranks_it_in_every_round_as_brute_force_does(played, 
     assert evaluate(records, 3, image_count=150).summary()["Recall@10"][-1] == 1.0
 
 
-def test_a_study_counts_rounds_and_seconds_and_writes_the_experiments_measures(study, context, options):  # noqa: F811
+def test_a_study_counts_rounds_and_seconds(study, context, options):  # noqa: F811
     times = iter((0.0, 1.0, 100.0, 130.5, 200.0, 201.0, 260.0, 300.0))
     study.clock = lambda: next(times)
     practice = study.begin("P1")
     assert study.end(practice, Session(context, options), found=False).practice
     first = study.begin("P1")
     session = Session(context, options)
-    colour, animal, place = first.target.split("-")
+    colour, animal, place = first.search.target.split("-")
     session.search(f"a {colour} {animal} in the {place}")
     first.wrong = 2
     line = study.end(first, session, found=True)
-    assert (line.found, line.rounds, line.seconds, line.wrong_pictures) == (True, 1, 30.5, 2)
+    assert (line.outcome, line.rounds, line.seconds, line.wrong_pictures) == ("found", 1, 30.5, 2)
     study.begin("P1")
     study.end(study.begin("P2"), Session(context, options), found=False)
-    third = study.begin("P2")
-    assert third.target == first.target != practice.target  # the same pictures for all
-    study.clock = lambda: 400.0
-    study.end(third, Session(context, options), found=False)
-    measures = json.loads((study.folder / "measures.json").read_text())
-    counts = [measures[name] for name in ("searches", "found", "abandoned", "unfinished")]
-    assert counts == [2, 1, 1, 1]
-    assert measures["median_seconds_when_found"] == 30.5
-    assert measures["means_per_round"]["Recall@10"] == [0.5]  # who gave up before searching counts as a miss
+    other = study.begin("P2")  # the same pictures for all
+    assert other.search.target == first.search.target != practice.search.target
     (record,) = read_rounds(study.folder / "rounds.jsonl")
-    assert (record.target, record.target_rank, record.stop) == (first.target, 1, "found")
+    assert (record.query_id, record.target) == (line.id, first.search.target)
+    assert (record.target_rank, record.stop) == (1, "found")
     searches = read_study(study.folder / "study.csv")
-    assert [(each.participant, each.number, each.practice, each.found) for each in searches] == [
-        ("P1", 0, True, False), ("P1", 1, False, True), ("P2", 0, True, False), ("P2", 1, False, False),
+    assert [(each.participant, each.number, each.practice, each.outcome) for each in searches] == [
+        ("P1", 0, True, "abandoned"), ("P1", 1, False, "found"), ("P1", 2, False, "unfinished"),
+        ("P2", 0, True, "abandoned"), ("P2", 1, False, "unfinished"),
     ]  # fmt: skip
     assert searches[1] == line
 
@@ -462,7 +457,8 @@ def test_a_participant_gets_every_picture_once_after_a_restart_too(study, contex
     tasks = [study.begin("ann-7") for _ in range(100)]
     study = replace(study)
     tasks += [study.begin("ann-7") for _ in range(50)]
-    assert len({task.target for task in tasks}) == 150 and [task.practice for task in tasks].count(True) == 1
+    assert len({task.search.target for task in tasks}) == 150
+    assert [task.search.practice for task in tasks].count(True) == 1
     with pytest.raises(UserError, match="had all 150"):
         study.begin("ann-7")
     for participant, condition, fault in (
@@ -475,13 +471,14 @@ def test_a_participant_gets_every_picture_once_after_a_restart_too(study, contex
 
 
 def test_a_study_s_file_is_read_and_compared_by_participant(tmp_path):
-    def search(person, condition, found, rounds, practice=False):
-        return StudySearch(person, condition, 1, practice, "x", 'a "dog", black', found, rounds, 9.5, 1.0, 0)
+    def search(person, condition, outcome, rounds, practice=False):
+        words = 'a "dog", black'
+        return StudySearch(person, condition, 1, practice, "x", outcome, words, rounds, 9.5, 1.0, 0)
 
-    searches = [search("P1", "append", True, 9, practice=True)]
+    searches = [search("P1", "append", "found", 9, practice=True), search("P9", "append", "unfinished", 0)]
     for person in ("P1", "P2", "P3"):
-        searches += [search(person, "append", False, 4), search(person, "bayes", True, 2)]
-    searches += [search("P4", "bayes", False, 1)]
+        searches += [search(person, "append", "abandoned", 4), search(person, "bayes", "found", 2)]
+    searches += [search("P4", "bayes", "abandoned", 1)]
     path = tmp_path / "study.csv"
     path.write_text(study_csv(searches))
     assert read_study(path) == searches

@@ -71,6 +71,7 @@ function show(html, address) {
   const parsed = new DOMParser().parseFromString(html, "text/html");
   const fresh = parsed.getElementById("main");
   if (!fresh) return;
+  $("#words", fresh)?.removeAttribute("autofocus");  // for whoever opens the page; here the focus is set below
   for (const each of $$("details", fresh)) if (openDetails.has(each.id)) each.open = true;
   main().replaceWith(document.adoptNode(fresh));
   // The field's default value is what was searched: words typed since stay, until they are searched too.
