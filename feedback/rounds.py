@@ -220,7 +220,7 @@ def search_round(
     """
     seen = [_seen(past) if protocol.removes_shown else frozenset() for past in pasts]
     asked = retriever.prepared([search.search for search in searches])
-    rankings = retriever.search(asked, max(protocol.shown + 1, DEPTH), exclude=seen)
+    rankings = retriever.search(asked, max(protocol.shown, DEPTH), exclude=seen)
     with_target = [row for row, query in enumerate(batch) if query.target is not None]
     targets = [target for row in with_target if (target := batch[row].target) is not None]
     ranks = (

@@ -427,6 +427,9 @@ class Session:
         record = search_round(
             [query], [past], asked, len(past), self.context.retriever, options.protocol
         )[0]  # fmt: skip
+        seen = {image_id for each in past for image_id in each.image_ids[: each.shown]}
+        if record.stop and len(self.context.ids) > len(seen) + record.shown:
+            record = replace(record, stop="")  # the ranking ended with what is shown, the collection did not
         matches = self.context.match_scale.of(search, record.scores)
         if options.threshold is not None:
             hidden = sum(match < options.threshold for match in matches[: record.shown])

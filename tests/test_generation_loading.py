@@ -16,12 +16,9 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-<<<<<<< HEAD
+from BLIP.weight_files import fetch_checkpoint
 from captioning import Captioning
 from experiments.models import quantization_of
-=======
-from BLIP.weight_files import fetch_checkpoint
->>>>>>> 0d47a75 (Refuse other settings, precisions and missing models at once; say when the hub does not answer)
 from generation import loading
 from generation.loading import (
     PRECISIONS,
@@ -31,12 +28,8 @@ from generation.loading import (
     model_type,
     precision_of,
 )
-<<<<<<< HEAD
 from query_editing import QueryEditing
-from settings import SessionSettings
-=======
-from settings import reach_hub
->>>>>>> 0d47a75 (Refuse other settings, precisions and missing models at once; say when the hub does not answer)
+from settings import SessionSettings, reach_hub
 
 AMPERE, TURING = (8, 6), (7, 5)
 
