@@ -276,6 +276,11 @@ class SessionSettings(CaptionVectorSettings):
         "Search pictures by their vectors and by the system's captions together, in every round and with "
         "every strategy; needs an index embedded with --captions (docs/feedback.md).",
     )
+    take_turns: bool = knob(
+        False,
+        "Keep only one of captioner and rewriter in memory; on a GPU that happens by itself where it cannot "
+        "hold both.",
+    )
     output: Path | None = knob(
         None, "Folder of the results; one under runs/, named after the settings, when not given."
     )

@@ -1,23 +1,30 @@
 """What the full-size models cost on a GPU, measured without their weights: real sizes, random weights.
 
     python -m benchmarks.full_size --folder /data/random-models     # needs a GPU, and 32 GB of disk
+    python -m benchmarks.full_size --device cpu --precisions bf16 --batches 1 --max-tokens 8   # slow; 20 GB
     python -m benchmarks.full_size --tiny                           # the same steps with tiny sizes, on a CPU
 
-Captioner (LLaVA-1.6 over Mistral 7B) and rewriter (Llama-3.1 8B) are made on the GPU, saved with a processor
-and a tokenizer, and opened by the code that opens the hub's. Random weights hardly ever end a sentence, so
-every answer counts with its full length. A batch that the GPU has no memory for is a row that says so.
+Captioner (LLaVA-1.6 over Mistral 7B) and rewriter (Llama-3.1 8B) are drawn part by part, saved with a
+processor and a tokenizer, and opened by the code that opens the hub's; at last both take turns in a feedback
+loop. Random weights hardly ever end a sentence, so every answer counts with its full length. A batch that the
+GPU has no memory for is a row that says so.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
-from collections.abc import Callable, Iterator
+import os
+import resource
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import Watch, parser, report
+from files import write_json
 from settings import run_script
 
 log = logging.getLogger(__name__)
@@ -50,6 +57,8 @@ CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
     "<|start|>assistant\n"
 )
+PEAK = "peak memory, GiB"
+CELLS = ("first answer, s", "batch, s", "items/s", "tokens/s", PEAK)
 SAID = "two men in front of a red house, one of them with a dog and the other with a large umbrella"
 Row = dict[str, Any]
 
@@ -68,6 +77,11 @@ def main() -> None:
     read.add_argument(
         "--batches", type=int, nargs="+", default=[1, 8, 32], help="pictures or queries at a time"
     )
+    read.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="where the models compute")
+    read.add_argument(
+        "--max-tokens", type=int, help="of an answer; captions' 200 and rewrites' 100 otherwise"
+    )
+    read.add_argument("--loop", type=int, default=2, help="queries of the loop at the end")
     arguments = read.parse_args()
     report("full_size", arguments, list(measure(arguments)))
 
@@ -76,15 +90,21 @@ def measure(arguments: argparse.Namespace) -> Iterator[Row]:
     """Makes the models where they are missing; yields a row for each model, precision and batch.
 
     Raises:
-        ValueError: If there is no GPU, and the sizes are not tiny.
+        ValueError: If there is no GPU, and neither are the sizes tiny nor the device a CPU.
     """
+    if arguments.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import torch
 
     import captioning
     import query_editing
 
-    if not (arguments.tiny or torch.cuda.is_available()):
-        raise ValueError("no GPU found, and the full sizes need one; --tiny takes the same steps without")
+    if not (arguments.tiny or arguments.device == "cpu" or torch.cuda.is_available()):
+        raise ValueError(
+            "no GPU found; --device cpu takes the full sizes without, slowly, and --tiny the same steps"
+        )
+    if arguments.max_tokens:
+        captioning.MAX_TOKENS = query_editing.MAX_TOKENS = arguments.max_tokens
     folders = {}
     for name, make in {"captioner": make_captioner, "rewriter": make_rewriter}.items():
         folder = folders[name] = arguments.folder / (f"tiny-{name}" if arguments.tiny else name)
@@ -110,6 +130,11 @@ def measure(arguments: argparse.Namespace) -> Iterator[Row]:
                 open_model = partial(kind, str(folders[name]), precision, batch)
                 row = {"model": name, "precision": precision}
                 yield row | measure_batch(open_model, use, batch, max_tokens)
+        if arguments.loop:
+            log.info("a loop in %s", precision)
+            yield {"model": "both, in a loop", "precision": precision} | measure_loop(
+                folders, precision, arguments.loop
+            )
 
 
 def make_captioner(folder: Path, tiny: bool) -> None:
@@ -188,12 +213,79 @@ def _tokenizer(tokens: list[str]) -> Any:
 
 
 def _save_random(make: Callable[..., Any], config: Any, folder: Path) -> None:
+    """Draws and writes a model's weights in parts of a gigabyte: no more of them is ever in memory."""
     import torch
+    from huggingface_hub import split_torch_state_dict_into_shards
+    from safetensors.torch import save_file
 
     torch.manual_seed(0)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = make(config, dtype=torch.float16)
-    model.save_pretrained(folder, max_shard_size="50GB")
+    with torch.device("meta"):
+        model = make(config, dtype=torch.bfloat16)
+    shapes = model.state_dict()
+    split = split_torch_state_dict_into_shards(shapes, max_shard_size="1GB")
+    for file, names in split.filename_to_tensors.items():
+        part = {name: torch.full(shapes[name].shape, 1.0, dtype=torch.bfloat16) for name in names}
+        for tensor in part.values():
+            if tensor.dim() > 1:  # the others are scales and shifts of layers
+                tensor.normal_(0, 0.02)
+        save_file(part, folder / file, metadata={"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_json(folder / "model.safetensors.index.json", index)
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+
+
+def measure_loop(folders: Mapping[str, Path], precision: str, queries: int) -> Row:
+    """Runs two rounds of the feedback loop, rewriting once for each query, the models taking turns."""
+    from experiments.open_index import embed_dataset
+    from experiments.run import run_experiment
+    from settings import EmbeddingSettings, ExperimentSettings
+
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        lines = ["image_name,comment_number,comment"]
+        for number, picture in enumerate(_pictures(100)):  # few are found at once
+            picture.save(root / f"{number}.png")
+            lines.append(f"{number}.png,0,people in picture {number}")
+        (root / "images_captions.csv").write_text("\n".join(lines))
+        embed_dataset(EmbeddingSettings("image_folder", root, preset="demo"))
+        _reset_peak()
+        watch = Watch()
+        run_experiment(
+            ExperimentSettings(
+                "image_folder", root, preset="demo", caption_model=str(folders["captioner"]),
+                rewrite_model=str(folders["rewriter"]), quantization=precision, take_turns=True,
+                caption_batch=1, rewrite_batch=1, user="reference", rounds=2, queries=queries,
+                caption_cache=root / "captions.sqlite", output=root / "run",
+            )
+        )  # fmt: skip
+        seconds = watch.wall()
+    row: Row = {"note": "", "batch": queries} | dict.fromkeys(CELLS)
+    return row | {"batch, s": seconds, "items/s": queries / seconds, PEAK: _peak()}
+
+
+def _reset_peak() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with contextlib.suppress(OSError):  # only Linux forgets a process's peak
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak() -> float:
+    """Returns the most memory in use since `_reset_peak`, GiB: the GPU's, or else the process's."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / GIB
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / GIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
 
 
 def measure_batch(
@@ -203,15 +295,11 @@ def measure_batch(
 
     `use` takes the model, how many items, and a number that no two uses share.
     """
-    import torch
-
     from generation.batching import free_memory
 
-    names = ("first answer, s", "batch, s", "items/s", "tokens/s", "peak GPU memory, GiB")
-    row: Row = {"note": "does not fit", "batch": batch} | dict.fromkeys(names)
+    row: Row = {"note": "does not fit", "batch": batch} | dict.fromkeys(CELLS)
     free_memory()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    _reset_peak()
     try:
         watch = Watch()
         model = open_model()
@@ -229,8 +317,7 @@ def measure_batch(
     row |= {
         "batch, s": seconds, "items/s": batch / seconds, "tokens/s": batch * max_tokens / seconds
     }  # fmt: skip
-    if torch.cuda.is_available():
-        row["peak GPU memory, GiB"] = torch.cuda.max_memory_allocated() / GIB
+    row[PEAK] = _peak()
     return row
 
 

@@ -311,7 +311,7 @@ class Setup:
     @cached_property
     def memory(self) -> GpuMemory:
         """Shared by captioner and rewriter, which take turns where a GPU cannot hold both."""
-        return GpuMemory()
+        return GpuMemory(self.settings.take_turns)
 
     @cached_property
     def rewriter(self) -> Rewriter:

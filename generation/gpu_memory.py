@@ -27,12 +27,13 @@ class Model(Protocol):
 class GpuMemory:
     """Shares the memory among models that are used in turn.
 
-    What fits is found out by loading: nothing is estimated. Without a GPU no model ever leaves.
+    What fits is found out by loading: nothing is estimated. Without a GPU a model leaves only if they take
+    turns from the start: a system ends the process that takes too much.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, takes_turns: bool = False) -> None:
         self._present: list[Model] = []
-        self._takes_turns = False
+        self._takes_turns = takes_turns
 
     def acquire(self, model: Model) -> None:
         """Has a model loaded before it is used.
