@@ -29,6 +29,7 @@ from generation.parsing import one_line
 from generation.processors import bound_pixels, open_processor
 from generation.prompts import CAPTION
 from generation.servers import SERVED, ChatServers, ServersFailed
+from index.formats import middle
 
 log = logging.getLogger(__name__)
 
@@ -189,7 +190,10 @@ class Captioning:
         model, processor = self._vision_language
         prompt = {"type": "text", "text": CAPTION}
         inputs = processor.apply_chat_template(
-            [[{"role": "user", "content": [{"type": "image", "image": image}, prompt]}] for image in images],
+            [
+                [{"role": "user", "content": [{"type": "image", "image": middle(image)}, prompt]}]
+                for image in images
+            ],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,

@@ -236,7 +236,7 @@ def _save_random(make: Callable[..., Any], config: Any, folder: Path) -> None:
     model.generation_config.save_pretrained(folder)
 
 
-def measure_loop(folders: Mapping[str, Path], precision: str, queries: int) -> Row:
+def measure_loop(folders: Mapping[str, Path], precision: Any, queries: int) -> Row:
     """Runs two rounds of the feedback loop, rewriting once for each query, the models taking turns."""
     from experiments.open_index import embed_dataset
     from experiments.run import run_experiment

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from index.formats import formats, why_unknown
+
 MAX_PIXELS = 178_956_970  # twice Pillow's warning line: half a gigabyte of RGB
 SHORT_SIDE_KEPT = 1024  # larger pictures are halved, thirded, ... down to this; models want 224 to 512
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # none that starts another program
 
 
 class BrokenImage(ValueError):
@@ -42,7 +43,7 @@ def open_image(source: Path | bytes) -> Image.Image:
         if not (len(source) if isinstance(source, bytes) else source.stat().st_size):
             raise BrokenImage(path, "the file is empty")
         file = io.BytesIO(source) if isinstance(source, bytes) else source
-        with Image.open(file, formats=FORMATS) as picture:
+        with Image.open(file, formats=formats()) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise BrokenImage(path, _too_large(f"{picture.width} x {picture.height} pixels"))
             picture.load()
@@ -52,7 +53,8 @@ def open_image(source: Path | bytes) -> Image.Image:
     except FileNotFoundError as error:
         raise BrokenImage(path, "no such file") from error
     except UnidentifiedImageError as error:
-        raise BrokenImage(path, f"not a picture in one of the formats {', '.join(FORMATS)}") from error
+        beginning = source[:16] if isinstance(source, bytes) else source.open("rb").read(16)
+        raise BrokenImage(path, why_unknown(beginning)) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BrokenImage(path, _too_large(str(error))) from error
     except Exception as error:  # damaged bytes make Pillow's decoders raise nearly any type

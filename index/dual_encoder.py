@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from index.formats import middle
+
 log = logging.getLogger(__name__)
 
 # Trained on lower-case texts, all padded to one length, and no mask: the padding is read as well
@@ -81,7 +83,7 @@ class DualEncoder:
         Threads that decode call it, so that resizing does not keep the model waiting.
         """
         if "spatial_shapes" in self._image_processor.model_input_names:  # each picture keeps its proportions
-            return image
+            return middle(image)
         options = dict.fromkeys(("do_center_crop", "do_rescale", "do_normalize"), False)
         (pixels,) = self._prepared([image], **options)["pixel_values"]
         return Image.fromarray(np.asarray(pixels).astype(np.uint8).transpose(1, 2, 0))
@@ -98,7 +100,7 @@ class DualEncoder:
 
     def _prepared(self, images: Sequence[Image.Image], **options: Any) -> Any:
         inputs = self._image_processor(
-            [np.asarray(image) for image in images],
+            [np.asarray(middle(image)) for image in images],
             input_data_format="channels_last",  # else guessed, wrongly of a picture three pixels high
             return_tensors="pt",
             **options,

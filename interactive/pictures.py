@@ -13,7 +13,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from index.decode import FORMATS, BrokenImage, as_jpeg, open_image
+from index.decode import BrokenImage, as_jpeg, open_image
+from index.formats import formats, why_unknown
 from interactive.session import UserError
 
 SMALL_PIXELS = 384  # longest side in the grid, sharp on high-density screens
@@ -59,12 +60,12 @@ def read_upload(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
-            with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            with Image.open(io.BytesIO(data), formats=formats()) as opened:
                 width, height = opened.size
     except Image.DecompressionBombError as error:
         raise UserError(too_many) from error
     except Exception as error:  # damaged bytes make Pillow's parsers raise nearly any type
-        raise UserError(f"this is not a picture in one of the formats {', '.join(FORMATS)}") from error
+        raise UserError(f"this is {why_unknown(data[:16])}") from error
     if width * height > MAX_UPLOADED_PIXELS:
         raise UserError(too_many)
     try:

@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 
+from index.formats import BEGINNINGS
 from playground.captions import CAPTIONS_FILE, captioned_dataset, table_lines
 from playground.check import Check
 from records import Dataset, Image, Skip
@@ -24,11 +25,6 @@ _ADVICE = "put pictures there, or name another folder"
 _IMPORT = "copy it here first: python -m scale.import_dataset ADDRESS --root FOLDER"
 _NOT_A_FILE = "not a file, or a link that leads nowhere"
 _HIDDEN = "hidden: a name that begins with a dot; rename what is meant"
-_BEGINNINGS = re.compile(  # of pictures: JPEG, PNG, GIF, WebP, BMP, TIFF, AVIF and HEIC
-    rb"\xff\xd8\xff|\x89PNG|GIF8|RIFF....WEBP|BM....\0\0\0\0|II\*\0|MM\0\*"
-    rb"|....ftyp(avi[fs]|hei[cfmsx]|hev[cx]|mif1|msf1)",
-    re.DOTALL,
-)
 _LEADS_OUT = "a link that leads out of the folder; copy what it names, or name that as the folder"
 
 
@@ -142,7 +138,7 @@ def _begins_well(entry: os.DirEntry[str]) -> bool:
         return False
     try:
         with Path(entry.path).open("rb") as file:
-            return _BEGINNINGS.match(file.read(16)) is not None
+            return BEGINNINGS.match(file.read(16)) is not None
     except OSError:
         return True
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tiny_vlms
 import torch
+from PIL import Image
 from tiny_vlms import BUILDERS, pictures
 
 from BLIP.captioner import BlipCaptioner
@@ -220,3 +221,9 @@ def test_a_model_that_cannot_be_bounded_says_so(vlm_folders, monkeypatch, caplog
     monkeypatch.setattr("captioning.bound_pixels", lambda *_: False)
     captioning.load()
     assert "caption_pixels has no effect on it" in caplog.text
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_a_line_of_pixels_is_described_too(vlm_folders, kind):
+    line = Image.new("RGB", (2, 900), "red")
+    assert len(Captioning(vlm_folders[kind], "fp32").caption([line, *pictures()])) == 6

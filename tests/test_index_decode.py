@@ -11,7 +11,7 @@ from PIL import Image
 from BLIP.images import resize
 from evaluation.report import Thumbnails
 from generation.servers import data_url
-from index import decode
+from index import decode, formats
 from index.decode import BrokenImage, open_image, to_rgb
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
@@ -34,6 +34,7 @@ def near(got, expected, tolerance=4):
         ("a.bmp", picture(), {}, RED),
         ("a.tiff", picture(), {}, RED),
         ("a.gif", picture(), {}, RED),
+        ("a.avif", picture(), {"quality": 90}, RED),
         ("grey.png", picture("L", 77), {}, (77, 77, 77)),
         ("bits.png", picture("1", 1), {}, WHITE),
         ("palette.png", picture().convert("P"), {}, RED),
@@ -150,3 +151,35 @@ def test_broken_files_raise_one_kind_of_error_with_the_reason(tmp_path, monkeypa
     monkeypatch.setattr(decode, "MAX_PIXELS", 100)  # the limit is ours, not only Pillow's
     with pytest.raises(BrokenImage, match="got 200 x 200 pixels, expected at most 100"):
         open_image(jpeg)
+
+
+def test_heic_is_read_where_pillow_heif_is_installed(tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    turned = picture(size=(64, 32))
+    turned.getexif()[0x0112] = 6
+    pillow_heif.from_pillow(turned).save(tmp_path / "phone.HEIC")
+    opened = open_image(tmp_path / "phone.HEIC")
+    assert opened.mode == "RGB" and near(opened.getpixel((5, 5)), RED, 12)
+    assert "HEIF" in formats.formats()
+
+
+def test_heic_without_it_names_the_command(monkeypatch):
+    monkeypatch.setattr(formats.importlib.util, "find_spec", lambda name: None)
+    formats.formats.cache_clear()
+    try:
+        assert formats.formats() == formats.FORMATS
+        heic = b"\0\0\0\x18ftypheic\0\0\0\0"
+        assert formats.why_unknown(heic).endswith("run: pip install -r requirements/heic.txt")
+        assert formats.why_unknown(b"GIF, nearly").startswith("not a picture in one of the formats JPEG")
+    finally:
+        formats.formats.cache_clear()
+
+
+def test_pictures_out_of_proportion_are_shown_by_their_middle():
+    line = Image.new("RGB", (1, 3000))
+    line.paste(RED, (0, 1475, 1, 1525))
+    middle = formats.middle(line)
+    assert middle.size == (1, 50) and set(middle.get_flattened_data()) == {RED}
+    assert formats.middle(line.rotate(90, expand=True)).size == (50, 1)
+    wide = picture(size=(5000, 100))
+    assert formats.middle(wide) is wide

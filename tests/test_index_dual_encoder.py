@@ -76,6 +76,13 @@ def test_a_picture_resized_ahead_gives_the_same_vector(family):
     np.testing.assert_array_equal(encoder.encode_images(ahead), encoder.encode_images(pictures()))
 
 
+def test_a_line_of_pixels_is_no_danger(family):
+    encoder = DualEncoder.open(family[1], "tiny")
+    line = Image.new("RGB", (1, 200_000), "red")
+    (row,) = encoder.encode_images([encoder.prepare_image(line)])
+    assert np.isfinite(row).all()
+
+
 def test_texts_that_are_cut_are_counted(family, caplog):
     encoder = DualEncoder.open(family[1], "tiny")
     ends = 1 if family[0].startswith("siglip") else 2
