@@ -41,6 +41,7 @@ StrategyName = Literal[
 ]  # fmt: skip
 UserName = Literal["independent", "caption", "reference", "ground-truth", "random", "first"]
 DatasetName = Literal["demo", "flickr30k", "mscoco", "msrvtt", "image_folder"]
+RewritingName = Literal["guarded", "published"]
 ProtocolName = Literal["honest", "tells", "reference", "paper", "chatir"]
 IndexKind = Literal["auto", "flat", "hnsw", "ivf"]
 Precision = Literal["int8", "int4", "fp16", "bf16", "fp32", "auto"]
@@ -306,6 +307,12 @@ class LoopSettings(SessionSettings):
         'round), "reference" (the published code\'s), "paper" (unseen images, any relevant one satisfies) or '
         '"chatir" (all images, all rounds). See docs/evaluation.md.',
     )
+    rewriting: RewritingName | None = option(
+        None,
+        'How a language model rewrites: "published" (as the published code: its demands, sampled at '
+        'temperature 0.1 with SEED, whatever comes out, texts of up to 300 tokens) or "guarded" (the '
+        "likeliest words, in one line, checked); when not given, published under the protocol reference.",
+    )
     rounds: int = option(4, "Rounds, the first search included.", min=1)
     queries: int | None = option(
         None, "How many queries, spread evenly over the dataset; all when not given.", min=1
@@ -329,6 +336,12 @@ class LoopSettings(SessionSettings):
         min=1,
     )
     restart: bool = knob(False, "Discard what the output folder holds of an earlier run.")
+
+    def resolved(self) -> Any:
+        """Returns the same settings with every open one filled in."""
+        implied: RewritingName = "published" if self.protocol == "reference" else "guarded"
+        settings = super().resolved()
+        return dataclasses.replace(settings, rewriting=self.rewriting or implied)
 
     def run_name(self) -> str:
         """Returns the name of the run's folder."""

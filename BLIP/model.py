@@ -27,6 +27,7 @@ from BLIP.weight_files import find_weights, fingerprint
 logger = logging.getLogger(__name__)
 
 TEXT_LIMIT = 200  # tokens, as ChatIR cuts its dialogs; fewer where the model has fewer positions
+PUBLISHED_TEXT_LIMIT = 300  # as the published code of arXiv 2404.18746 cuts its queries
 
 
 class BlipEncoder:
@@ -39,12 +40,19 @@ class BlipEncoder:
         fingerprint: Of the weights file.
     """
 
-    def __init__(self, model: Towers, tokenizer: Tokenizer, fingerprint: str, batch_size: int) -> None:
+    def __init__(
+        self,
+        model: Towers,
+        tokenizer: Tokenizer,
+        fingerprint: str,
+        batch_size: int,
+        text_limit: int = TEXT_LIMIT,
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.fingerprint = fingerprint
         self.image_size = model.sizes.image_size
-        self.text_limit = min(TEXT_LIMIT, model.sizes.positions)
+        self.text_limit = min(text_limit, model.sizes.positions)
         self.dimension = model.text_proj.out_features
         self._batch_size = checked_batch(batch_size)
 
@@ -55,6 +63,7 @@ class BlipEncoder:
         image_size: int | None = None,
         device: torch.device | str = "cpu",
         batch_size: int = 32,
+        text_limit: int = TEXT_LIMIT,
     ) -> BlipEncoder:
         """Opens a retrieval checkpoint, with the vocabulary and the configuration beside it.
 
@@ -63,6 +72,7 @@ class BlipEncoder:
             image_size: Side of the images in pixels; None: the size the file was trained for.
             device: Where to compute, in float32.
             batch_size: Images, texts or pairs computed at a time.
+            text_limit: Longest text in tokens, if the model has as many positions.
 
         Raises FileNotFoundError if weights or vocabulary are not there; ValueError if they make no such
         model.
@@ -73,7 +83,7 @@ class BlipEncoder:
         if model.device.type == "cpu" and can_pack():
             pack(model.vision_model)
             pack(model.text_encoder)
-        return cls(model, tokenizer, fingerprint(weights), batch_size)
+        return cls(model, tokenizer, fingerprint(weights), batch_size, text_limit)
 
     def prepare_image(self, image: Image.Image) -> Image.Image:
         """Resizes a picture to what the model reads; `encode_images` gives the same rows with it or without.

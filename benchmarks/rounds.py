@@ -60,6 +60,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         settings = ExperimentSettings(
             dataset="demo",
             protocol=PROTOCOL,
+            rewriting="guarded",  # as `benchmarks.sequential`
             strategy=STRATEGY,
             user=USER,
             caption_numbers=("4",),

@@ -112,9 +112,13 @@ class Costs:
 
 
 class CountedRewriter:
-    """A rewriter whose work is counted; the first `KEPT_REWRITES` are kept, and asked of it only once."""
+    """A rewriter whose work is counted; the first `KEPT_REWRITES` are kept, and asked of it only once.
 
-    def __init__(self, rewriter: Rewriter, costs: Costs) -> None:
+    `guarded`: see `feedback.strategies.rewrite.Rewriter`.
+    """
+
+    def __init__(self, rewriter: Rewriter, costs: Costs, guarded: bool = True) -> None:
+        self.guarded = guarded
         self._rewriter = rewriter
         self._costs = costs
         self._written: dict[tuple[str, str], str] = {}

@@ -12,7 +12,14 @@ from generation.gpu_memory import GpuMemory
 from generation.loading import OUTLIERS, model_type, naming_model
 from generation.servers import ChatServers
 from generation.text_model import PACKAGED, source_of
-from settings import CaptionSettings, IndexSettings, SessionSettings, find_model
+from settings import (
+    CaptionSettings,
+    DatasetSettings,
+    IndexSettings,
+    LoopSettings,
+    SessionSettings,
+    find_model,
+)
 
 if TYPE_CHECKING:  # imported where they are opened: they bring the model libraries
     from BLIP.model import BlipEncoder
@@ -31,7 +38,7 @@ def open_encoder(settings: IndexSettings) -> BlipEncoder | DualEncoder:
     """
     import torch
 
-    from BLIP.model import BlipEncoder
+    from BLIP.model import PUBLISHED_TEXT_LIMIT, TEXT_LIMIT, BlipEncoder
     from BLIP.weight_files import fetch_checkpoint, is_hub_id
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -41,7 +48,8 @@ def open_encoder(settings: IndexSettings) -> BlipEncoder | DualEncoder:
         path = Path(name)  # which says where to get it
     kind = model_type(str(path or name)) if path is None or path.exists() else "blip"
     if kind == "blip":
-        return BlipEncoder.open(path or fetch_checkpoint(name), settings.image_size, device, batch)
+        limit = PUBLISHED_TEXT_LIMIT if is_published(settings) else TEXT_LIMIT
+        return BlipEncoder.open(path or fetch_checkpoint(name), settings.image_size, device, batch, limit)
     from index.dual_encoder import DualEncoder
 
     if settings.image_size is not None:
@@ -53,6 +61,11 @@ def open_encoder(settings: IndexSettings) -> BlipEncoder | DualEncoder:
     fingerprint = f"{kind} {weights_identity(source, {})}"
     with naming_model(name):
         return DualEncoder.open(source, fingerprint, device, batch)
+
+
+def is_published(settings: DatasetSettings) -> bool:
+    """Says whether resolved settings ask for rewriting as published."""
+    return isinstance(settings, LoopSettings) and settings.rewriting == "published"
 
 
 def open_captioner(settings: CaptionSettings, memory: GpuMemory | None = None) -> Captioning:
@@ -85,7 +98,10 @@ def open_rewriter(settings: SessionSettings, memory: GpuMemory | None = None) ->
 
     size = settings.rewrite_batch or 8
     servers = rewrite_servers(settings)
-    return QueryEditing(settings.rewrite_model or "", quantization_of(settings), size, memory, servers)
+    return QueryEditing(
+        settings.rewrite_model or "", quantization_of(settings), size, memory, servers,
+        published=is_published(settings), seed=settings.seed,
+    )  # fmt: skip
 
 
 def check_language_model(model_id: str) -> None:

@@ -17,6 +17,7 @@ from experiments.costs import Costs, CountedRewriter
 from experiments.identity import image_set_identity, query_set_identity, weights_identity
 from experiments.models import (
     check_language_model,
+    is_published,
     open_captioner,
     open_rewriter,
     quantization_of,
@@ -316,9 +317,8 @@ class Setup:
     @cached_property
     def rewriter(self) -> Rewriter:
         """The language model that rewrites."""
-        if self.own.rewriter is not None:
-            return CountedRewriter(self.own.rewriter, self.costs)
-        return CountedRewriter(open_rewriter(self.settings, self.memory), self.costs)
+        rewriter = self.own.rewriter or open_rewriter(self.settings, self.memory)
+        return CountedRewriter(rewriter, self.costs, guarded=not is_published(self.settings))
 
     @cached_property
     def users(self) -> SimulatedUsers:

@@ -23,6 +23,8 @@ class Protocol:
         any_relevant: Whether every relevant image satisfies, as if no query had a target; a query then ends
             when all its relevant images have been shown.
         tells: Whether the user, besides pointing, says one more thing about the image in mind every round.
+        picks_among: A user who judges by nearness picks among so many of the shown images that are nearest;
+            among all when None.
         measure: The measure that stands for a run in tables; `measure_of` where queries may lack a target.
     """
 
@@ -34,6 +36,7 @@ class Protocol:
     stops_when_found: bool = True
     any_relevant: bool = False
     tells: bool = False
+    picks_among: int | None = None
     measure: str = "Recall@10"
 
     def __post_init__(self) -> None:
@@ -74,7 +77,8 @@ PROTOCOLS = {
     # ranked however many there are, texts and images are both normalised. It flatters: of 50 shown images the
     # user may pick the target itself, and a query stops when the ground truth says that it got worse.
     "reference": Protocol(
-        shown=50, hit_rank=10, removes_shown=False, target_may_be_picked=True, stops_when_worse=True
+        shown=50, hit_rank=10, removes_shown=False, target_may_be_picked=True, stops_when_worse=True,
+        picks_among=5,
     ),
     # The paper's section on evaluation (arXiv 2404.18746): several images answer a query, every round shows
     # unseen ones, whoever judges may mark those that answer it, and recall adds up over the rounds.

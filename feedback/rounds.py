@@ -326,5 +326,6 @@ def _view(query: Query, past: Sequence[Round], record: Round, protocol: Protocol
     taken = {image_id for liked in liked_before for image_id in liked}
     if not protocol.target_may_be_picked:
         taken |= {query.target}
-    candidates = tuple(i for i in record.image_ids[: record.shown] if i not in taken)
-    return View(query.id, record.number, goals, candidates, liked_before)
+    shown = record.image_ids[: record.shown]
+    candidates = tuple(image_id for image_id in shown if image_id not in taken)
+    return View(query.id, record.number, goals, candidates, liked_before, shown)

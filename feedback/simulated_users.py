@@ -96,13 +96,14 @@ class SimulatedUsers:
         return ImpatientUser(user, patience) if patience is not None else user
 
     def _judging(self, name: str, likes: int, dislikes: int) -> JudgingUser:
+        among = self._protocol.picks_among
         if name == "independent":
-            return NearestUser(self._means_of_captions, dislikes, likes)
+            return NearestUser(self._means_of_captions, dislikes, likes, among)
         if name == "caption":
             words = {query.id: query.text for query in self._queries}
-            return CaptionUser(self._indexed, words, self._encode, dislikes, likes)
+            return CaptionUser(self._indexed, words, self._encode, dislikes, likes, among)
         if name == "reference":
-            return NearestUser(self._retriever.vectors_of, dislikes, likes)
+            return NearestUser(self._retriever.vectors_of, dislikes, likes, among)
         if name != "ground-truth":
             raise ValueError(f"user: got {name!r}, expected one of {', '.join(get_args(UserName))}")
         if not self._protocol.any_relevant:

@@ -33,6 +33,7 @@ class View:
         goals: Ids of what would satisfy: the target, or without one all relevant images.
         candidates: Ids of the shown images that may be picked, in the order shown; never picked before.
         liked_before: What the user picked in each earlier round, oldest first.
+        shown: Ids of all shown images, picked before or not, in the order shown.
     """
 
     query_id: str
@@ -40,6 +41,7 @@ class View:
     goals: frozenset[str]
     candidates: tuple[str, ...]
     liked_before: tuple[tuple[str, ...], ...] = ()
+    shown: tuple[str, ...] = ()
 
 
 class User(Protocol):
@@ -65,10 +67,12 @@ class NearestUser:
     similarity function of the system under test. With another encoder's vectors it is an independent user. Of
     equally similar candidates it picks the one shown first.
 
-    May see: the vectors of the goals and of the candidates.
+    May see: the vectors of the goals and of the shown images.
     """
 
-    def __init__(self, vectors_of: Encode, dislikes: int = 0, likes: int = 1) -> None:
+    def __init__(
+        self, vectors_of: Encode, dislikes: int = 0, likes: int = 1, among: int | None = None
+    ) -> None:
         """Takes the similarity function.
 
         Args:
@@ -76,10 +80,13 @@ class NearestUser:
             dislikes: How many candidates it turns down: those least similar to every goal.
             likes: How many it picks at most, the nearest first: the nearest, and those that are nearer than
                 all it picked before.
+            among: It picks among so many of the shown images that are nearest, those picked before counted,
+                and nothing where all were picked before; among all candidates when None.
         """
         self._vectors_of = vectors_of
         self._dislikes = dislikes
         self._likes = likes
+        self._among = among
 
     def judge(self, views: Sequence[View]) -> list[Feedback]:
         """Picks by the greatest similarity over the goals."""
@@ -106,6 +113,10 @@ class NearestUser:
             return Feedback()
         nearness = self.nearness(view, view.candidates)
         nearest_first = np.argsort(-nearness, kind="stable")
+        if self._among is not None:
+            order = np.argsort(-self.nearness(view, view.shown), kind="stable")[: self._among]
+            near = {view.shown[place] for place in order}
+            nearest_first = [place for place in nearest_first if view.candidates[place] in near]
         earlier = [image_id for ids in view.liked_before for image_id in ids]
         best_before = self.nearness(view, earlier).max() if self._likes > 1 and earlier else -np.inf
         liked = [
@@ -144,6 +155,7 @@ class CaptionUser(NearestUser):
         encode: Encode,
         dislikes: int = 0,
         likes: int = 1,
+        among: int | None = None,
     ) -> None:
         """Reads all captions.
 
@@ -153,6 +165,7 @@ class CaptionUser(NearestUser):
             encode: Texts to (n, d) float32 unit rows; not the retriever's own encoder.
             dislikes: As `NearestUser`.
             likes: As `NearestUser`.
+            among: As `NearestUser`.
 
         Raises:
             ValueError: If an image has no captions.
@@ -162,6 +175,7 @@ class CaptionUser(NearestUser):
         self._words = words
         self._dislikes = dislikes
         self._likes = likes
+        self._among = among
 
     def nearness(self, view: View, image_ids: Sequence[str]) -> np.ndarray:
         """Judges images by their captions.

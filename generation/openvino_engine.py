@@ -40,13 +40,15 @@ class OpenVinoModel:
         scheduler.enable_prefix_caching = True
         scheduler.cache_size = _CACHE_GIB
         scheduler.max_num_seqs = batch_size
-        # float32, which takes as long as bfloat16 here: rounding then depends least on what shares a batch.
+        # float32 throughout: 8-bit activations, the default, take down to half the time, but then what shares
+        # a batch, or was asked before, changes answers (docs/determinism.md).
         self._pipeline = openvino_genai.LLMPipeline(
             str(path),
             "CPU",
             scheduler_config=scheduler,
             INFERENCE_PRECISION_HINT="f32",
             KV_CACHE_PRECISION="f32",
+            DYNAMIC_QUANTIZATION_GROUP_SIZE="0",
         )
         self._tokenizer = self._pipeline.get_tokenizer()
         vocabulary = (
@@ -60,12 +62,14 @@ class OpenVinoModel:
         return self._tokenizer.apply_chat_template([{"role": "user", "content": message}], True)
 
     def write(
-        self, prompts: Sequence[str], max_tokens: int, stops_at_line_end: bool
+        self, prompts: Sequence[str], max_tokens: int, stops_at_line_end: bool, temperature: float, seed: int
     ) -> tuple[list[str], int]:
-        """Completes prompts greedily; returns the new texts, and how many tokens they took."""
+        """Completes prompts as `TextModel.complete`; returns the new texts, and how many tokens they took."""
         config: Any = self._pipeline.get_generation_config()
         config.max_new_tokens = max_tokens
-        config.do_sample = False
+        config.do_sample = temperature > 0
+        if temperature > 0:  # each prompt draws by itself, all from this seed
+            config.temperature, config.rng_seed = temperature, seed
         config.apply_chat_template = False
         if stops_at_line_end:
             config.stop_strings = {"\n"}

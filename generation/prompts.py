@@ -4,7 +4,7 @@ from __future__ import annotations
 
 CAPTION = "Describe the image within 1 sentence."
 
-# The paper's rewriting step, for chat models of some billion parameters (arXiv 2404.18746, section 3).
+# The paper's rewriting step (arXiv 2404.18746, section 3), for chat models of some billion parameters.
 REWRITE_CHAT = (
     "You improve queries for an image search engine. The person's query and the caption of a picture that "
     "comes close to what they look for are given. Write one new query: keep everything the query says, add "
@@ -13,6 +13,13 @@ REWRITE_CHAT = (
     "Query: {query}\nCaption: {caption}\nNew query:"
 )
 
+# The published code's demands in words of our own, for `settings.LoopSettings.rewriting` "published".
+REWRITE_PUBLISHED = (
+    "Merge a search query and the description of an image into one new query.\n"
+    "Query: {query}\nDescription: {caption}\n"
+    "Add what the description says to the query as an adjective clause, a relative clause or a 'with' "
+    "structure. Stay within 60 words and answer with the new query alone."
+)
 
 # For small models: examples that all prompts share, and the line to complete. The examples keep the person's
 # words and leave out what the caption repeats: shown anything freer, a model of 135 million parameters drops

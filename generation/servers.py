@@ -128,18 +128,22 @@ class ChatServers:
             picture = {"type": "image_url", "image_url": {"url": data_url(image)}}
             return [picture, {"type": "text", "text": prompt}]
 
-        return asyncio.run(self._ask(images, content, max_tokens, "captioning"))
+        return asyncio.run(self._ask(images, content, max_tokens, "captioning", {"temperature": 0.0}))
 
     def chat_prompt(self, message: str) -> str:
         """Returns the message: the server puts it into its model's chat template."""
         return message
 
-    def complete(self, prompts: Sequence[str], *, max_tokens: int) -> list[str]:
-        """Answers messages greedily, in order; tokens of chat templates are taken out of them.
+    def complete(
+        self, prompts: Sequence[str], *, max_tokens: int, temperature: float = 0.0, seed: int = 0
+    ) -> list[str]:
+        """Answers messages, in order; tokens of chat templates are taken out of them.
 
-        ServersFailed if a request failed for good; it holds the texts that were written.
+        Above temperature 0 the servers sample, with this seed if they can. ServersFailed if a request failed
+        for good; it holds the texts that were written.
         """
-        return asyncio.run(self._ask(prompts, without_template_tokens, max_tokens, "writing"))
+        sampling = {"temperature": temperature} | ({"seed": seed} if temperature else {})
+        return asyncio.run(self._ask(prompts, without_template_tokens, max_tokens, "writing", sampling))
 
     def release(self) -> None:
         """Has nothing to let go of: the model is not in this process."""
@@ -166,7 +170,12 @@ class ChatServers:
                     )
 
     async def _ask(
-        self, items: Sequence[Item], content_of: Callable[[Item], Any], max_tokens: int, doing: str
+        self,
+        items: Sequence[Item],
+        content_of: Callable[[Item], Any],
+        max_tokens: int,
+        doing: str,
+        sampling: dict[str, Any],
     ) -> list[str]:
         """Sends a request for each item: each server has so many workers, who take the next item.
 
@@ -183,7 +192,7 @@ class ChatServers:
                 row = waiting.popleft()
                 try:
                     there = client.with_options(base_url=address)
-                    answers[row] = await self._answer(there, content_of(items[row]), max_tokens)
+                    answers[row] = await self._answer(there, content_of(items[row]), max_tokens, sampling)
                     bar.update()
                 except RequestFailed as error:
                     waiting.append(row)
@@ -203,14 +212,14 @@ class ChatServers:
             )
         return [answer or "" for answer in answers]
 
-    async def _answer(self, client: Any, content: Any, max_tokens: int) -> str:
-        """Has one message answered greedily."""
+    async def _answer(self, client: Any, content: Any, max_tokens: int, sampling: dict[str, Any]) -> str:
+        """Has one message answered."""
         said = await self._said(
             client.chat.completions.with_raw_response.create,
             model=self.model_id,
             messages=[{"role": "user", "content": content}],
             max_tokens=max_tokens,
-            temperature=0.0,
+            **sampling,
         )
         try:
             text = said["choices"][0]["message"].get("content") or ""

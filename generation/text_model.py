@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib.util
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -119,12 +120,25 @@ class TextModel:
         return self._loaded.chat_prompt(message)
 
     def complete(
-        self, prompts: Sequence[str], *, max_tokens: int, stops_at_line_end: bool = False
+        self,
+        prompts: Sequence[str],
+        *,
+        max_tokens: int,
+        stops_at_line_end: bool = False,
+        temperature: float = 0.0,
+        seed: int = 0,
     ) -> list[str]:
-        """Completes prompts greedily; returns the new texts, in order.
+        """Completes prompts; returns the new texts, in order. What all prompts begin with is read once.
 
-        What all prompts begin with is read once. ``stops_at_line_end``: whether a line feed ends the answer.
-        ValueError if a prompt is empty, or memory does not even suffice for one.
+        Args:
+            prompts: None of them empty.
+            max_tokens: Of an answer.
+            stops_at_line_end: Whether a line feed ends the answer.
+            temperature: Of sampling; 0 takes the likeliest token. The draws depend on seed and prompt, not on
+                what shares a batch.
+            seed: Of sampling.
+
+        Raises ValueError if a prompt is empty, or memory does not even suffice for one.
         """
         if "" in prompts:
             raise ValueError(f"prompt {list(prompts).index('')}: got no tokens, expected at least one")
@@ -134,7 +148,8 @@ class TextModel:
         counts: list[int] = []
 
         def write(batch: Sequence[int]) -> list[str]:
-            texts, count = model.write([prompts[place] for place in batch], max_tokens, stops_at_line_end)
+            some = [prompts[place] for place in batch]
+            texts, count = model.write(some, max_tokens, stops_at_line_end, temperature, seed)
             counts.append(count)
             return texts
 
@@ -196,9 +211,9 @@ class _TransformersModel:
         )
 
     def write(
-        self, prompts: Sequence[str], max_tokens: int, stops_at_line_end: bool
+        self, prompts: Sequence[str], max_tokens: int, stops_at_line_end: bool, temperature: float, seed: int
     ) -> tuple[list[str], int]:
-        """Completes prompts greedily; returns the new texts, and how many tokens they took."""
+        """Completes prompts as `TextModel.complete`; returns the new texts, and how many tokens they took."""
         import torch
 
         # A template holds its own <s>: with another one most models answer worse.
@@ -222,7 +237,8 @@ class _TransformersModel:
                 attention_mask=torch.tensor(mask, device=self.model.device),
                 past_key_values=cache,
                 max_new_tokens=max_tokens,
-                do_sample=False,
+                do_sample=False,  # samples too: noise that depends on no other row makes them the likeliest
+                logits_processor=[_sampled(temperature, seed, prompts)] if temperature else None,
                 eos_token_id=ends,
                 pad_token_id=self.tokenizer.pad_token_id,
             )
@@ -258,6 +274,23 @@ class _TransformersModel:
             )
             self._shared = (start, cache)
         return self._shared
+
+
+def _sampled(temperature: float, seed: int, prompts: Sequence[str]) -> Callable[[Any, Any], Any]:
+    """Makes the likeliest token one drawn at a temperature: the Gumbel-max trick, a row's own noise each.
+
+    Source: Maddison, Tarlow and Minka 2014, arXiv 1411.0030.
+    """
+    import torch
+
+    hashes = [hashlib.sha256(f"{seed} {prompt}".encode()).digest() for prompt in prompts]
+    draws = [torch.Generator().manual_seed(int.from_bytes(digest[:7], "big")) for digest in hashes]
+
+    def add_noise(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        noise = [-torch.empty(scores.shape[1]).exponential_(generator=draw).log() for draw in draws]
+        return scores / temperature + torch.stack(noise).to(scores.device)
+
+    return add_noise
 
 
 def _common_start(rows: list[list[int]]) -> list[int]:

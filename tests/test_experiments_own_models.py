@@ -16,11 +16,12 @@ from experiments.caption_vectors import embed_dataset_captions
 from experiments.captions import GivenCaptions
 from experiments.compare import run_comparison
 from experiments.costs import Costs
+from experiments.models import open_encoder
 from experiments.own_models import GivenEncoder, OwnModels
 from experiments.run import run_experiment
 from records import Image
 from settings import ComparisonSettings, EmbeddingSettings, ExperimentSettings
-from tests.small_runs import write_captions
+from tests.small_runs import model_folder, write_captions
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "own_models.md"
 
@@ -175,6 +176,26 @@ def test_a_query_that_nobody_can_answer_is_on_record(mine, pictures, tmp_path):
     left_out = json.loads((tmp_path / "run" / "measures.json").read_text())["queries_left_out"]
     assert [skip["what"] for skip in left_out] == ["3.png#0", "3.png#1"]
     assert all("in the index" in skip["why"] for skip in left_out)
+
+
+def test_the_reference_protocol_implies_rewriting_as_published(mine, pictures, tmp_path):
+    mine.rewrite = lambda queries, captions: ["nothing that anybody said" for _ in queries]
+    settings = ExperimentSettings(
+        "image_folder", pictures, user="reference", strategy="rewrite", rounds=2, protocol="reference",
+        output=tmp_path / "run",
+    )  # fmt: skip
+    moved = {}
+    for rewriting in (None, "guarded"):
+        run = replace(settings, rewriting=rewriting, restart=rewriting is not None)
+        records = read_rounds(run_experiment(run, OwnModels(mine, mine, mine)) / "rounds.jsonl")
+        moved[rewriting] = {(record.text, record.fallback[:6]) for record in records if record.number}
+    assert moved[None] == {("nothing that anybody said", "")}
+    assert {fallback for _, fallback in moved["guarded"]} == {"kept 0"}
+    assert replace(settings, protocol="honest").resolved().rewriting == "guarded"
+    blip = str(model_folder(tmp_path / "blip", "itm.pth"))  # of 208 positions: 300 are too many, 200 are not
+    for rewriting, limit in ((None, 208), ("guarded", 200)):
+        run = replace(settings, encoder=blip, rewriting=rewriting).resolved()
+        assert open_encoder(run).text_limit == limit
 
 
 def test_a_picture_without_a_caption_is_named_before_any_is_embedded(mine, pictures, tmp_path):

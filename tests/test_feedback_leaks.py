@@ -158,7 +158,7 @@ def test_a_history_holds_words_picks_and_captions_and_a_view_no_query_text(retri
     fields = {field.name for field in dataclasses.fields(Turn)}
     assert fields == {"text", "shown", "liked", "disliked", "captions", "said"}
     fields = {field.name for field in dataclasses.fields(View)}
-    assert fields == {"query_id", "round_number", "goals", "candidates", "liked_before"}
+    assert fields == {"query_id", "round_number", "goals", "candidates", "liked_before", "shown"}
     views = []
 
     class Watched(Points):

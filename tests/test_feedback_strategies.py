@@ -170,6 +170,14 @@ def test_a_rewrite_that_fails_the_guard_becomes_the_appended_query(from_original
     assert (good.search.text, good.fallback) == ("a brown dog", "")
 
 
+def test_without_its_guard_a_rewrite_is_taken_as_it_is_unless_it_is_empty():
+    says = Says("", "something else altogether")
+    says.guarded = False
+    empty, drifted = Rewrite(says, from_original=False).next([history(("a brown dog", "a cat"))] * 2)
+    assert (empty.search.text, empty.fallback) == ("a brown dog, a cat", "empty")
+    assert (drifted.search.text, drifted.fallback) == ("something else altogether", "")
+
+
 @pytest.mark.parametrize("from_original", [True, False])
 def test_sessions_without_a_pick_stay_and_the_others_keep_their_answers(from_original):
     says = Says("dog one", "dog three")

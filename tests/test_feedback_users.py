@@ -89,6 +89,21 @@ def test_several_picks_are_the_nearest_first_and_nearer_than_all_before():
     assert NearestUser(vectors, likes=3, dislikes=5).judge([far]) == [Feedback(("a",), ("c",))]
 
 
+def test_the_pick_is_among_the_nearest_of_all_shown_those_picked_before_counted(retriever):
+    vectors = line(a=0.1, b=0.2, c=0.3, d=0.4)
+    shown = replace(view("dc"), shown=tuple("dcba"), liked_before=(("a",), ("b",)))
+    assert NearestUser(vectors, among=3).judge([shown]) == [Feedback(("c",))]
+    assert NearestUser(vectors, among=2, dislikes=1).judge([shown]) == [Feedback((), ("d",))]
+    assert PROTOCOLS["reference"].picks_among == 5
+    protocol = replace(PROTOCOLS["reference"], picks_among=2, stops_when_worse=False, hit_rank=1)
+    queries = [one_target("q", "something", IMAGE_IDS[40])]
+    user = SimulatedUsers(retriever, IMAGES, queries, protocol, WordEncoder()).named("reference")
+    records = rounds_of(
+        queries, retriever=retriever, user=user, strategy=Original(), protocol=protocol, round_count=5
+    )
+    assert [len(record.liked) for record in records] == [1, 1, 0, 0, 0]  # the same 50 are shown again
+
+
 @pytest.mark.parametrize(
     "user",
     [NearestUser(line(), dislikes=3), RandomUser(0), FirstUser(), NoisyUser(NearestUser(line()), 1, 0)],

@@ -104,6 +104,9 @@ def test_a_request_is_greedy_bounded_and_free_of_template_tokens(server):
     sent, prompt = picture["messages"][0]["content"]
     assert prompt == {"type": "text", "text": CAPTION}
     assert sent["image_url"]["url"] == data_url(large)
+    assert "seed" not in words
+    servers(server).complete(["a dog"], max_tokens=3, temperature=0.1, seed=7)
+    assert (server.requests[-1]["temperature"], server.requests[-1]["seed"]) == (0.1, 7)
     assert as_sent(large).size == (MAX_SIDE, MAX_SIDE // 3) and large.size[0] == 3 * MAX_SIDE
 
 

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from generation import openvino_engine
-from generation.text_model import PACKAGED, TextModel, engine_of
+from generation.prompts import FEW_SHOT_OPEN, FEW_SHOT_PREFIX
+from generation.text_model import PACKAGED, TextModel, _sampled, engine_of
 
 PREFIX = "Combine the two descriptions.\n1: an animal\n"
 PROMPTS = [
@@ -69,6 +70,21 @@ def test_batches_and_a_shared_prefix_change_nothing(language_model, expected, pr
     assert model.complete([], max_tokens=24) == []
     assert len(set(answers)) > 10
     assert len({len(answer) for answer in answers}) > 5
+
+
+def test_sampling_depends_on_seed_and_prompt_and_follows_the_models_probabilities(language_model):
+    model = TextModel(language_model, "fp32", 4)
+    answers = model.complete(PROMPTS, max_tokens=12, temperature=1.0, seed=3)
+    alone = [model.complete([prompt], max_tokens=12, temperature=1.0, seed=3)[0] for prompt in PROMPTS[:3]]
+    assert alone == answers[:3]
+    assert model.complete(PROMPTS, max_tokens=12, temperature=1.0, seed=4) != answers
+    likeliest = model.complete(PROMPTS, max_tokens=12)
+    assert answers != likeliest == model.complete(PROMPTS, max_tokens=12, temperature=1e-6)
+    scores = torch.tensor([[2.0, 0.0, -1.0]]).expand(4000, -1)
+    for temperature in (0.5, 2.0):
+        add_noise = _sampled(temperature, 0, [f"prompt {number}" for number in range(len(scores))])
+        drawn = add_noise(None, scores).argmax(dim=1).bincount(minlength=3) / len(scores)
+        assert drawn == pytest.approx((scores[0] / temperature).softmax(dim=0), abs=0.02)
 
 
 def test_a_prompt_without_tokens_is_refused(language_model):
@@ -195,6 +211,27 @@ def test_a_packaged_model_goes_to_openvino_on_a_cpu_unless_a_precision_is_asked_
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     assert engine_of(name, "auto") == "bf16"
+
+
+@pytest.mark.demo
+def test_openvino_answers_alone_as_in_any_company():
+    if not openvino_engine.is_installed():
+        pytest.skip("pip install -r requirements/demo.txt")
+    queries = ("An open box including bottles", "Two planes are close together", "A slice of cake is")
+    captions = (
+        "Closeup of a switch in front of the old clock factory in town.",
+        "Three cows, two black and one brown, graze in a green field.",
+        "Pieces of fruit and a knife are kept on a board. Bread is on the table.",
+    )
+    prompts = [
+        FEW_SHOT_PREFIX + FEW_SHOT_OPEN.format(query=query, caption=caption)
+        for query in queries
+        for caption in captions
+    ]
+    model = TextModel("smollm2-135m-instruct", "auto", 16)
+    together = model.complete(prompts, max_tokens=60, stops_at_line_end=True)
+    alone = [model.complete([prompt], max_tokens=60, stops_at_line_end=True)[0] for prompt in prompts]
+    assert together == alone
 
 
 @pytest.mark.demo

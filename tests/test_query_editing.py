@@ -3,8 +3,8 @@
 import pytest
 
 from generation import text_model
-from generation.parsing import one_line
-from generation.prompts import FEW_SHOT_OPEN, FEW_SHOT_PREFIX, REWRITE_CHAT
+from generation.parsing import one_line, plain_text
+from generation.prompts import FEW_SHOT_OPEN, FEW_SHOT_PREFIX, REWRITE_CHAT, REWRITE_PUBLISHED
 from query_editing import MAX_WORDS, MAX_WORDS_READ, QueryEditing
 
 QUERIES = ["a dog", "a red cat in the field", "a dog", "food", "a dog"]
@@ -51,6 +51,27 @@ def test_as_many_lines_as_queries_in_batches_as_alone(editing):
     assert editing.rewrite([], []) == []
     with pytest.raises(ValueError, match="got 1 queries and 2 captions"):
         editing.rewrite(["a"], ["b", "c"])
+
+
+def test_rewriting_as_published_samples_with_a_seed_and_cuts_nothing(language_model, monkeypatch):
+    monkeypatch.setitem(text_model.PACKAGED, "small", ("package", "file", "command"))
+    monkeypatch.setattr(text_model, "source_of", lambda model_id: (language_model, {}))
+    lines = {}
+    for model_id, seed in ((language_model, 0), (language_model, 0), (language_model, 9), ("small", 0)):
+        editing = QueryEditing(model_id, "fp32", batch_size=2, published=True, seed=seed)
+        editing._model = Watched(editing._model)
+        rewrites = editing.rewrite(QUERIES, CAPTIONS)
+        assert editing._model.options == [{"max_tokens": 100, "temperature": 0.1, "seed": seed}]
+        assert editing._model.prompts == [
+            editing._model.chat_prompt(REWRITE_PUBLISHED.format(query=query, caption=caption))
+            for query, caption in zip(QUERIES, CAPTIONS, strict=True)
+        ]
+        answers = editing._model.answers
+        assert rewrites == [plain_text(answer, editing._model.special_tokens) for answer in answers]
+        assert any("\n" in answer.strip() for answer in answers)  # which one line would have cut
+        assert lines.setdefault(seed, rewrites) == rewrites
+    for demand in ("adjective clause", "relative clause", "'with'", "60 words"):
+        assert demand in REWRITE_PUBLISHED
 
 
 def test_a_packaged_model_gets_examples(language_model, monkeypatch):

@@ -19,7 +19,10 @@ MIN_KEPT = 0.5  # share of the person's content words that a rewrite must keep
 
 
 class Rewriter(Protocol):
-    """A language model that merges a caption into a query."""
+    """A language model that merges a caption into a query.
+
+    It may have an attribute ``guarded``: False takes its rewrites as they are, as the published code does.
+    """
 
     def rewrite(self, queries: list[str], captions: list[str]) -> list[str]:
         """Returns one line a pair, in order; empty where it failed."""
@@ -39,6 +42,7 @@ class Rewrite:
     def __init__(self, rewriter: Rewriter, from_original: bool) -> None:
         self._rewriter = rewriter
         self._from_original = from_original
+        self._fault_of = fault_of if getattr(rewriter, "guarded", True) else _blank
 
     def next(self, histories: Sequence[History]) -> list[NextQuery]:
         """Rewrites all sessions' queries in one call."""
@@ -58,7 +62,7 @@ class Rewrite:
         return history.turns[0].text, _merged((*history.said, *history.captions))
 
     def _next(self, history: History, pair: tuple[str, str], rewrite: str) -> NextQuery:
-        fault = fault_of(rewrite, history.words, *pair)
+        fault = self._fault_of(rewrite, history.words, *pair)
         return NextQuery(SearchQuery(appended(history) if fault else rewrite), fault)
 
 
@@ -84,3 +88,7 @@ def fault_of(rewrite: str, words: str, query: str, caption: str) -> str:
     if wanted and kept < MIN_KEPT * len(wanted):
         return f"kept {kept} of the {len(wanted)} words asked for"
     return ""
+
+
+def _blank(rewrite: str, *_: str) -> str:
+    return "" if rewrite.strip() else "empty"  # nothing can be searched
