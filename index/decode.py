@@ -27,7 +27,7 @@ class BrokenImage(ValueError):
         self.reason = reason
 
 
-def open_image(source: Path | bytes) -> Image.Image:
+def open_image(source: Path | bytes, whole: bool = False) -> Image.Image:
     """Reads a picture whole, as RGB; the content decides the format, not the file's name.
 
     The first frame of an animation is taken. Very large pictures are reduced by a whole number, so that a
@@ -35,6 +35,7 @@ def open_image(source: Path | bytes) -> Image.Image:
 
     Args:
         source: The file, or its bytes.
+        whole: Reduce nothing: for those who resize the picture at once.
 
     Raises BrokenImage (a ValueError) if it is missing, empty, cut off, no picture, or too large.
     """
@@ -47,7 +48,7 @@ def open_image(source: Path | bytes) -> Image.Image:
             if picture.width * picture.height > MAX_PIXELS:
                 raise BrokenImage(path, _too_large(f"{picture.width} x {picture.height} pixels"))
             picture.load()
-            return _reduced(to_rgb(picture))
+            return to_rgb(picture) if whole else _reduced(to_rgb(picture))
     except BrokenImage:
         raise
     except FileNotFoundError as error:

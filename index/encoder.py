@@ -9,6 +9,7 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -113,14 +114,19 @@ def _decoded(
     images: Sequence[Image], encoder: ImageEncoder, workers: int, ahead: int
 ) -> Generator[tuple[Image, PILImage.Image | BrokenImage], None, None]:
     """Yields each image with its picture, in order, while threads decode at most `ahead` in advance."""
-    prepare = getattr(encoder, "prepare_image", lambda picture: picture)
+    # What is resized here at once needs no reduction before, whose rounding would cost half a grey level.
+    prepare = getattr(encoder, "prepare_image", None)
+
+    def opened(path: Path) -> PILImage.Image:
+        return prepare(open_image(path, whole=True)) if prepare else open_image(path)
+
     queue: deque[tuple[Image, Future[PILImage.Image]]] = deque()
     upcoming = iter(images)
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         try:
             while True:
                 for image in islice(upcoming, ahead - len(queue)):
-                    queue.append((image, pool.submit(lambda path: prepare(open_image(path)), image.path)))
+                    queue.append((image, pool.submit(opened, image.path)))
                 if not queue:
                     return
                 image, future = queue.popleft()
