@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -56,10 +57,12 @@ def run_experiment(settings: ExperimentSettings, own: OwnModels | None = None) -
     with run_folder(settings, setup.identity()) as folder:
         setup.costs.keep_in(folder / "costs.json")
         setup.costs.run = settings.strategy
+        log.info("%s:", settings.strategy)
         setup.play(settings.strategy, user, folder / "rounds.jsonl")
         setup.costs.run = SCROLLING
         # The control ignores feedback; a user who may abandon a search does so there too.
         control_user = setup.user("first") if settings.user_patience is None else user
+        log.info("%s, the control without feedback:", scrolling_name(settings.protocol))
         setup.play("original", control_user, folder / CONTROL_ROUNDS)
         setup.costs.save()
         fallbacks = write_results(folder, setup)
@@ -113,8 +116,8 @@ def write_results(folder: Path, setup: Setup) -> Counter[str]:
 
 
 def _counted(rounds: Iterable[Round], fallbacks: Counter[str]) -> Iterator[Round]:
-    """Passes records on; counts refined queries by the first word of why their rewrite was replaced."""
+    """Passes records on; counts refined queries by why their rewrite was replaced, numbers aside."""
     for record in rounds:
         if record.number:
-            fallbacks[record.fallback.split(" ")[0]] += 1
+            fallbacks[re.sub(r"^kept .*", "kept too few of the words asked for", record.fallback)] += 1
         yield record
