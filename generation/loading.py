@@ -159,6 +159,9 @@ def naming_model(model_id: str) -> Iterator[None]:
     if not Path(model_id).exists():
         reach_hub()
     try:
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()  # of a second or two; downloads have the hub's own
         yield
     except ImportError as error:
         said = " ".join(str(error).split())

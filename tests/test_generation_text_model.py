@@ -87,6 +87,11 @@ def test_sampling_depends_on_seed_and_prompt_and_follows_the_models_probabilitie
         assert drawn == pytest.approx((scores[0] / temperature).softmax(dim=0), abs=0.02)
 
 
+def test_loading_shows_no_bar_of_its_own(language_model, capfd):
+    TextModel(language_model, "fp32", 4).load()
+    assert "%|" not in capfd.readouterr().err
+
+
 def test_a_prompt_without_tokens_is_refused(language_model):
     with pytest.raises(ValueError, match="prompt 1: got no tokens, expected at least one"):
         TextModel(language_model, "fp32", 4).complete(["a", ""], max_tokens=3)

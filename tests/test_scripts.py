@@ -150,9 +150,12 @@ def alike(records):
     return sorted((replace(record, scores=()) for record in records), key=lambda r: (r.query_id, r.number))
 
 
-def test_a_whole_run_its_repetition_and_its_refusal(run, arguments, capsys, tmp_path):
+def test_a_whole_run_its_repetition_and_its_refusal(run, arguments, capsys, caplog, tmp_path):
     name, folder = "multi_modal_query_expansion", tmp_path / "run"
+    caplog.set_level(logging.INFO)
     assert run(name, *flat(arguments)) == (0, [])
+    headings = [line for line in caplog.messages if line.endswith(":")]
+    assert headings == ["append:", "scrolling, the control without feedback:"]
     table = capsys.readouterr().out
     assert "Recall@10" in table and len(table.splitlines()) == 2 + 3
     names = {path.name for path in folder.iterdir()}
