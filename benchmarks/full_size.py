@@ -281,10 +281,6 @@ def _peak() -> float:
 
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / GIB
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / GIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
 
 
