@@ -1,31 +1,24 @@
 """How much a word with a minus keeps away, by weight: ``python -m benchmarks.signed_words``.
 
-Queries are "a NOUN" without a second word, for all pairs that some pictures of the demo's dev split show
-together. A picture shows a word if one of its captions, the vague ones aside, has it. Printed are the shares
-of the best eight pictures that show the noun, and the unwanted word.
+Queries are "a WORD" without another one, for all pairs of the catalogue's nouns and settings that some
+pictures of the demo's dev split show together, by their captions, the vague ones aside. Printed are the
+shares of the best eight pictures that show the first word, and the unwanted one.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
+from itertools import permutations
 
 import numpy as np
 
 from experiments.open_index import open_named_dataset, open_retriever
-from interactive import words
+from playground.demo.catalogue import SETTINGS, things
 from settings import InteractiveSettings, run_script
 
-WEIGHTS = (0.0, 0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
-PLACES = ("beach", "street", "night", "forest", "desert", "yellow", "city", "snow", "grass", "sand", "meadow")
-NO_NOUNS = frozenset(
-    re.findall(
-        r"\w+",
-        "with there this that some picture image three pair several small little tiny large left right above "
-        "below under over next beside near behind front against background bottom huge",
-    )
-)
+WEIGHTS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8)
 BEST = 8
+MIN_BOTH, MIN_ONE = 2, 4  # pictures with both words, and with the wanted one alone
 
 
 def main() -> None:
@@ -33,36 +26,32 @@ def main() -> None:
     settings = InteractiveSettings("demo", split="dev").resolved()
     retriever, dataset = open_retriever(settings), open_named_dataset(settings)
     ids = retriever.index.ids
-    said: dict[str, set[str]] = {image_id: set() for image_id in ids}
+    said = dict.fromkeys(ids, "")
     for query in dataset.queries:
         if query.target is not None and not query.id.endswith("#4"):
-            said[query.target] |= set(re.findall(r"[a-z]{4,}", query.text)) - NO_NOUNS
-    counts = Counter(word for image_words in said.values() for word in image_words)
-    nouns = [word for word, count in counts.items() if 8 <= count <= 120 and word not in PLACES]
-    pairs = []
-    for noun in nouns:
-        with_noun = [image_id for image_id in ids if noun in said[image_id]]
-        for other in (*PLACES, *nouns):
-            both = sum(other in said[image_id] for image_id in with_noun)
-            if other != noun and both >= 2 and len(with_noun) - both >= 4:
-                pairs.append((noun, other))
-    print(f"{len(pairs)} pairs\n| Weight | places: wanted, unwanted | things: wanted, unwanted |")
-    print("| ---: | ---: | ---: |")
-    wanted = retriever.encode_texts([f"a {noun}" for noun, _ in pairs])
-    unwanted = retriever.encode_texts([f"a {other}" for _, other in pairs])
+            said[query.target] += f" {query.text}"
+    phrases = {noun: (noun,) for noun in things()} | {name: words for name, (_, words) in SETTINGS.items()}
+    images = {
+        word: {image_id for image_id in ids if re.search(rf"\b({'|'.join(phrases[word])})\b", said[image_id])}
+        for word in phrases
+    }
+    pairs = [
+        (one, other)
+        for one, other in permutations(phrases, 2)
+        if len(images[one] & images[other]) >= MIN_BOTH and len(images[one] - images[other]) >= MIN_ONE
+    ]
+    wanted, unwanted = (
+        retriever.encode_texts([f"a {word}" for word in words]) for words in zip(*pairs, strict=True)
+    )
+    print(f"{len(pairs)} pairs\n| Weight | wanted % | unwanted % |\n| ---: | ---: | ---: |")
     for weight in WEIGHTS:
         rankings = retriever.search(wanted - np.float32(weight) * unwanted, BEST)
-        cells = []
-        for are_places in (True, False):
-            shown = [
-                (noun in said[image_id], other in said[image_id])
-                for (noun, other), ranking in zip(pairs, rankings, strict=True)
-                if (other in PLACES) == are_places
-                for image_id in ranking.ids
-            ]
-            cells.append(", ".join(f"{share:.1f}" for share in 100 * np.mean(shown, axis=0)))
-        mark = " (used)" if weight == words.WEIGHT else ""
-        print(f"| {weight}{mark} | {cells[0]} | {cells[1]} |")
+        shown = [
+            (image_id in images[one], image_id in images[other])
+            for (one, other), ranking in zip(pairs, rankings, strict=True)
+            for image_id in ranking.ids
+        ]
+        print("| {} | {:.1f} | {:.1f} |".format(weight, *100 * np.mean(shown, axis=0)))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import numpy as np
 from retriever import Retriever, SearchQuery
 
 SAMPLE = 2000  # pictures that stand for the collection
-# The least match of each word. On the demo's dev split the wanted picture has 3 to 5, and the best one for
-# words without sense about 3.
+# The least match of each word. On the demo the wanted picture mostly has 3 to 5, and the best one for words
+# without sense about 3.
 WORDS = ((4.0, "very close"), (3.0, "close"), (2.0, "fair"), (-math.inf, "far"))
 
 

@@ -171,14 +171,14 @@ class Page:
             session.propose()
 
         entry = STRATEGIES[session.options.strategy]
-        steps = [("the captioner", caption)] if self._describe or entry.needs_captioner else []
-        steps += [("the language model" if entry.needs_rewriter else "the strategy", propose)]
-        stages = [f"Loading {name} ({place} of {len(steps)})" for place, (name, _) in enumerate(steps, 1)]
-        self.preparing = stages[0]
+        loads = {"the captioner": caption} if self._describe or entry.needs_captioner else {}
+        loads["the language model" if entry.needs_rewriter else "the strategy"] = propose
+        self.preparing = "Loading the models"
 
         def open_models(say: Say) -> None:
             try:
-                for self.preparing, (_, load) in zip(stages, steps, strict=True):
+                for place, (name, load) in enumerate(loads.items(), start=1):
+                    self.preparing = f"Loading {name} ({place} of {len(loads)})"
                     say(self.preparing)  # goes no further once the page is closed
                     load()
                 self.preparing = ""

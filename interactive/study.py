@@ -148,9 +148,10 @@ class Study:
         plan, ids = self.plan(participant, condition), self.context.ids
         searches = self.searches()
         number, count = sum(each.participant == participant for each in searches), min(len(plan), len(ids))
+        pictures = min(1 + self.pictures * len(self.conditions), len(ids))  # the same for all participants
         if number >= count:
             raise UserError(f"participant {participant} has had all {number} pictures; thank you")
-        target = random.Random(self.seed).sample(ids, count)[number]
+        target = random.Random(self.seed).sample(ids, pictures)[number]
         search = StudySearch(participant, plan[number], number, practice=number == 0, target=target)
         self._write([*searches, search])
         return Task(search, count, self.clock())

@@ -450,6 +450,7 @@ def test_conditions_take_turns_by_a_latin_square(study, count):  # noqa: F811
     plan = study.plan(f"P{count + 1}")
     assert plan[0] == plan[1] and plan[1::4] == orders[1 % count] and len(plan) == 1 + 4 * count
     assert set(study.plan("P1", "append")) == {"append"}
+    assert study.begin("P1", "append").search.target == study.begin("P2").search.target
 
 
 def test_a_participant_gets_every_picture_once_after_a_restart_too(study, context):  # noqa: F811
