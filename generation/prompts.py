@@ -4,7 +4,8 @@ from __future__ import annotations
 
 CAPTION = "Describe the image within 1 sentence."
 
-# The paper's rewriting step (arXiv 2404.18746, section 3), for chat models of some billion parameters.
+# After the paper's rewriting step (arXiv 2404.18746, section 3) but with demands of our own, which keep the
+# person's words; for chat models of some billion parameters.
 REWRITE_CHAT = (
     "You improve queries for an image search engine. The person's query and the caption of a picture that "
     "comes close to what they look for are given. Write one new query: keep everything the query says, add "

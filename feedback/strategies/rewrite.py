@@ -2,7 +2,7 @@
 
 Source: Enhancing Interactive Image Retrieval With Query Rewriting Using LLMs and VLMs (arXiv 2404.18746).
 A model may drop what the person said, say nothing, or talk on; a guard looks at every rewrite, and what does
-not pass is replaced by plain appending, with the reason.
+not pass is replaced by plain appending, with the reason. Rewriting as published has no guard.
 """
 
 from __future__ import annotations
