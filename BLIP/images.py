@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from index.decode import to_rgb
+from index.decode import squared, to_rgb
 
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def resize(image: Image.Image, size: int) -> Image.Image:
-    """Resizes to ``size`` x ``size`` (bicubic, antialiased); proportions are not kept, nothing is cropped."""
-    return to_rgb(image).resize((size, size), Image.Resampling.BICUBIC)
+    """Resizes a picture of any mode to RGB of ``size`` x ``size``; see `index.decode.squared`."""
+    return squared(to_rgb(image), size)
 
 
 def to_pixels(images: Sequence[Image.Image], size: int) -> torch.Tensor:

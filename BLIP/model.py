@@ -85,13 +85,6 @@ class BlipEncoder:
             pack(model.text_encoder)
         return cls(model, tokenizer, fingerprint(weights), batch_size, text_limit)
 
-    def prepare_image(self, image: Image.Image) -> Image.Image:
-        """Resizes a picture to what the model reads; `encode_images` gives the same rows with it or without.
-
-        Threads that decode call it, so that resizing does not keep the model waiting.
-        """
-        return pictures.resize(image, self.image_size)
-
     def unknown_words(self, text: str) -> tuple[list[str], int]:
         """Returns the words of a text that the model hardly knows, and how many words there are."""
         return self.tokenizer.unknown_words(text)

@@ -60,7 +60,7 @@ def time_ways(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     else:
         dataset = open_dataset("image_folder", arguments.root, "all")
     images = dataset.images[: arguments.images]
-    ready = [encoder.prepare_image(open_image(image.path)) for image in images[: arguments.batch]]
+    ready = [open_image(image.path, side=encoder.image_size) for image in images[: arguments.batch]]
     pixels = to_pixels(ready, encoder.image_size).to(encoder.model.device)
     encoder.encode_images(ready)  # so that nothing is set up on the clock
 

@@ -1,4 +1,4 @@
-"""What an encoder must offer, and how pictures reach it: decoded by threads while the model computes."""
+"""What an encoder must offer, and how pictures reach it: decoded ahead while the model computes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image as PILImage
 from tqdm import tqdm
 
+from index import decode
 from index.decode import BrokenImage, open_image
 from index.scores import unit_rows
 from index.shards import Shard
@@ -25,9 +26,8 @@ from records import Image, Skip
 class ImageEncoder(Protocol):
     """Pictures to vectors.
 
-    It may also have a method ``prepare_image`` from one picture to another, such as the resized one: threads
-    that decode then call it, so that `encode_images` finds less to do. The fingerprint differs when the
-    weights or the preprocessing differ.
+    It may also have an ``image_size``: pictures are then squares of that side (`index.decode.squared`), so
+    that `encode_images` finds less to do. The fingerprint differs when the weights or the preprocessing do.
     """
 
     dimension: int
@@ -113,12 +113,15 @@ def embed(
 def _decoded(
     images: Sequence[Image], encoder: ImageEncoder, workers: int, ahead: int
 ) -> Generator[tuple[Image, PILImage.Image | BrokenImage], None, None]:
-    """Yields each image with its picture, in order, while threads decode at most `ahead` in advance."""
-    # What is resized here at once needs no reduction before, whose rounding would cost half a grey level.
-    prepare = getattr(encoder, "prepare_image", None)
+    """Yields each image with its picture, in order, while at most `ahead` are decoded in advance.
+
+    Each thread has a process decode and resize for it (`index.limited`).
+    """
+    # What is resized at once needs no reduction before, whose rounding would cost half a grey level.
+    side, prepare = getattr(encoder, "image_size", 0), getattr(encoder, "prepare_image", None)
 
     def opened(path: Path) -> PILImage.Image:
-        return prepare(open_image(path, whole=True)) if prepare else open_image(path)
+        return prepare(open_image(path, whole=True)) if prepare else open_image(path, side=side)
 
     queue: deque[tuple[Image, Future[PILImage.Image]]] = deque()
     upcoming = iter(images)
@@ -135,5 +138,7 @@ def _decoded(
                 except BrokenImage as error:
                     picture = error
                 yield image, picture
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        except BaseException:  # who stops the command does not wait for a picture without an end
+            pool.shutdown(wait=False, cancel_futures=True)
+            decode.stop()
+            raise

@@ -29,6 +29,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from feedback.strategies import STRATEGIES
+from index import decode
 from index.decode import BrokenImage
 from interactive import session as sessions
 from interactive.guard import read_body, read_form
@@ -154,6 +155,7 @@ class Page:
 
     def close(self) -> None:
         """Ends the threads as soon as what they are doing now allows."""
+        decode.stop()
         self.searching.close()
         self.writing.close()
 

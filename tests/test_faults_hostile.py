@@ -1,14 +1,25 @@
 """What a downloaded data set may bring: links to other files, folders of others, pictures made to do harm."""
 
+import io
 import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 
+import numpy as np
 import pytest
-from index_world import ColourEncoder, build, make_images, random_rows, save_index
+from index_world import ColourEncoder, build, failures, make_images, random_rows, save_index
+from PIL import Image as PILImage
 
 from files import WriteFailed, append_lines, make_folder, write_json
+from index import decode
+from index.decode import BrokenImage, open_hashed, open_image
 from index.faiss_index import FaissIndex
 from index.folder import finish_swap
+from index.limited import LimitedProcesses
+from settings import PROJECT
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs links")
 SECRET = "what the person wrote"
@@ -90,3 +101,104 @@ def test_a_reader_waits_while_a_new_index_takes_the_old_ones_place(tmp_path):
     moved.start()
     assert FaissIndex.open(tmp_path).ids == ("a", "b")
     moved.join()
+
+
+# Pictures
+
+
+def without_an_end(scans=12_000):
+    """A progressive JPEG whose last scan, which holds nothing, comes again and again."""
+    file = io.BytesIO()
+    PILImage.new("L", (6000, 6000)).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * scans + data[-2:]
+
+
+def large(kind):
+    """A picture within the limit of pixels, whose file is small."""
+    side, file = 13_377, io.BytesIO()
+    if kind == "float.tiff":
+        made, form = PILImage.fromarray(np.zeros((side, side), np.float32)), {"compression": "tiff_deflate"}
+    elif kind == "grey16.png":
+        made, form = PILImage.fromarray(np.zeros((side, side), np.uint16)), {}
+    else:
+        made, form = PILImage.new({"rgba.png": "RGBA", "palette.gif": "P"}[kind], (side, side)), {}
+    made.save(file, {"png": "PNG", "gif": "GIF", "tiff": "TIFF"}[kind.split(".")[1]], **form)
+    return file.getvalue()
+
+
+def peak_mb(pid):
+    with open(f"/proc/{pid}/status") as file:  # noqa: PTH123
+        return next(int(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux tells it")
+@pytest.mark.parametrize("kind", ["float.tiff", "grey16.png", "rgba.png", "palette.gif"])
+def test_no_picture_takes_more_than_a_gigabyte(monkeypatch, kind):
+    processes = LimitedProcesses("index.decode:answer", cpu_seconds=60)
+    monkeypatch.setattr(decode, "_processes", processes)
+    assert open_image(large(kind)).size == (1029, 1029)
+    (process,) = processes._idle
+    assert peak_mb(process.pid) < 1000
+
+
+def test_more_bytes_than_the_limit_are_refused_before_they_are_decoded():
+    file = io.BytesIO()
+    PILImage.new("RGB", (7300, 7300)).save(file, "WEBP")
+    begun = time.monotonic()
+    with pytest.raises(BrokenImage, match="7300 x 7300 pixels take 813 MB to decode, expected at most 768"):
+        open_image(file.getvalue())
+    assert time.monotonic() - begun < 5
+
+
+def test_a_picture_without_an_end_is_counted_and_the_others_are_embedded(tmp_path, monkeypatch):
+    monkeypatch.setattr(decode, "_processes", LimitedProcesses("index.decode:answer", cpu_seconds=1))
+    images = make_images(tmp_path / "set", 12)
+    images[3].path.write_bytes(without_an_end())
+    assert len(build(images, ColourEncoder(), tmp_path / "index")) == 11
+    assert failures(tmp_path / "index") == {
+        "003.png": "cannot be decoded: takes more than 1 s of computing, or 60 s by the clock"
+    }
+
+
+def test_what_never_comes_is_waited_for_by_the_clock(tmp_path, monkeypatch):
+    monkeypatch.setattr(decode, "_processes", LimitedProcesses("index.decode:answer", seconds=0.5))
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(BrokenImage, match=r"or 0.5 s by the clock"):
+        open_image(tmp_path / "pipe.jpg")
+
+
+def test_a_process_that_was_killed_costs_nobody_a_picture(tmp_path, monkeypatch):
+    processes = LimitedProcesses("index.decode:answer")
+    monkeypatch.setattr(decode, "_processes", processes)
+    (image,) = make_images(tmp_path, 1)
+    open_image(image.path)
+    (process,) = processes._idle
+    process.kill()
+    process.wait()
+    assert open_hashed(image.path)[0].size == (10, 8)
+
+
+STOPPED = """
+import sys, threading
+sys.path[:0] = ["tests"]
+from pathlib import Path
+from index_world import ColourEncoder, build
+from playground.image_folder import list_images
+from settings import run_script
+folder = Path(sys.argv[1])
+print("begins", flush=True)
+raise SystemExit(run_script(lambda: build(list_images(folder, "")[0], ColourEncoder(), folder / "index")))
+"""
+
+
+def test_who_stops_the_embedding_does_not_wait_for_a_picture_without_an_end(tmp_path):
+    (tmp_path / "endless.jpg").write_bytes(without_an_end())
+    command = [sys.executable, "-c", STOPPED, str(tmp_path)]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"begins\n"
+        time.sleep(1.5)
+        process.send_signal(signal.SIGTERM)
+        begun = time.monotonic()
+        assert process.wait(30) == 143 and time.monotonic() - begun < 4

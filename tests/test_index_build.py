@@ -125,11 +125,11 @@ def test_decoding_goes_on_while_the_model_encodes_but_not_without_bound(tmp_path
     ahead_of_model = []
     release = threading.Event()
 
-    def counted(path):
+    def counted(path, side):
         opened.append(path)
         if len(opened) >= 4 + 4:  # four more than the batch that the model holds
             release.set()
-        return open_image(path)
+        return open_image(path, side=side)
 
     class SlowEncoder(ColourEncoder):
         def encode_images(self, images):
@@ -143,23 +143,17 @@ def test_decoding_goes_on_while_the_model_encodes_but_not_without_bound(tmp_path
     assert max(ahead_of_model) <= 4 + 4 + 2
 
 
-def test_threads_resize_whole_pictures_and_the_vectors_are_the_same_to_the_last_bit(tmp_path):
+def test_whole_pictures_come_resized_and_the_vectors_are_the_same_to_the_last_bit(tmp_path):
     for number, size in enumerate([(40, 30), (33, 90), (64, 64), (500, 20), (31, 31), (2100, 2060)]):
         pixels = np.random.default_rng(number).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
         PILImage.fromarray(pixels).save(tmp_path / f"{number}.png")
     images, _ = list_images(tmp_path, "")
     encoder = BlipEncoder.open(FIXTURES / "itm.pth")
-    resized_in = []
-    real = encoder.prepare_image
-
-    def noted(picture):
-        resized_in.append(threading.current_thread().name)
-        return real(picture)
-
-    encoder.prepare_image = noted
-    index = build(images, encoder, tmp_path / "index", batch_size=6)
-    assert len(resized_in) == len(images) and all(name.startswith("decode") for name in resized_in)
     plain = encoder.encode_images([PILImage.open(image.path) for image in images])
+    sizes, encode = [], encoder.encode_images
+    encoder.encode_images = lambda pictures: sizes.extend(one.size for one in pictures) or encode(pictures)
+    index = build(images, encoder, tmp_path / "index", batch_size=6)
+    assert sizes == [(encoder.image_size, encoder.image_size)] * len(images)
     assert (index.vectors == np.rint(plain * 2**26) / np.float32(2**26)).all()
 
 
