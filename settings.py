@@ -360,7 +360,7 @@ class EmbeddingSettings(CaptionVectorSettings, RaySettings):
         '"flat" (exact), "hnsw" or "ivf" (approximate, for very many images), or "auto": the kind of the '
         "index that is there; for a new one flat below a million images, above it what fits into memory.",
     )
-    workers: int = knob(4, "Threads that decode images.", min=1)
+    workers: int = knob(4, "Processes that decode images.", min=1)
     max_failed_share: float = knob(
         0.1, "With more broken images than this share, no index is made.", min=0, max=1
     )

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from files import file_sha256
 from generation.loading import model_identity
 from generation.servers import SERVED, ServersFailed
-from index.decode import BrokenImage, check_still_there, open_image
+from index.decode import BrokenImage, check_still_there, open_hashed, open_image
 from records import Image
 
 log = logging.getLogger(__name__)
@@ -139,6 +139,11 @@ class CaptionCache:
             with self._transaction("IMMEDIATE") as database:
                 database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", fresh)
         return hashes
+
+    def forget_hash(self, path: Path) -> None:
+        """Has the file be read again the next time, though its size and its time are as before."""
+        with self._transaction("IMMEDIATE") as database:
+            database.execute("DELETE FROM files WHERE path = ?", (str(path.absolute()),))
 
     @contextmanager
     def _transaction(self, kind: str = "DEFERRED") -> Iterator[sqlite3.Connection]:
@@ -285,25 +290,34 @@ class ImageCaptions:
         check_still_there(image.path for image in self._images.values())
         for image_id in image_ids:
             log.warning("%s cannot be captioned: %s", self._images[image_id].path, reason)
+            self._cache.forget_hash(self._images[image_id].path)
             self.broken[image_id] = reason
             self._captions[image_id] = ""
 
 
 def open_pictures(paths: Mapping[str, Path]) -> tuple[dict[str, PILImage.Image], dict[str, str]]:
-    """Opens pictures, by any name; returns them, and why the others cannot be."""
+    """Opens pictures, by SHA-256; returns them, and why the others cannot be, such as other content now."""
     opened: dict[str, PILImage.Image] = {}
     broken: dict[str, str] = {}
-    for name, path in paths.items():
+    for expected, path in paths.items():
         try:
-            opened[name] = open_image(path)
+            picture, sha256 = open_hashed(path)
         except BrokenImage as error:
-            broken[name] = error.reason
+            broken[expected] = error.reason
+            continue
+        if sha256 == expected:
+            opened[expected] = picture
+        else:
+            broken[expected] = "its file was replaced meanwhile; give the same command again"
     return opened, broken
 
 
 def _reason(path: Path) -> str:
-    _, broken = open_pictures({"": path})
-    return broken.get("", "it came and went while it was read")
+    try:
+        open_image(path)
+    except BrokenImage as error:
+        return error.reason
+    return "it came and went while it was read"
 
 
 def _marks(values: Sequence[str]) -> str:

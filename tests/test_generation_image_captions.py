@@ -1,10 +1,12 @@
 """Images are captioned once ever, whatever their names; broken ones stop nothing; equal models share."""
 
+import os
 import shutil
 
 import pytest
 from PIL import Image as PILImage
 
+import generation.captions
 from generation.captions import CaptionCache, ImageCaptions
 from generation.loading import model_identity
 from records import Image
@@ -93,6 +95,26 @@ def test_a_changed_picture_is_captioned_again(open_captions, images):
     captions = open_captions()
     assert captions.captions_of(ids(1, 2)) == said(99, 2)
     assert counts(captions) == (1, 1, 0)
+
+
+def test_a_picture_replaced_while_it_is_captioned_gets_no_caption_of_the_other(
+    open_captions, images, caplog, monkeypatch
+):
+    captions, opened = open_captions(), generation.captions.open_hashed
+
+    def replaced(path):
+        if path == images[1].path:  # of the same size and time, too
+            status = path.stat()
+            PILImage.new("RGB", (2, 2), (200, 0, 0)).save(path)
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        return opened(path)
+
+    os.utime(images[1].path, (1_700_000_000, 1_700_000_000))
+    monkeypatch.setattr(generation.captions, "open_hashed", replaced)
+    assert captions.captions_of(ids(0, 1)) == ["0 réd", ""]
+    assert "its file was replaced meanwhile; give the same command again" in caplog.text
+    monkeypatch.undo()
+    assert open_captions().captions_of(ids(0, 1)) == said(0, 200)
 
 
 def test_a_broken_picture_has_the_empty_caption_and_is_tried_again(open_captions, images, caplog):
