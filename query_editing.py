@@ -8,6 +8,7 @@ billion parameters get an instruction, the small one gets examples; all prompts 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,10 @@ MAX_WORDS = 60
 MAX_TOKENS = 100
 TEMPERATURE = 0.1  # of rewriting as published
 MAX_WORDS_READ = 200  # of a query or caption that goes into the prompt
+# Names the prompts, and what an answer is cut to: rewrites differ when one does.
+PROMPTS = hashlib.sha256(
+    repr((FEW_SHOT_PREFIX, FEW_SHOT_OPEN, REWRITE_CHAT, MAX_WORDS, MAX_TOKENS, MAX_WORDS_READ)).encode()
+).hexdigest()[:8]
 
 
 class QueryEditing:

@@ -15,7 +15,7 @@ from BLIP.packed import can_pack, pack
 from BLIP.sizes import read_stated
 from BLIP.tokenizer import Tokenizer
 from BLIP.towers import Captioner
-from BLIP.weight_files import find_weights, fingerprint
+from BLIP.weight_files import content, find_weights
 
 PROMPT = "a picture of "  # what the released captioners were trained to begin with
 
@@ -27,7 +27,7 @@ class BlipCaptioner:
         image_size: Side of the images it reads, in pixels.
         positions: Longest text in tokens.
         prompt: What a caption begins with unless told otherwise; it is cut off again.
-        fingerprint: Of the weights file.
+        fingerprint: Of weights and configuration.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class BlipCaptioner:
         if model.device.type == "cpu" and can_pack():
             pack(model)
         stated = read_stated(weights).prompt
-        return cls(model, tokenizer, fingerprint(weights), PROMPT if stated is None else stated, batch_size)
+        return cls(model, tokenizer, content(weights), PROMPT if stated is None else stated, batch_size)
 
     def caption(
         self,

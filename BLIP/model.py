@@ -22,7 +22,8 @@ from BLIP.checkpoints import load_towers
 from BLIP.packed import can_pack, pack
 from BLIP.tokenizer import Tokenizer
 from BLIP.towers import Towers
-from BLIP.weight_files import find_weights, fingerprint
+from BLIP.weight_files import content, find_weights
+from index.fingerprint import fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class BlipEncoder:
         image_size: Side of the images it reads, in pixels.
         text_limit: Longest text in tokens; longer ones are cut, which is logged.
         dimension: Width of the rows.
-        fingerprint: Of the weights file.
+        fingerprint: Of weights, configuration, vocabulary and image size.
     """
 
     def __init__(
@@ -83,7 +84,9 @@ class BlipEncoder:
         if model.device.type == "cpu" and can_pack():
             pack(model.vision_model)
             pack(model.text_encoder)
-        return cls(model, tokenizer, fingerprint(weights), batch_size, text_limit)
+        made_with = f"vocabulary {tokenizer.content}", f"{model.sizes.image_size} pixels"
+        named = fingerprint(f"blip {content(weights)}", *made_with, library="torch")
+        return cls(model, tokenizer, named, batch_size, text_limit)
 
     def unknown_words(self, text: str) -> tuple[list[str], int]:
         """Returns the words of a text that the model hardly knows, and how many words there are."""

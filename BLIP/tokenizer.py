@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -56,6 +58,13 @@ class Tokenizer:
         path = Path(path)
         file = path if path.suffix == ".txt" else (path if path.is_dir() else path.parent) / VOCABULARY
         return cls(_read_vocabulary(file) if file.is_file() or file == path else _public_vocabulary(file))
+
+    @property
+    def content(self) -> str:
+        """Names the vocabulary, 8 hex digits."""
+        return hashlib.sha256(json.dumps(self._wordpiece.get_vocab(), sort_keys=True).encode()).hexdigest()[
+            :8
+        ]
 
     def __len__(self) -> int:
         return self._wordpiece.get_vocab_size()

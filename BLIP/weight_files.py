@@ -5,6 +5,7 @@ A pickle is only ever read with ``weights_only=True``; a file that needs more is
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import re
 from dataclasses import dataclass
@@ -203,9 +204,12 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def fingerprint(path: Path | str) -> str:
-    """Names the content of a checkpoint: the first 16 hex digits of the SHA-256 of its weights file."""
-    return file_sha256(find_weights(path))[:16]
+def content(path: Path | str) -> str:
+    """Names the content of a checkpoint, weights and the configuration beside them: 16 hex digits."""
+    weights = find_weights(path)
+    stated = (weights.parent / "config.json", *sorted(weights.parent.glob("*med_config*.json")))
+    hashes = [file_sha256(file) for file in (weights, *stated) if file.is_file()]
+    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:16]
 
 
 def first_few(items: list[str], shown: int = 3) -> str:

@@ -12,6 +12,7 @@ from generation.gpu_memory import GpuMemory
 from generation.loading import OUTLIERS, model_type, naming_model
 from generation.servers import ChatServers
 from generation.text_model import PACKAGED, source_of
+from index.fingerprint import fingerprint
 from settings import (
     CaptionSettings,
     DatasetSettings,
@@ -58,9 +59,9 @@ def open_encoder(settings: IndexSettings) -> BlipEncoder | DualEncoder:
             "can read pictures of another size"
         )
     source = str(path or name)
-    fingerprint = f"{kind} {weights_identity(source, {})}"
+    named = fingerprint(f"{kind} {weights_identity(source, {})}", library="transformers")
     with naming_model(name):
-        return DualEncoder.open(source, fingerprint, device, batch)
+        return DualEncoder.open(source, named, device, batch)
 
 
 def is_published(settings: DatasetSettings) -> bool:

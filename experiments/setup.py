@@ -46,13 +46,16 @@ from feedback.strategies.rewrite import Rewriter
 from feedback.users import User, check_captioned
 from generation.captions import ImageCaptions
 from generation.gpu_memory import GpuMemory
+from generation.openvino_engine import NAME as OPENVINO
 from generation.servers import SERVED
 from generation.text_model import PACKAGED as LANGUAGE_MODELS
 from generation.text_model import engine_of
 from index.caption_vectors import CaptionVectors, open_caption_vectors
 from index.encoder import Encoder
 from index.faiss_index import FaissIndex, ImageIndex
+from index.fingerprint import fingerprint
 from index.fused import FusedEncoder, fused_rows
+from query_editing import PROMPTS
 from records import Dataset, Query, Skip
 from retriever import Retriever
 from settings import ComparisonSettings, ExperimentSettings, InteractiveSettings, LoopSettings
@@ -271,9 +274,11 @@ class Setup:
         if self.own.rewriter is not None:
             return name_of(self.own.rewriter)
         if settings.rewrite_servers is not None:
-            return f"{SERVED}{model}"
-        weights = weights_identity(model, LANGUAGE_MODELS)
-        return f"{weights} {engine_of(model, quantization_of(settings))}"
+            return f"{SERVED}{model}, prompts {PROMPTS}"
+        engine = engine_of(model, quantization_of(settings))
+        library = "openvino-genai" if engine == OPENVINO else "transformers"
+        made_with = f"{weights_identity(model, LANGUAGE_MODELS)} {engine}", f"prompts {PROMPTS}"
+        return fingerprint(*made_with, library=library, sees_pictures=False)
 
     def _sentence_encoder_identity(self) -> str | None:
         settings, own = self.settings, self.own.sentence_encoder

@@ -11,7 +11,7 @@ import logging
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from files import file_sha256
 from generation.loading import model_identity
 from generation.servers import SERVED, ServersFailed
 from index.decode import BrokenImage, check_still_there, open_hashed, open_image
+from index.fingerprint import fingerprint
 from records import Image
 
 log = logging.getLogger(__name__)
@@ -180,6 +181,18 @@ class Captioner(Protocol):
         ...
 
 
+def name_captioner(captioner: Captioner, hashes_of: Callable[[Iterable[Path]], Mapping[Path, str]]) -> str:
+    """Names what makes captions differ: the model's content, precision, prompt, library, how files are read.
+
+    `hashes_of` tells the SHA-256 of files. ValueError if there is no such model.
+    """
+    model_id, name = captioner.model_id, captioner.name
+    if model_id.startswith(SERVED):  # nobody here can see a server's files
+        return name
+    content = model_identity(model_id, hashes_of) + name.removeprefix(model_id)
+    return fingerprint(content, library="transformers")
+
+
 class ImageCaptions:
     """Captions of a collection's images by one captioner.
 
@@ -203,11 +216,8 @@ class ImageCaptions:
 
     @cached_property
     def captioner_name(self) -> str:
-        """What makes captions differ: the model's content, precision, prompt. ValueError: no such model."""
-        model_id, name = self._captioner.model_id, self._captioner.name
-        if model_id.startswith(SERVED):  # nobody here can see a server's files
-            return name
-        return model_identity(model_id, self._cache.hashes_of) + name.removeprefix(model_id)
+        """What makes captions differ, see `name_captioner`."""
+        return name_captioner(self._captioner, self._cache.hashes_of)
 
     def captions_of(self, image_ids: Sequence[str]) -> list[str]:
         """Returns the captions of images, one line each, making those that are missing.

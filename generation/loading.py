@@ -254,13 +254,18 @@ def model_identity(model_id: str, hashes_of: Callable[[Iterable[Path]], Mapping[
     """Names a model's content, wherever it lies: other weights under the same id make other captions.
 
     For a file or folder it is the first 16 hexadecimal digits of a SHA-256 over names and contents of its
-    model files, whose own SHA-256 `hashes_of` tells; for a model of the hub ``id@commit``, the commit being
-    the newest, or without network the one that was downloaded. ValueError if there is no such model.
+    model files, with a file those of configuration and vocabulary beside it; `hashes_of` tells their SHA-256.
+    For a model of the hub it is ``id@commit``, the commit being the newest, or without network the one that
+    was downloaded. ValueError if there is no such model.
     """
     path = Path(model_id)
     if not path.exists():
         return f"{model_id}@{_commit(model_id)}"
-    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in MODEL_SUFFIXES)
+    if path.is_file():
+        beside = (path.parent / "config.json", path.parent / "vocab.txt")
+        files = [path, *(file for file in beside if file.is_file())]
+    else:
+        files = sorted(file for file in path.iterdir() if file.suffix in MODEL_SUFFIXES)
     hashes = hashes_of(files)
     unread = [file for file in files if file not in hashes]
     if unread or not files:

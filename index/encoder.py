@@ -26,8 +26,9 @@ from records import Image, Skip
 class ImageEncoder(Protocol):
     """Pictures to vectors.
 
-    It may also have an ``image_size``: pictures are then squares of that side (`index.decode.squared`), so
-    that `encode_images` finds less to do. The fingerprint differs when the weights or the preprocessing do.
+    So that `encode_images` finds less to do, it may also have an ``image_size``: pictures are then squares of
+    that side (`index.decode.squared`); or else a method ``prepare_image`` from one picture to another, which
+    threads call. The fingerprint differs when the weights or the preprocessing differ.
     """
 
     dimension: int

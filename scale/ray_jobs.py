@@ -24,8 +24,7 @@ from tqdm import tqdm
 from experiments.models import caption_batch, open_captioner, open_encoder
 from experiments.open_index import embed_dataset, open_named_dataset
 from files import file_sha256
-from generation.captions import CaptionCache, Captioner, ImageCaptions, open_pictures
-from generation.loading import model_identity
+from generation.captions import CaptionCache, Captioner, ImageCaptions, name_captioner, open_pictures
 from index.build import Done
 from index.encoder import embed
 from index.faiss_index import FaissIndex
@@ -143,8 +142,7 @@ def open_captioning(settings: CaptioningSettings, name: str, threads: int) -> Wo
 
     torch.set_num_threads(threads)
     captioner = open_captioner(settings)
-    identity = model_identity(captioner.model_id, lambda paths: {path: file_sha256(path) for path in paths})
-    ours = identity + captioner.name.removeprefix(captioner.model_id)
+    ours = name_captioner(captioner, lambda paths: {path: file_sha256(path) for path in paths})
     if ours != name:
         raise ValueError(
             f"got the captioner {ours!r} on a worker's machine, expected {name!r} as here; copy the model to"

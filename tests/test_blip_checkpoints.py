@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from BLIP.checkpoints import load_captioner, load_towers
 from BLIP.tokenizer import Tokenizer
-from BLIP.weight_files import fetch_checkpoint, find_weights, fingerprint, is_hub_id, read_checkpoint
+from BLIP.weight_files import content, fetch_checkpoint, find_weights, is_hub_id, read_checkpoint
 
 FIXTURES = Path(__file__).parent / "fixtures" / "blip"
 CONFIG = {"num_attention_heads": 2, "vision": {"heads": 3}}
@@ -130,10 +130,10 @@ def test_missing_and_ambiguous_paths_and_what_tells_contents_apart(tmp_path):
     with pytest.raises(FileNotFoundError, match="no weights file in"):
         find_weights(tmp_path)
     (tmp_path / "a.pth").write_bytes(b"one")
-    first = fingerprint(tmp_path)
-    assert first == fingerprint(tmp_path / "a.pth") and len(first) == 16
+    first = content(tmp_path)
+    assert first == content(tmp_path / "a.pth") and len(first) == 16
     (tmp_path / "a.pth").write_bytes(b"two")
-    assert fingerprint(tmp_path) != first
+    assert content(tmp_path) != first
     (tmp_path / "b.ckpt").touch()
     with pytest.raises(ValueError, match=r"a\.pth, b\.ckpt"):
         find_weights(tmp_path)

@@ -163,3 +163,28 @@ def test_prompts(captioner, images, tmp_path):
 def test_lengths_out_of_range(captioner, images, settings, words):
     with pytest.raises(ValueError, match=words):
         captioner.caption(images[:1], **settings)
+
+
+def test_whatever_changes_a_vector_changes_the_fingerprint(tmp_path, monkeypatch):
+    for name in ("itm.pth", "config.json", "vocab.txt", "tiny_med_config.json"):
+        shutil.copy(FIXTURES / name, tmp_path)
+    named = {BlipEncoder.open(tmp_path / "itm.pth").fingerprint}
+
+    def is_another(image_size=None):
+        before = len(named)
+        named.add(BlipEncoder.open(tmp_path / "itm.pth", image_size).fingerprint)
+        return len(named) > before
+
+    assert not is_another()
+    assert is_another(image_size=64)
+    words = (tmp_path / "vocab.txt").read_text().split("\n")
+    words[-2], words[-3] = words[-3], words[-2]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    assert is_another()
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"another": 1}))
+    assert is_another()
+    monkeypatch.setattr("index.fingerprint.version", lambda library: "99.1")
+    assert is_another()
+    monkeypatch.setattr("index.fingerprint.VERSION", 99)
+    assert is_another()

@@ -108,7 +108,7 @@ def test_dialogues_over_other_pictures_are_refused(visdial, tmp_path):  # noqa: 
         run_dialogues(dialogue_settings_of(root, tmp_path / "run"))
 
 
-def test_other_weights_under_the_same_name_are_refused(settings, tmp_path):
+def test_other_weights_or_prompts_under_the_same_name_are_refused(settings, tmp_path, monkeypatch):
     """The language model's are changed in place, the sentence encoder's too."""
     import torch
     from transformers import BertConfig, BertModel, BertTokenizerFast
@@ -137,6 +137,11 @@ def test_other_weights_under_the_same_name_are_refused(settings, tmp_path):
         with pytest.raises(ValueError, match=rf"\({name}: '.*' there, '.*' now\)"):
             run_experiment(settings, own)
         weights.write_bytes(before)
+    monkeypatch.setattr("experiments.setup.PROMPTS", "edited")
+    with pytest.raises(
+        ValueError, match=r"\(rewriter: '.*' there, '.* prompts edited, transformers \d+' now"
+    ):
+        run_experiment(settings, own)
 
 
 @pytest.mark.parametrize("size", [0, 1, 8192, 300_000])

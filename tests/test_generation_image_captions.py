@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from importlib.metadata import version
 
 import pytest
 from PIL import Image as PILImage
@@ -204,6 +205,21 @@ def test_a_model_is_known_by_all_files_that_change_what_it_says(tmp_path):
     assert model_identity(str(moved), hashes_of) == first
     (moved / "chat_template.jinja").write_text("say it again")
     assert model_identity(str(moved), hashes_of) != first
+    alone = tmp_path / "alone.pth"
+    alone.write_bytes(b"weights")
+    first = model_identity(str(alone), hashes_of)
+    (tmp_path / "vocab.txt").write_text("words")
+    assert model_identity(str(alone), hashes_of) != first
+
+
+def test_captions_of_another_major_version_or_other_pixels_are_others(open_captions, model, monkeypatch):
+    names = [open_captions().captioner_name]
+    assert f" fp32: say how red, transformers {version('transformers').split('.')[0]}, pixels " in names[0]
+    monkeypatch.setattr("index.fingerprint.version", lambda library: "99.1")
+    names.append(open_captions().captioner_name)
+    monkeypatch.setattr("index.fingerprint.VERSION", 99)
+    names.append(open_captions().captioner_name)
+    assert len(set(names)) == 3
 
 
 def test_models_that_cannot_be_known_are_named(tmp_path):
