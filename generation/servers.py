@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import importlib
 import io
+import json
 import logging
 import os
 import re
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from PIL import Image
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 KEY_VARIABLE = "SERVER_API_KEY"  # the only place a key is read from; it is in no file and no message
 RETRIES = 4  # of one request
 CONNECT_SECONDS = 10.0
+MAX_ANSWER_BYTES = 4 * 2**20
 MAX_SIDE = 1344  # pixels: the longest side that LLaVA-1.6 looks at; datasets' pictures are smaller
 JPEG_QUALITY = 95
 SERVED = "server "  # how the name of a model begins whose files nobody here can see
@@ -163,7 +166,7 @@ class ChatServers:
                         f" {_quoted(str(listed))}"
                     ) from error
                 if self.model_id not in offered:
-                    named = ", ".join(offered[:5]) or "none"
+                    named = _quoted(", ".join(offered[:5])) if offered else "none"
                     raise ValueError(
                         f"the server {address} offers the models {named}, expected {self.model_id!r};"
                         " name one of them with --caption-model or --rewrite-model"
@@ -229,7 +232,7 @@ class ChatServers:
             raise RequestFailed(f"expected a chat completion, got {_quoted(str(said))}") from error
         self.tokens_read += self._checked(read)
         self.tokens_written += self._checked(written)
-        return str(text)
+        return _without_key(str(text))
 
     def _checked(self, count: Any) -> int:
         """Returns a count of tokens that can be, 0 for one that cannot: sums of money depend on it."""
@@ -262,7 +265,8 @@ class ChatServers:
             reason = str(error.__cause__ or error) or type(error).__name__
             raise RequestFailed(_quoted(reason)) from error
         try:
-            return response.http_response.json()
+            # Of a number only so many digits: one of thousands must not cost an answer that is paid for.
+            return json.loads(response.text, parse_int=lambda digits: int(digits[:20]))
         except (ValueError, RecursionError) as error:
             raise RequestFailed(f"expected JSON, got {_quoted(response.text)}") from error
 
@@ -282,6 +286,8 @@ class ChatServers:
             http_client=openai.DefaultAsyncHttpxClient(
                 timeout=openai.Timeout(self._max_seconds, connect=min(CONNECT_SECONDS, self._max_seconds)),
                 follow_redirects=False,  # the key is for this server
+                headers={"Accept-Encoding": "identity"},
+                event_hooks={"response": [_bound]},
             ),
         )
 
@@ -298,9 +304,33 @@ def _key() -> str:
 
 def _quoted(text: str) -> str:
     """One short line of what a server said; it may have said the key."""
+    return " ".join(_without_key(text).split())[:_LETTERS_QUOTED] or "nothing"
+
+
+def _without_key(text: str) -> str:
     key = os.environ.get(KEY_VARIABLE, "").strip()
-    line = " ".join((text.replace(key, "***") if key else text).split())
-    return line[:_LETTERS_QUOTED] or "nothing"
+    return text.replace(key, "***") if key else text
+
+
+async def _bound(response: Any) -> None:
+    """Has httpx stop reading a response after `MAX_ANSWER_BYTES`; compressed, it might unpack to more."""
+    httpx = importlib.import_module(type(response).__module__.split(".")[0])  # openai has two to choose from
+    stream, packed = response.stream, response.headers.get("Content-Encoding", "identity")
+
+    class Bounded(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            left = MAX_ANSWER_BYTES
+            async for part in stream:
+                left -= len(part)
+                if left < 0 or packed != "identity":
+                    what = f"{packed} data" if left >= 0 else f"more than {MAX_ANSWER_BYTES >> 20} MB"
+                    raise httpx.RemoteProtocolError(f"got {what}, expected a short answer")
+                yield part
+
+        async def aclose(self) -> None:
+            await stream.aclose()
+
+    response.stream = Bounded()
 
 
 def data_url(image: Image.Image) -> str:

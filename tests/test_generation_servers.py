@@ -6,9 +6,11 @@ import itertools
 import json
 import re
 import signal
+import socket
 import sys
 import threading
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -127,6 +129,64 @@ def test_an_answer_has_one_deadline(server, fault):
     assert caught.value.answers == [None]
 
 
+@contextmanager
+def raw_server(begin, again, pause):
+    """A server that begins an answer, and then sends something again and again."""
+
+    def answer(connection):
+        with suppress(OSError), connection:
+            connection.recv(1 << 16)
+            connection.sendall(begin)
+            while True:
+                connection.sendall(again)
+                time.sleep(pause)
+
+    def accept():
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=answer, args=listening.accept()[:1], daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        listening.shutdown(socket.SHUT_RDWR)
+
+
+CHUNKED = b" x\r\nTransfer-Encoding: chunked\r\n\r\n"
+ENDLESS = {
+    "status": (b"", b"H", 0.05),
+    "headers": (b"HTTP/1.1 200 OK\r\n", b"X-a: b\r\n", 0.05),
+    "interim": (b"", b"HTTP/1.1 102 Processing\r\n\r\n" * 100, 0.01),
+    "trailers": (b"HTTP/1.1 200" + CHUNKED + b"2\r\n{}\r\n0\r\n", b"X-a: b\r\n", 0.05),
+}
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_the_deadline_is_that_of_the_whole_answer(kind):
+    with raw_server(*ENDLESS[kind]) as address:
+        begun = time.monotonic()
+        with pytest.raises(ServersFailed, match=r"no whole answer within 0.5 s;"):
+            ChatServers([address], CHAT, requests=1, max_seconds=0.5).complete(["a dog"], max_tokens=5)
+        assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize("status", [b"200", b"400"])
+def test_an_answer_without_an_end_is_not_kept_in_memory(status, monkeypatch):
+    monkeypatch.setattr("generation.servers.RETRIES", 0)
+    chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+    with (
+        raw_server(b"HTTP/1.1 " + status + CHUNKED, chunk, 0) as address,
+        pytest.raises(ServersFailed, match=r"more than 4 MB, expected a short answer"),
+    ):
+        ChatServers([address], CHAT, requests=1).complete(["a dog"], max_tokens=5)
+
+
+def test_a_number_of_thousands_of_digits_costs_no_answer(server):
+    server.faults = [(200, {}, b'{"choices": [{"message": {"content": "a dog"}}], "usage": '
+                      b'{"prompt_tokens": ' + b"9" * 5000 + b"}}")]  # fmt: skip
+    assert servers(server).complete(["a cat"], max_tokens=5) == ["a dog"]
+
+
 @pytest.mark.parametrize(
     ("fault", "requests", "reason"),
     [
@@ -239,6 +299,11 @@ def test_the_key_goes_out_and_nowhere_else(server, monkeypatch, caplog):
         servers(server).complete(["a dog"], max_tokens=2)
     assert [headers["authorization"] for headers in server.headers] == ["Bearer sk-12345"] * 2
     assert "12345" not in caplog.text + repr(caught.value)
+    server.faults = [(200, {}, b'{"choices": [{"message": {"content": "a dog, sk-12345"}}]}')]
+    assert servers(server).complete(["a dog"], max_tokens=2) == ["a dog, ***"]
+    server.models = (200, {}, b'{"data": [{"id": "sk-12345"}]}')
+    with pytest.raises(ValueError, match=r"offers the models \*\*\*, expected"):
+        servers(server).check()
     monkeypatch.delenv(KEY_VARIABLE)
     servers(server).complete(["a dog"], max_tokens=2)
     assert "67890" not in server.headers[-1]["authorization"]
