@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
 import stat
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
+
+MAX_LINE_BYTES = 2**26  # of a JSON Lines file: a record takes some thousand
+_CRC = b', "crc32": '
 
 
 class WriteFailed(OSError):
@@ -119,6 +124,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def own_sha256(values: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of a JSON object without its field "own_sha256", which is for this."""
+    others = {name: value for name, value in values.items() if name != "own_sha256"}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
+
+
 def settings_that_differ(
     theirs: Mapping[str, Any], ours: Mapping[str, Any], names: Iterable[str] | None = None
 ) -> str:
@@ -151,15 +162,21 @@ def parse_json(data: bytes) -> Any:
         raise ValueError("not JSON that can be read: nested too deeply") from error
 
 
-def append_lines(path: Path, values: Iterable[Any]) -> None:
+def append_lines(path: Path, values: Iterable[Any], *, checked: bool = False) -> None:
     """Appends values to a JSON Lines file, making it if it is missing, and waits until they are on the disk.
+
+    With `checked`, values are objects, and get a last field "crc32" of the bytes before it: `read_lines` then
+    refuses a line that has changed.
 
     A torn last line, which a kill leaves, is cut off first; otherwise the next line would be glued to it.
 
     Raises:
         WriteFailed: (an OSError) If the system refuses, or the file is a link; the last line may be torn.
     """
-    data = "".join(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n" for value in values).encode()
+    lines = [json.dumps(value, ensure_ascii=False, allow_nan=False).encode() for value in values]
+    if checked:
+        lines = [line[:-1] + _CRC + b"%d}" % zlib.crc32(line[:-1]) for line in lines]
+    data = b"".join(line + b"\n" for line in lines)
     with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
@@ -180,20 +197,29 @@ def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
     A last line without its newline is what a killed process leaves; it is left out, with a warning.
 
     Yields:
-        The line's number, from 1, and its value.
+        The line's number, from 1, and its value, without its "crc32" if it has one.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a whole line is not JSON; names file and line.
+        ValueError: If a whole line is not JSON, is longer than `MAX_LINE_BYTES`, or has changed since it was
+            written; names file and line.
     """
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        for number in itertools.count(1):
+            line = file.readline(MAX_LINE_BYTES)
+            if len(line) == MAX_LINE_BYTES:
+                raise ValueError(
+                    f"{path}, line {number}: got more than {MAX_LINE_BYTES >> 20} MB in one line, expected "
+                    "JSON Lines; remove the line"
+                )
+            if not line:
+                return
             if not line.endswith(b"\n"):
                 said = "%s: left out a torn last line of %d bytes; resume the run to redo it"
                 log.warning(said, path, len(line))
                 return
             try:
-                yield number, parse_json(line)
+                yield number, parse_json(_verified(line))
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}; mend or remove the line") from error
 
@@ -216,6 +242,16 @@ def make_folder(folder: Path, instead: str = "name another folder") -> None:
             f"{folder}: got a folder of another account (user id {status.st_uid}), expected your own, since "
             f"its owner could have other files overwritten; {instead}"
         )
+
+
+def _verified(line: bytes) -> bytes:
+    """Returns a line without its "crc32"; ValueError if the bytes before it have another."""
+    before, found, after = line.rpartition(_CRC)
+    if not found:
+        return line
+    if after != b"%d}\n" % zlib.crc32(before):
+        raise ValueError("damaged: its crc32 is another")
+    return before + b"}"
 
 
 @contextmanager

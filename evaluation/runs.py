@@ -21,7 +21,7 @@ def stream_rounds(path: Path) -> Iterator[Round]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a whole line is not a record; names file and line.
+        ValueError: If a whole line is not a record, or has changed since; names file and line.
     """
     for number, values in read_lines(path):
         try:
@@ -34,4 +34,4 @@ def stream_rounds(path: Path) -> Iterator[Round]:
 
 def append_rounds(path: Path, rounds: Iterable[Round]) -> None:
     """Appends records to a rounds.jsonl and waits until they are on the disk; errors as `append_lines`."""
-    append_lines(path, [record.to_json() for record in rounds])
+    append_lines(path, [record.to_json() for record in rounds], checked=True)

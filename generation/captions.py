@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -30,7 +31,7 @@ from records import Image
 log = logging.getLogger(__name__)
 
 APPLICATION_ID = 0x43505431  # "CPT1": tells this file from any other SQLite database
-FORMAT = 1
+FORMAT = 2
 WAIT_SECONDS = 60.0  # for another process that is writing; a write takes milliseconds
 SETTLED_NANOSECONDS = 2_000_000_000  # a younger file may change again within one tick of its clock
 _AT_ONCE = 500  # SQLite bounds the placeholders of a statement
@@ -38,14 +39,22 @@ _AT_ONCE = 500  # SQLite bounds the placeholders of a statement
 _TABLES = (
     "CREATE TABLE captioners (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)",
     "CREATE TABLE captions (captioner INTEGER NOT NULL, picture TEXT NOT NULL, caption TEXT NOT NULL,"
-    " PRIMARY KEY (captioner, picture)) WITHOUT ROWID",
+    " crc32 INTEGER, PRIMARY KEY (captioner, picture)) WITHOUT ROWID",
     "CREATE TABLE files (path TEXT PRIMARY KEY, size INTEGER NOT NULL, changed INTEGER NOT NULL,"
-    " sha256 TEXT NOT NULL) WITHOUT ROWID",
+    " sha256 TEXT NOT NULL, crc32 INTEGER) WITHOUT ROWID",
+)
+_FROM_FORMAT_1 = (  # which had no checksums
+    "ALTER TABLE captions ADD COLUMN crc32 INTEGER",
+    "UPDATE captions SET crc32 = crc(name, picture, caption) FROM captioners WHERE number = captioner",
+    "ALTER TABLE files ADD COLUMN crc32 INTEGER",
+    "DELETE FROM files",  # they are hashed again
 )
 
 
 class CaptionCache:
     """Captions by captioner and picture, and the hashes of files seen before, in the file `path`.
+
+    Each row has a CRC-32 of all that it says; one that has changed is made again.
 
     A connection is opened for every call, so that threads and forked processes may share the object. The
     rollback journal is kept rather than a write-ahead log, whose shared memory network drives lack.
@@ -66,6 +75,10 @@ class CaptionCache:
                 database.execute(f"PRAGMA user_version = {FORMAT}")
             elif kind != APPLICATION_ID:
                 raise ValueError(f"{path}: a database, but not one of captions; give another --caption-cache")
+            elif version == 1:
+                for change in _FROM_FORMAT_1:
+                    database.execute(change)
+                database.execute(f"PRAGMA user_version = {FORMAT}")
             elif version != FORMAT:
                 raise ValueError(
                     f"{path}: got captions in format {version}, expected {FORMAT}; give another"
@@ -83,22 +96,33 @@ class CaptionCache:
         of files.
         """
         with self._transaction() as database:
-            return dict(
-                row
+            found = {
+                picture: (caption, crc == _crc(captioner, picture, caption))
                 for part in _parts(pictures)
-                for row in database.execute(
-                    "SELECT picture, caption FROM captions JOIN captioners ON number = captioner"
+                for picture, caption, crc in database.execute(
+                    "SELECT picture, caption, crc32 FROM captions JOIN captioners ON number = captioner"
                     f" WHERE name = ? AND picture IN ({_marks(part)})",
                     (captioner, *part),
                 )
-            )
+            }
+        damaged = [picture for picture, (_, is_whole) in found.items() if not is_whole]
+        if damaged:
+            log.warning("%s: %d captions are damaged, and made again", self.path, len(damaged))
+            with self._transaction("IMMEDIATE") as database:
+                database.executemany(
+                    "DELETE FROM captions WHERE picture = ?"
+                    " AND captioner = (SELECT number FROM captioners WHERE name = ?)",
+                    [(picture, captioner) for picture in damaged],
+                )
+        return {picture: caption for picture, (caption, is_whole) in found.items() if is_whole}
 
     def keep(self, captioner: str, captions: Mapping[str, str]) -> dict[str, str]:
         """Adds captions by picture; one that another process has added stays. Returns what is kept now."""
         with self._transaction("IMMEDIATE") as database:
             database.execute("INSERT OR IGNORE INTO captioners (name) VALUES (?)", (captioner,))
             database.executemany(
-                "INSERT OR IGNORE INTO captions SELECT number, ?, ? FROM captioners WHERE name = ?",
+                "INSERT OR IGNORE INTO captions SELECT number, ?1, ?2, crc(name, ?1, ?2) FROM captioners"
+                " WHERE name = ?3",
                 [(picture, caption, captioner) for picture, caption in captions.items()],
             )
         kept = self.find(captioner, list(captions))
@@ -121,9 +145,10 @@ class CaptionCache:
             known = {
                 (name, size, changed): sha256
                 for part in _parts(list(stated))
-                for name, size, changed, sha256 in database.execute(
+                for name, size, changed, sha256, crc in database.execute(
                     f"SELECT * FROM files WHERE path IN ({_marks(part)})", part
                 )
+                if crc == _crc(name, size, changed, sha256)
             }
         fresh = []
         for name, (path, size, changed) in stated.items():
@@ -135,10 +160,11 @@ class CaptionCache:
             except OSError:
                 continue
             if time.time_ns() - changed > SETTLED_NANOSECONDS:
-                fresh.append((name, size, changed, hashes[path]))
+                row = (name, size, changed, hashes[path])
+                fresh.append((*row, _crc(*row)))
         if fresh:
             with self._transaction("IMMEDIATE") as database:
-                database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", fresh)
+                database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", fresh)
         return hashes
 
     def forget_hash(self, path: Path) -> None:
@@ -150,6 +176,8 @@ class CaptionCache:
     def _transaction(self, kind: str = "DEFERRED") -> Iterator[sqlite3.Connection]:
         try:
             with closing(sqlite3.connect(self.path, WAIT_SECONDS, isolation_level=None)) as database:
+                database.text_factory = lambda text: text.decode(errors="replace")  # the CRC then tells
+                database.create_function("crc", 3, _crc)
                 database.execute(f"BEGIN {kind}")
                 yield database
                 database.execute("COMMIT")  # closing without it takes everything back
@@ -158,7 +186,7 @@ class CaptionCache:
                 f"{self.path}: {error}; check that the file may be written and the disk has room, or give"
                 " another --caption-cache"
             ) from error
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter of SQLite's own messages
             raise ValueError(
                 f"{self.path}: damaged ({' '.join(str(error).split())}); move it away, its captions are made"
                 " again"
@@ -328,6 +356,10 @@ def _reason(path: Path) -> str:
     except BrokenImage as error:
         return error.reason
     return "it came and went while it was read"
+
+
+def _crc(*values: str | int) -> int:
+    return zlib.crc32(repr(values).encode("utf-8", "surrogatepass"))
 
 
 def _marks(values: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from files import read_json, replace_file, settings_that_differ, write_json
+from files import file_sha256, own_sha256, read_json, replace_file, settings_that_differ, write_json
 from index.folder import IDS_FILE, VECTORS_FILE, Manifest
 
 CAPTION_VECTORS_FILE = "caption_vectors.npy"
@@ -48,7 +48,9 @@ def write_caption_vectors(folder: Path, captions: CaptionVectors) -> None:
     del described["vectors"]
     (folder / CAPTIONS_FILE).unlink(missing_ok=True)  # first: without it the vectors are nothing
     replace_file(folder / CAPTION_VECTORS_FILE, lambda path: _save(path, captions.vectors))
-    write_json(folder / CAPTIONS_FILE, described | {"index_sha256": _index_sha256(folder)})
+    described["index_sha256"] = _index_sha256(folder)
+    described["vectors_sha256"] = file_sha256(folder / CAPTION_VECTORS_FILE)
+    write_json(folder / CAPTIONS_FILE, described | {"own_sha256": own_sha256(described)})
 
 
 def open_caption_vectors(
@@ -69,20 +71,16 @@ def open_caption_vectors(
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: the index has no vectors of captions; make them")
     described = read_json(path)
+    if described.get("own_sha256") != own_sha256(described):
+        raise ValueError(f"{path}: damaged, or of an earlier version; make them anew")
     given = {"captioner": captioner, "sentence_encoder": sentence_encoder}
     expected = {"index_sha256": _index_sha256(folder)} | {name: one for name, one in given.items() if one}
     if differing := settings_that_differ(described, expected):
         raise ValueError(f"{path}: of another index or other models: {differing}; make them anew")
-    names = [field.name for field in dataclasses.fields(CaptionVectors) if field.name != "vectors"]
-    if lacking := [name for name in names if name not in described]:
-        raise ValueError(f"{path}: got no {lacking[0]}, as an earlier version wrote it; make them anew")
+    if file_sha256(folder / CAPTION_VECTORS_FILE) != described["vectors_sha256"]:
+        raise ValueError(f"{folder / CAPTION_VECTORS_FILE}: damaged; make them anew")
     vectors = np.load(folder / CAPTION_VECTORS_FILE, mmap_mode="r")
-    count = Manifest.read(folder).count
-    if vectors.ndim != 2 or len(vectors) != count or vectors.dtype != np.float32:
-        raise ValueError(
-            f"{folder / CAPTION_VECTORS_FILE}: got {vectors.dtype} of shape {vectors.shape}, expected "
-            f"{count} rows of float32; make them anew"
-        )
+    names = [field.name for field in dataclasses.fields(CaptionVectors) if field.name != "vectors"]
     return CaptionVectors(vectors, **{name: described[name] for name in names})
 
 

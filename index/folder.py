@@ -17,7 +17,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from files import file_sha256, replace_file, write_errors, write_json
+from files import file_sha256, own_sha256, replace_file, write_errors, write_json
 from index.approximate import build_approximate, choose_kind
 from index.scores import REBUILD
 from settings import IndexKind
@@ -69,6 +69,8 @@ class Manifest:
         version = values.get("format_version") if isinstance(values, dict) else None
         if version != FORMAT_VERSION:
             raise ValueError(f"{path}: got format version {version!r}, expected {FORMAT_VERSION}; {REBUILD}")
+        if values.pop("own_sha256", None) not in (None, own := own_sha256(values)):
+            raise ValueError(f"{path}: damaged: expected sha256 {own[:12]}... of its fields; {REBUILD}")
         if reason := _misfit(values):
             raise ValueError(f"{path}: {reason}; {REBUILD}")
         return cls(**values)
@@ -144,7 +146,8 @@ def write_folder(
         recall_at_10=recall,
         sha256={name: file_sha256(path) for name, path in new.items()},
     )
-    write_json(folder / (MANIFEST_FILE + NEW), dataclasses.asdict(manifest))
+    values = dataclasses.asdict(manifest)
+    write_json(folder / (MANIFEST_FILE + NEW), values | {"own_sha256": own_sha256(values)})
     finish_swap(folder)
     return manifest
 

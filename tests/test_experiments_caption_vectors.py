@@ -15,6 +15,7 @@ from experiments.own_models import OwnModels
 from experiments.run import run_experiment
 from experiments.setup import Setup
 from feedback.calibration import Calibration
+from files import own_sha256, write_json
 from index.caption_vectors import open_caption_vectors
 from index.folder import write_folder
 from playground import open_dataset
@@ -70,7 +71,7 @@ def test_captions_are_encoded_once_and_again_for_another_index_captioner_or_enco
 def test_a_kill_between_the_files_leaves_no_captions_and_damage_is_an_error(tmp_path):
     embed_captions(index_in(tmp_path, IMAGE_IDS), tmp_path, Captions(), Meaning(), "meaning-1")
     np.save(tmp_path / "caption_vectors.npy", np.zeros((3, 2)))
-    with pytest.raises(ValueError, match=r"got float64 of shape \(3, 2\), expected 150 rows of float32"):
+    with pytest.raises(ValueError, match=r"caption_vectors.npy: damaged; make them anew"):
         open_caption_vectors(tmp_path)
     (tmp_path / "captions.json").unlink()
     with pytest.raises(FileNotFoundError, match="has no vectors of captions"):
@@ -119,7 +120,7 @@ def test_a_run_with_models_of_ones_own_calibrates_records_it_and_keeps_judge_and
     assert json.loads(saved["calibration"]) == described["calibration"]
     assert saved["captions_sha256"] == described["captions_sha256"]
     described["calibration"]["prior"] *= 2
-    (folder / "captions.json").write_text(json.dumps(described))
+    write_json(folder / "captions.json", described | {"own_sha256": own_sha256(described)})
     with pytest.raises(ValueError, match="holds a run with other settings or data"):
         run_experiment(settings, OwnModels(model, model, None, reads, judges))
 

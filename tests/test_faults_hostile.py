@@ -20,6 +20,8 @@ from index.faiss_index import FaissIndex
 from index.folder import finish_swap
 from index.limited import LimitedProcesses
 from settings import PROJECT
+from tests.flips import KINDS
+from tests.flips import run as run_flips
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs links")
 SECRET = "what the person wrote"
@@ -101,6 +103,13 @@ def test_a_reader_waits_while_a_new_index_takes_the_old_ones_place(tmp_path):
     moved.start()
     assert FaissIndex.open(tmp_path).ids == ("a", "b")
     moved.join()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_changed_byte_is_refused_by_name_or_made_again(name):
+    """The long campaign is ``python -m tests.flips``."""
+    outcomes = run_flips(name, 60)
+    assert set(outcomes) <= {"refused by name", "made again", "the same"}, outcomes
 
 
 # Pictures

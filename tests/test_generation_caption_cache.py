@@ -89,6 +89,32 @@ def test_a_file_that_lost_its_end_or_middle_is_refused(path):
     assert CaptionCache(path).find("one", list(everything)) == everything
 
 
+def test_a_row_that_has_changed_is_made_again_and_no_other(path, caplog):
+    cache = CaptionCache(path)
+    for captioner in ("one", "two"):
+        cache.keep(captioner, {"a": "a dog", "b": "a cat"})
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE captions SET caption = 'a hog' WHERE picture = 'a' AND captioner = 1")
+    assert cache.find("one", ["a", "b"]) == {"b": "a cat"}
+    assert "1 captions are damaged, and made again" in caplog.text
+    assert cache.keep("one", {"a": "a dog"}) == {"a": "a dog"}
+    assert cache.find("two", ["a", "b"]) == {"a": "a dog", "b": "a cat"}
+
+
+def test_a_file_of_the_first_format_is_brought_up_to_date(path):
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path)) as database, database:
+        for table in generation.captions._TABLES:
+            database.execute(table.replace(" crc32 INTEGER,", "").replace(", crc32 INTEGER", ""))
+        database.execute("INSERT INTO captioners VALUES (1, 'one')")
+        database.execute("INSERT INTO captions VALUES (1, 'a', 'a réd dog')")
+        database.execute(f"PRAGMA application_id = {generation.captions.APPLICATION_ID}")
+        database.execute("PRAGMA user_version = 1")
+    assert (
+        CaptionCache(path).find("one", ["a"]) == CaptionCache(path).find("one", ["a"]) == {"a": "a réd dog"}
+    )
+
+
 def test_other_databases_and_newer_formats_are_refused(path):
     path.parent.mkdir()
     with closing(sqlite3.connect(path)) as database:

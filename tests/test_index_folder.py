@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from index_world import random_rows, save_index
 
-from files import file_sha256
+from files import file_sha256, own_sha256
 from index.faiss_index import FaissIndex
 from index.folder import finish_swap, write_folder
 from index.merge import merge_indexes
@@ -25,7 +25,8 @@ def save(folder, seed=0, count=5):
 
 def edit_manifest(folder, **changes):
     path = folder / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    values = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps(values | {"own_sha256": own_sha256(values)}))
 
 
 def refusal(folder, error: type[Exception] = ValueError, **expected):
