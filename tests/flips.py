@@ -77,7 +77,7 @@ def read_captions(folder: Path) -> Any:
 def make_caption_vectors(folder: Path) -> None:
     make_index(folder)
     rows = random_rows(3, COUNT)
-    write_caption_vectors(folder, CaptionVectors(rows, "c", "s", "0" * 64, {"query": 20.0}))
+    write_caption_vectors(folder, CaptionVectors(rows, "c", "s", "0" * 64, {"query": 20.0}, "system"))
 
 
 def read_caption_vectors(folder: Path) -> Any:
