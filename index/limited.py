@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 from settings import PROJECT
 
@@ -144,6 +145,18 @@ def serve(module: str, name: str, cpu_seconds: int) -> None:
         replies.flush()
 
 
+def limit_memory(most: int) -> Callable[[], None]:
+    """Lets this process take so many bytes more, on Linux; returns what takes the limit back."""
+    if sys.platform != "linux":
+        return lambda: None
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + most, before[1]))
+    return lambda: resource.setrlimit(resource.RLIMIT_AS, before)
+
+
 def _limits(cpu_seconds: int) -> Callable[[], None]:
     """Limits this process's memory; returns what limits the computing from now on. Not known to Windows."""
     try:
@@ -151,10 +164,7 @@ def _limits(cpu_seconds: int) -> Callable[[], None]:
     except ModuleNotFoundError:
         return lambda: None
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform == "linux":
-        with open("/proc/self/statm") as file:  # noqa: PTH123
-            taken = int(file.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (taken + MAX_BYTES, taken + MAX_BYTES))
+    limit_memory(MAX_BYTES)
 
     def limit_cpu() -> None:
         spent = resource.getrusage(resource.RUSAGE_SELF)

@@ -28,6 +28,7 @@ from typing import Any
 from tqdm import tqdm
 
 from files import append_lines, locked_folder, read_lines, replace_file, write_errors
+from index.limited import limit_memory
 from playground.captions import CAPTIONS_FILE, COLUMNS, MAX_COMMENT, NOT_TEXT
 from playground.check import embedding_command
 from playground.image_folder import SUFFIXES
@@ -39,6 +40,8 @@ INSTALL = "pip install -r requirements/scale.txt"
 PICTURES = "pictures"
 PART_ROWS = 256  # rows between two lines of the journal: what a kill costs at most
 SUFFIX_OF_FORMAT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
+ROWS_AT_ONCE = 16  # unpacked of a Parquet file
+MAX_MEMORY = 4 << 30  # that reading may take
 MAX_PICTURE_BYTES = 64 << 20
 MAX_CAPTION_FILE_BYTES = 1 << 20
 PICTURE_NAMES = ("image", "picture", "img", "jpg", "png")
@@ -98,12 +101,16 @@ def import_dataset(
             log.info("%s: the import is complete already", root)
             return journal
         pictures = path.with_name(PICTURES)
-        with tqdm(desc="importing", unit="picture", initial=journal.pictures, disable=None) as bar:
-            for name in names:
-                start, is_whole = journal.reached.get(name, (0, False))
-                if not is_whole:
-                    rows = open_rows(name, split, image_column, caption_column, start)
-                    _copy_rows(name, rows, pictures, journal, bar)
+        unlimited = limit_memory(MAX_MEMORY)  # a Parquet file of 1 KB may unpack to any size
+        try:
+            with tqdm(desc="importing", unit="picture", initial=journal.pictures, disable=None) as bar:
+                for name in names:
+                    start, is_whole = journal.reached.get(name, (0, False))
+                    if not is_whole:
+                        rows = open_rows(name, split, image_column, caption_column, start)
+                        _copy_rows(name, rows, pictures, journal, bar)
+        finally:
+            unlimited()
         if not journal.pictures:
             why = ": ".join(journal.skipped[0]) if journal.skipped else "they are empty"
             raise ValueError(f"{source}: got no picture in {len(names)} files, expected some; {why}")
@@ -333,7 +340,8 @@ def _table_rows(name: str, split: str, image_column: str, caption_column: str, s
     from datasets.utils.file_utils import xopen  # type: ignore[import-not-found]
 
     if name.endswith(".parquet"):
-        rows = datasets.load_dataset("parquet", data_files={"train": name}, split="train", streaming=True)
+        files = {"data_files": {"train": name}, "batch_size": ROWS_AT_ONCE}  # else a whole group of rows
+        rows = datasets.load_dataset("parquet", split="train", streaming=True, **files)
     elif _HUB_ID.fullmatch(name) and not Path(name).exists():
         rows = datasets.load_dataset(name, split=split, streaming=True)
     else:

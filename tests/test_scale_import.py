@@ -43,11 +43,11 @@ def tar_of(**members):
     return stream.getvalue()
 
 
-def write_parquet(path, **columns):
+def write_parquet(path, row_group_size=20, **columns):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pq.write_table(pa.table(columns), path, row_group_size=20)
+    pq.write_table(pa.table(columns), path, row_group_size=row_group_size)
 
 
 def imported(source, root, **options):
@@ -139,6 +139,22 @@ def test_parquet_rows_and_what_is_wrong_with_some(tmp_path):
         "not a picture", "holds no picture", "1 captions are empty, too long or not text",
     ]  # fmt: skip
     assert all("train.parquet row" in what for what, _ in counts.skipped)
+
+
+@with_datasets
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux")
+@pytest.mark.parametrize(("rows", "captions"), [(1, 7000), (7000, 1)])
+def test_a_parquet_file_that_unpacks_to_more_than_memory_should_hold_is_refused(tmp_path, rows, captions):
+    import pyarrow as pa
+
+    words = pa.DictionaryArray.from_arrays(pa.array(np.zeros(7000, np.int32)), pa.array(["x" * 2**20]))
+    ends = pa.array(np.arange(0, 7001, captions, dtype=np.int32))
+    path = tmp_path / "bomb.parquet"
+    columns = {"image": [picture(0)] * rows, "caption": pa.ListArray.from_arrays(ends, words)}
+    write_parquet(path, row_group_size=7000, **columns)
+    assert path.stat().st_size < 3_000_000
+    with pytest.raises(ValueError, match=r"bomb.parquet: cannot be read on after 0 rows: ArrowMemoryError"):
+        imported(path, tmp_path / "out")
 
 
 @with_datasets
