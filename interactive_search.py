@@ -15,7 +15,7 @@ from settings import InteractiveSettings, read_settings, run_script
 DATASET = "flickr30k"  # or another of docs/datasets.md
 STRATEGY = "rewrite-anchored"  # the first choice; "original", "append", "rewrite" or "rewrite-original"
 SHOWN = 10  # pictures a round
-HOST = "127.0.0.1"  # any other address lets others in
+HOST = "127.0.0.1"  # any other address lets others in who have the token
 PORT = 7860
 # All other constants: python interactive_search.py --help
 

@@ -504,7 +504,12 @@ class InteractiveSettings(SessionSettings):
         4, "Pictures that a study's participant looks for with each strategy, after one for practice.", min=1
     )
     consent: Path | None = knob(None, "Text file that a study's participants agree to before they begin.")
-    host: str = knob("127.0.0.1", "Address to listen on; any other lets others in, without a password.")
+    host: str = knob("127.0.0.1", "Address to listen on; any other lets others in who have the token.")
+    token: Literal["auto", "always", "never"] = knob(
+        "auto",
+        'Whether whoever opens the page must have the token of the printed address: "auto" where other '
+        'machines can reach it, "always" or "never".',
+    )
     port: int = knob(7860, "Port to listen on; 0 takes a free one.", min=0, max=65535)
     names: tuple[str, ...] = knob((), "Names by which browsers may call this machine, besides localhost.")
     describe: bool = knob(

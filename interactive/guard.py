@@ -1,22 +1,25 @@
 """Who may talk to the page, how much they may send, and the headers of every response.
 
 The page listens on this machine, but a browser here runs other people's pages too. They must not reach it
-under a name of their own (DNS rebinding: Host is checked) nor submit forms to it (Origin is checked).
+under a name of their own (DNS rebinding: Host is checked) nor submit forms to it (Origin is checked). Where
+others can reach it, whoever opens it must have the token of the printed address.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
+import secrets
 from collections.abc import Sequence
 from urllib.parse import parse_qsl, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+TOKEN = "token"  # the name of the parameter and of the cookie
 MAX_FORM_BYTES = 16 * 2**10
 BODY_SECONDS = 60.0
 HEADERS = {
@@ -34,11 +37,13 @@ class Guard:
     """ASGI middleware: refuses what does not come from the page itself, and adds the security headers.
 
     The Host header may hold `names`, localhost and, unlike with Starlette's TrustedHostMiddleware, any plain
-    IP address: no name is looked up for one, so none can be rebound.
+    IP address: no name is looked up for one, so none can be rebound. With a token, whoever comes with it in
+    the address gets it as a cookie, and nobody else gets anything.
     """
 
-    def __init__(self, app: ASGIApp, names: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, names: Sequence[str], token: str = "") -> None:
         self._app = app
+        self._token = token
         self._names = frozenset(("localhost", *(name.lower() for name in names)))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,14 +61,24 @@ class Guard:
 
         await (self._refusal(scope) or self._app)(scope, receive, send_with_headers)
 
-    def _refusal(self, scope: Scope) -> PlainTextResponse | None:
+    def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin", "")
         if not self._is_known(host):
             return PlainTextResponse("This page is not known by that name; see --names.", 421)
         if scope["method"] not in ("GET", "HEAD") and origin not in (f"http://{host}", f"https://{host}"):
             return PlainTextResponse("Only the page itself may send this.", 403)
-        return None
+        if not self._token:
+            return None
+        request = Request(scope)
+        if _is_same(request.query_params.get(TOKEN), self._token):
+            query = request.url.remove_query_params(TOKEN).query  # it leaves the address bar
+            welcome = RedirectResponse(f"/{request.url.path.lstrip('/')}{query and '?'}{query}", 303)
+            welcome.set_cookie(TOKEN, self._token, httponly=True, samesite="lax", path="/")
+            return welcome
+        if _is_same(request.cookies.get(TOKEN), self._token):
+            return None
+        return PlainTextResponse("Open the address that was printed when this page was started.", 403)
 
     def _is_known(self, host: str) -> bool:
         try:
@@ -71,6 +86,10 @@ class Guard:
             return name in self._names or bool(ipaddress.ip_address(name))
         except ValueError:
             return False
+
+
+def _is_same(given: str | None, token: str) -> bool:
+    return secrets.compare_digest((given or "").encode(errors="replace"), token.encode())
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:

@@ -1,4 +1,4 @@
-"""The page's routes. Slow work goes to two threads: one searches, the other captions and rewrites.
+"""The page's routes. Slow work goes to threads: one searches, others caption and rewrite, together for all.
 
 Every action is answered with the page's main part as it is then: finished if the work took less than a
 second, otherwise saying what is being done and how many are ahead; the browser then asks at ``/progress``.
@@ -46,6 +46,7 @@ HERE = Path(__file__).parent
 COOKIE = "session"
 QUICK_SECONDS = 1.0  # a response waits this long for the work
 DESCRIBED_AT_ONCE = 4
+REFINING = 32  # visitors whose queries are moved together (`interactive.together`)
 SAMPLES = 12  # pictures of the collection on the empty page
 FILE_BYTES = {"/by-picture": MAX_UPLOADED_BYTES, "/open": MAX_BYTES}  # paths whose body is a file
 STRATEGY_LABELS = {
@@ -72,7 +73,7 @@ class Page:
         visitors: Who is there.
         preparing: What is being loaded before the first refinement; empty once all is ready.
         searching: The thread that searches.
-        writing: The thread that captions and rewrites.
+        writing: The threads that caption and rewrite.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class Page:
         self.context = context
         self.visitors = Visitors(lambda: Session(context, options))
         self.study = study
-        self.searching, self.writing = Worker("searching"), Worker("writing")
+        self.searching, self.writing = Worker("searching"), Worker("writing", REFINING)
         self._describe = describe
         self._names_shown = names_shown
         self.preparing = ""
@@ -421,6 +422,9 @@ class Page:
     def _describe_some(self, say: Say) -> None:
         """Captions a few pictures that somebody sees, and goes on after the visitors who wait."""
         self._is_describing = False  # first: what is added from here on asks for another turn
+        if self.writing.has_visitors:
+            time.sleep(0.1)
+            return self._describe_soon()
         some: dict[str, None] = {}
         while self._undescribed and len(some) < DESCRIBED_AT_ONCE:
             image_id = self._undescribed.popleft()
@@ -428,7 +432,7 @@ class Page:
                 some[image_id] = None
         if some:
             self.context.captions_of(list(some))
-        self._describe_soon()
+        return self._describe_soon()
 
     def _known(self, request: Request) -> Visitor:
         visitor = self.visitors.find(request.cookies.get(COOKIE))

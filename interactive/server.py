@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import secrets
 import socket
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,12 +14,12 @@ from experiments.setup import Setup
 from index.faiss_index import ImageIndex
 from interactive.session import Options, SearchContext
 from interactive.study import Study
+from interactive.together import shared
 from settings import InteractiveSettings
 
 log = logging.getLogger(__name__)
 
 INSTALL = "pip install -r requirements/page.txt"
-MAX_CONNECTIONS = 256
 
 
 def run_interactive(settings: InteractiveSettings, index: ImageIndex | None = None) -> None:
@@ -42,7 +43,8 @@ def run_interactive(settings: InteractiveSettings, index: ImageIndex | None = No
     try:
         import uvicorn
 
-        from interactive.guard import Guard
+        from interactive.connections import MAX_CONNECTIONS, Connection
+        from interactive.guard import TOKEN, Guard
         from interactive.page import Page
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"the page needs {error.name}; run: {INSTALL}") from error
@@ -50,14 +52,17 @@ def run_interactive(settings: InteractiveSettings, index: ImageIndex | None = No
     with _listening_socket(settings.host, settings.port) as listening:
         context, study = open_context(settings, index)
         is_local = is_loopback(settings.host)
-        page = Page(context, options, study, describe=settings.describe, names_shown=is_local)
-        if not is_local:
+        page = Page(shared(context), options, study, describe=settings.describe, names_shown=is_local)
+        needs_token = settings.token == "always" or (settings.token == "auto" and not is_local)
+        token = secrets.token_urlsafe(24) if needs_token else ""
+        if not is_local and not token:
             log.warning(
                 "listening on %s: anybody who reaches it can search and see the pictures", settings.host
             )
         host, port = listening.getsockname()[:2]
         config = uvicorn.Config(
-            Guard(page.app(), settings.names),
+            Guard(page.app(), settings.names, token),
+            http=Connection,
             log_config=None,
             log_level="warning",
             access_log=False,
@@ -68,7 +73,8 @@ def run_interactive(settings: InteractiveSettings, index: ImageIndex | None = No
         )
         try:
             page.warm_up()
-            log.info("open http://%s:%d (stop with Ctrl-C)", f"[{host}]" if ":" in host else host, port)
+            place = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+            log.info("open %s (stop with Ctrl-C)", f"{place}?{TOKEN}={token}" if token else place)
             uvicorn.Server(config).run(sockets=[listening])
         finally:
             page.close()

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 MAX_VISITORS = 64
 MAX_EARLIER = 8  # searches of a visitor that an address leads back to
-MAX_WAITING = 16  # visitors' jobs that wait for a thread
+MAX_WAITING = MAX_VISITORS  # visitors' jobs that wait for a thread: a place for each
 QUIET_SECONDS = 2.0  # closing takes longer only with a word
 
 Work = Callable[[Say], None]
@@ -56,16 +56,22 @@ class Job:
 
 
 class Worker:
-    """A thread that runs jobs one after another.
+    """Threads, one as a rule, that begin jobs in the order in which they come.
 
     Attributes:
         is_closed: Whether it is to end.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, threads: int = 1) -> None:
         self.is_closed = False
-        self._thread = ThreadPoolExecutor(1, name)
-        self._jobs: list[Job] = []  # the one that runs, then those that wait
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, name)
+        self._jobs: list[Job] = []  # those that run, then those that wait
+
+    @property
+    def has_visitors(self) -> bool:
+        """Whether a visitor's job runs or waits."""
+        return any(job.is_visitors for job in list(self._jobs))
 
     def submit(self, work: Work, is_visitors: bool = True) -> Job:
         """Puts work at the end of the queue: a function that tells its stages; what it raises is logged.
@@ -76,22 +82,22 @@ class Worker:
         """
         if self.is_closed:
             raise Closed
-        if is_visitors and len(self._jobs) > MAX_WAITING:
+        if is_visitors and len(self._jobs) >= MAX_WAITING + self._threads:
             raise TooBusy
         job = Job(self, is_visitors)
         self._jobs.append(job)
-        job.future = self._thread.submit(self._run, job, work)
+        job.future = self._pool.submit(self._run, job, work)
         return job
 
     def status(self, job: Job) -> tuple[str, int]:
-        """Returns what is being done for a job, and how many visitors' jobs come before it."""
-        jobs = list(self._jobs)  # the thread may take one away meanwhile
-        before = jobs[: jobs.index(job)] if job in jobs else []
-        ahead = sum(each.is_visitors for each in before)
+        """Returns what is being done for a job, and how many visitors' jobs must end before it begins."""
+        jobs = list(self._jobs)  # a thread may take one away meanwhile
+        before = jobs[: jobs.index(job)] if job in jobs and not job.future.running() else []
+        ahead = max(0, sum(each.is_visitors for each in before) - self._threads + 1)
         return (before[0] if before and not ahead else job).stage, ahead
 
     def close(self) -> None:
-        """Ends the thread when the stage that runs is done; what waits is dropped.
+        """Ends the threads when the stages that run are done; what waits is dropped.
 
         Nothing is left running: a thread inside a model's native code aborts the process at its exit.
         """
@@ -100,7 +106,7 @@ class Worker:
         try:
             if wait(running, QUIET_SECONDS).not_done:
                 log.info("stopping as soon as the models at work are done; Ctrl-C again stops at once")
-            self._thread.shutdown()
+            self._pool.shutdown()
         except KeyboardInterrupt:
             os._exit(130)
 
@@ -177,39 +183,53 @@ class Visitor:
 class Visitors:
     """The latest visitors by cookie.
 
+    Who comes without a cookie is a newcomer until they come again with it: however many newcomers there are,
+    they make no room among those who did.
+
     Attributes:
         new_session: Makes an empty session.
     """
 
     def __init__(self, new_session: Callable[[], Session]) -> None:
         self.new_session = new_session
-        self._visitors: OrderedDict[str, Visitor] = OrderedDict()  # longest unseen first
+        self._known: OrderedDict[str, Visitor] = OrderedDict()  # longest unseen first
+        self._newcomers: OrderedDict[str, Visitor] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._visitors)
+        return len(self._known) + len(self._newcomers)
 
     def find(self, token: str | None) -> Visitor | None:
         """Returns the visitor with this cookie, if remembered."""
-        visitor = self._visitors.get(token or "")
+        newcomer = self._newcomers.get(token or "")
+        if newcomer is not None and _has_room(self._known):
+            self._known[newcomer.token] = self._newcomers.pop(newcomer.token)
+        visitor = self._known.get(token or "")
         if visitor is not None:
-            self._visitors.move_to_end(visitor.token)
-        return visitor
+            self._known.move_to_end(visitor.token)
+        return visitor or newcomer
 
     def stranger(self) -> Visitor:
         """Returns somebody who is not remembered before they do something."""
         return Visitor("", State(self.new_session()))
 
     def welcome(self) -> Visitor:
-        """Adds a visitor; the one unseen for longest makes room if need be.
+        """Adds a newcomer; the one unseen for longest makes room if need be.
 
         Raises:
-            TooBusy: If everybody is waiting for something.
+            TooBusy: If all newcomers are waiting for something.
         """
-        if len(self._visitors) >= MAX_VISITORS:
-            free = next((visitor for visitor in self._visitors.values() if not visitor.is_waiting), None)
-            if free is None:
-                raise TooBusy
-            del self._visitors[free.token]
+        if not _has_room(self._newcomers):
+            raise TooBusy
         visitor = replace(self.stranger(), token=secrets.token_urlsafe(24))
-        self._visitors[visitor.token] = visitor
+        self._newcomers[visitor.token] = visitor
         return visitor
+
+
+def _has_room(visitors: OrderedDict[str, Visitor]) -> bool:
+    """Returns whether another fits; who was unseen for longest, and waits for nothing, goes for it."""
+    if len(visitors) < MAX_VISITORS:
+        return True
+    free = next((visitor for visitor in visitors.values() if not visitor.is_waiting), None)
+    if free is not None:
+        del visitors[free.token]
+    return free is not None

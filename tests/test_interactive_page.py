@@ -7,12 +7,12 @@ import struct
 import threading
 import time
 import zlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from html import unescape
 from urllib.parse import parse_qsl
 
 import pytest
-from conftest import IMAGE_IDS
+from conftest import IMAGE_IDS, KnownCaptions
 from interactive_world import PAINT, context, options, picture_folder, study, with_failing  # noqa: F401
 from PIL import Image
 
@@ -26,14 +26,16 @@ from interactive.guard import MAX_FORM_BYTES, Guard
 from interactive.page import COOKIE, Page
 from interactive.pictures import MAX_UPLOADED_BYTES, MAX_UPLOADED_PIXELS, jpeg
 from interactive.session import Session
-from interactive.visitors import MAX_EARLIER, MAX_WAITING, TooBusy, Visitors, Worker
+from interactive.together import Together, shared
+from interactive.visitors import MAX_EARLIER, MAX_VISITORS, MAX_WAITING, TooBusy, Visitors, Worker
 
 ORIGIN = "http://localhost"
 OURS = {"Origin": ORIGIN}
 
 
 @pytest.fixture
-def page(context, options, study):  # noqa: F811
+def page(context, options, study, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("interactive.page.REFINING", 1)  # one after the other, so that places can be seen
     page = Page(context, options, study, describe=False)
     yield page
     context.captions.is_open = True
@@ -47,12 +49,17 @@ def person(page):
     clients = []
 
     def person(**options):  # noqa: F811
-        guarded = Guard(page.app(), options.pop("names", ()))
+        guarded = Guard(page.app(), options.pop("names", ()), options.pop("token", ""))
         client = TestClient(guarded, base_url=ORIGIN, raise_server_exceptions=False, follow_redirects=False)
         clients.append(client)
         return client
 
     return person
+
+
+@dataclass
+class Answering:
+    captions_of: object
 
 
 def act(client, path, **fields):
@@ -322,20 +329,88 @@ def test_a_full_queue_is_said_and_not_joined(person, page):
     page.context.captions.is_open = True
 
 
-def test_visitors_are_bounded_and_the_longest_unseen_makes_room(context, options, monkeypatch):  # noqa: F811
+def test_visitors_are_bounded_and_newcomers_make_room_among_themselves(context, options, monkeypatch):  # noqa: F811
     monkeypatch.setattr("interactive.visitors.MAX_VISITORS", 2)
     visitors = Visitors(lambda: Session(context, options))
     ann, bob = visitors.welcome(), visitors.welcome()
-    assert visitors.find(ann.token) is ann
-    carl = visitors.welcome()
-    assert visitors.find(bob.token) is None and visitors.find(carl.token) is carl and len(visitors) == 2
+    assert visitors.find(ann.token) is ann and visitors.find(bob.token) is bob  # they came again
+    strangers = [visitors.welcome() for _ in range(5)]
+    assert [visitors.find(one.token) is one for one in (ann, bob)] == [True, True] and len(visitors) == 4
+    assert visitors.find(strangers[0].token) is None
+    assert visitors.find(strangers[4].token) is strangers[4]  # in the place of who was unseen for longest
+    assert visitors.find(ann.token) is None and visitors.find(bob.token) is bob
     worker, gate = Worker("test"), threading.Event()
-    for visitor in (ann, carl):
+    for visitor in (visitors.welcome(), visitors.welcome()):
         visitor.job = worker.submit(lambda say: gate.wait(10) and None)
     with pytest.raises(TooBusy):
         visitors.welcome()
     gate.set()
     worker.close()
+
+
+def test_strangers_without_a_cookie_end_nobodys_session(person, page):
+    client = person()
+    shown = numbers(act(client, "/search", text="a dog").text)
+    client.get("/progress")
+    for _ in range(2 * MAX_VISITORS):
+        assert "empty" in act(person(), "/search", text=" ").text
+    assert numbers(client.get("/view").text) == shown
+
+
+def test_many_who_refine_are_served_together(context, options, study):  # noqa: F811
+    asked, begun, gate = [], threading.Event(), threading.Event()
+
+    def captions_of(image_ids):
+        asked.append(len(image_ids))
+        begun.set()
+        gate.wait(10)
+        return KnownCaptions().captions_of(image_ids)
+
+    page = Page(shared(replace(context, captions=Answering(captions_of))), options, study, describe=False)
+    people = [TestClient(Guard(page.app(), ()), base_url=ORIGIN) for _ in range(8)]
+    for client in people:
+        shown = numbers(act(client, "/search", text="a dog").text)
+        act(client, "/mark", picture=shown[0], mark="like")
+    sending = [threading.Thread(target=act, args=(client, "/more")) for client in people]
+    for thread in sending:
+        thread.start()
+    begun.wait(10)
+    until = time.monotonic() + 10
+    while not all(client.get("/progress").json()["busy"] for client in people) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert all(client.get("/progress").json()["ahead"] == 0 for client in people)
+    gate.set()
+    for thread in sending:
+        thread.join(10)
+    assert all("a dog, a " in finished(client) for client in people)
+    assert len(asked) < 5
+    page.searching.close()
+    page.writing.close()
+
+
+def test_a_call_that_is_shared_gives_each_their_own_results_or_its_error():
+    calls, lock = [], threading.Lock()
+
+    def doubled(items):
+        calls.append(len(items))
+        if "x" in items:
+            raise ValueError("no such item")
+        return [2 * item for item in items]
+
+    together, results = Together(doubled, lock), {}
+    with lock:
+        threads = [
+            threading.Thread(target=lambda n=n: results.__setitem__(n, together([n] * n))) for n in range(9)
+        ]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.1)
+    for thread in threads:
+        thread.join(10)
+    assert results == {n: [2 * n] * n for n in range(9)} and len(calls) < 9
+    with pytest.raises(ValueError, match="no such item"):
+        together(["x"])
+    assert together(["y"]) == ["yy"]
 
 
 def test_loading_the_models_is_called_by_its_name_and_counts_as_nobody(person, page):
@@ -404,6 +479,21 @@ def test_other_pages_cannot_send_forms(person, page, origin):
         # nor does a link do anything: a study's only leads to its button
         assert client.get(path).status_code == (200 if path == "/study" else 405)
     assert len(page.visitors) == 0
+
+
+def test_with_a_token_only_its_address_opens_the_page(person, page):
+    client = person(token="secret")
+    for path in ("/", "/thumbnail/1", "/static/page.js", "/?token=wrong", "/progress"):
+        answer = client.get(path)
+        assert answer.status_code == 403 and "address that was printed" in answer.text
+    assert act(client, "/search", text="a dog").status_code == 403 and len(page.visitors) == 0
+    answer = client.get("/?token=secret&q=dog")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/?q=dog")
+    cookie = answer.headers["set-cookie"]
+    assert "HttpOnly" in cookie and "SameSite=lax" in cookie
+    assert (
+        client.get("/").status_code == 200 and len(numbers(act(client, "/search", text="a dog").text)) == 10
+    )
 
 
 def test_headers_stand_on_every_answer_and_no_script_or_style_inline(person):

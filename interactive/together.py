@@ -1,0 +1,108 @@
+"""Lets threads share one call of a model: what several people wait for is done as one batch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Generic, Protocol, TypeVar
+
+from PIL import Image
+
+from feedback.history import History, NextQuery
+from interactive.session import SearchContext
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Captions(Protocol):
+    """Captions of the collection's pictures, and of others."""
+
+    def captions_of(self, image_ids: Sequence[str]) -> list[str]:
+        """Returns one caption an id, in order."""
+        ...
+
+    def describe(self, picture: Image.Image) -> str:
+        """Captions a picture that is not of the collection."""
+        ...
+
+
+class Together(Generic[Item, Result]):
+    """Calls a function with what all threads have asked since its last call.
+
+    Args:
+        function: From n items to n results, in order; what it raises, all who shared the call get.
+        turn: Held during a call; functions of one lock are never called at the same time.
+    """
+
+    def __init__(self, function: Callable[[list[Item]], Sequence[Result]], turn: threading.Lock) -> None:
+        self._function = function
+        self._turn = turn
+        self._waiting: list[tuple[list[Item], Future[Sequence[Result]]]] = []
+        self._list = threading.Lock()
+
+    def __call__(self, items: Sequence[Item]) -> list[Result]:
+        """Returns the results of these items."""
+        asked = (list(items), Future[Sequence[Result]]())
+        with self._list:
+            self._waiting.append(asked)
+        with self._turn:  # whoever gets the turn works for all who wait
+            if not asked[1].done():
+                self._answer()
+        return list(asked[1].result())
+
+    def _answer(self) -> None:
+        with self._list:
+            batch, self._waiting = self._waiting, []
+        try:
+            results = self._function([item for items, _ in batch for item in items])
+        except BaseException as error:
+            for _, future in batch:
+                future.set_exception(error)
+            return
+        start = 0
+        for items, future in batch:
+            future.set_result(results[start : start + len(items)])
+            start += len(items)
+
+
+@dataclass(frozen=True)
+class SharedStrategy:
+    """A strategy that many threads ask.
+
+    Attributes:
+        needs_captions: As the strategy.
+        next: As the strategy's, of all threads together.
+    """
+
+    needs_captions: bool
+    next: Together[History, NextQuery]
+
+
+class SharedCaptions:
+    """Captions that many threads ask for."""
+
+    def __init__(self, captions: Captions, turn: threading.Lock) -> None:
+        self.captions_of = Together(captions.captions_of, turn)
+        self._describe: Together[Image.Image, str] = Together(
+            lambda pictures: [captions.describe(one) for one in pictures], turn
+        )
+
+    def describe(self, picture: Image.Image) -> str:
+        """Captions a picture that is not of the collection."""
+        return self._describe([picture])[0]
+
+
+def shared(context: SearchContext) -> SearchContext:
+    """Has captions made and queries moved for all sessions that wait, as one batch; one kind at a time."""
+    turn = threading.Lock()
+
+    @cache
+    def strategy(name: str) -> SharedStrategy:
+        alone = context.strategy(name)
+        return SharedStrategy(alone.needs_captions, Together(alone.next, turn))
+
+    return replace(context, captions=SharedCaptions(context.captions, turn), strategy=strategy)
