@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import argparse
 import http.client
+import json
 import re
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from urllib.parse import urlencode
 
 import numpy as np
 
+from playground import open_dataset
 from settings import PROJECT
-
-WORDS = ("a dog", "a red bus at night", "two cats", "some food on a table", "an animal in a field")
 
 
 class Person:
@@ -48,10 +49,11 @@ class Person:
     def act(self, path: str, **fields: str) -> str:
         """Asks, and waits until the page says that it is done."""
         text = self.ask(path, **fields)
-        while "data-busy" in text:
-            time.sleep(0.3)
-            text = self.ask("/view")
-        return text
+        if "data-busy" not in text:
+            return text
+        while json.loads(self.ask("/progress"))["busy"]:
+            time.sleep(0.5)  # as the page does
+        return self.ask("/view")
 
     def like_first(self, text: str) -> None:
         number = re.findall(r'data-number="(\d+)"', text)[0]
@@ -76,12 +78,13 @@ def timed(people: list[Person], work) -> tuple[np.ndarray, float]:
     return seconds, time.monotonic() - begun
 
 
-def play(port: int, count: int, rounds: int) -> str:
+def play(port: int, words: Iterator[str], count: int, rounds: int) -> str:
+    """Plays sessions of people, each with words of their own: rewrites are kept, and would cost nothing."""
     people = [Person(port, number) for number in range(count)]
     texts: dict[int, str] = {}
 
     def search(person: Person) -> None:
-        texts[person.number] = person.act("/search", text=WORDS[person.number % len(WORDS)])
+        texts[person.number] = person.act("/search", text=next(words))
 
     def refine(person: Person) -> None:
         texts[person.number] = person.act("/more", go="on")
@@ -107,6 +110,7 @@ def main() -> None:
     parser.add_argument("--people", type=int, nargs="+", default=[1, 10, 50])
     parser.add_argument("--rounds", type=int, default=3, help="refinements of each")
     options = parser.parse_args()
+    words = iter(dict.fromkeys(query.text for query in open_dataset("demo", None, "test").queries))
     command = [sys.executable, "interactive_search.py", "--dataset", "demo", "--port", "0", "--no-describe"]
     with subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE, text=True) as page:
         try:
@@ -115,9 +119,9 @@ def main() -> None:
                 int(found[1]) for line in page.stderr if (found := re.search(r"open \S+:(\d+)/", line))
             )
             threading.Thread(target=page.stderr.read, daemon=True).start()
-            play(port, 1, 2)  # until then the models are loaded
+            play(port, words, 1, 2)  # until then the models are loaded
             for count in options.people:
-                sys.stdout.write(play(port, count, options.rounds) + "\n")
+                sys.stdout.write(play(port, words, count, options.rounds) + "\n")
                 sys.stdout.flush()
         finally:
             page.terminate()
