@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,28 +31,102 @@ from tqdm import tqdm
 
 from benchmarks.timing import parser, report
 from evaluation.comparison import Difference, paired_bootstrap
+from feedback.calibration import Calibration, calibrate, calibrate_on_people
 from feedback.protocols import PROTOCOLS
 from feedback.sentence_encoder import SentenceEncoder, encode_captions, open_sentence_encoder
+from feedback.simulated_users import CONTROLS, SimulatedUsers
 from index.decode import open_image
+from index.faiss_index import FaissIndex
+from index.fused import FusedEncoder, fused_rows
+from index.scores import unit_rows
 from records import Image, Query, Round
+from retriever import Retriever
 from settings import run_script
 
 log = logging.getLogger(__name__)
 
 ROUNDS = 4
-PLAYED: tuple[tuple[str, str, str, dict[str, Any]], ...] = (  # row, strategy, user, habits
-    ("scrolling", "original", "first", {}),
-    ("bayes", "bayes", "independent", {}),
-    ("bayes-captions", "bayes-captions", "independent", {}),
-    ("  up to three picks", "bayes-captions", "independent", {"likes": 3}),
-    ("  30% wrong picks", "bayes-captions", "independent", {"noise": 0.3}),
-    ("  random picks", "bayes-captions", "random", {}),
-    ("  first picks", "bayes-captions", "first", {}),
-)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A row of the tables.
+
+    Attributes:
+        strategy: One of `feedback.strategies.STRATEGIES`.
+        user: Who points; "first" where it makes no difference.
+        likes: How many images the user picks at most.
+        noise: Share of wrong picks.
+        tells: Whether the user also says a phrase each round.
+        on_people: Whether the calibration is that on people's captions of other pictures.
+        fused: Whether pictures and captions are searched together.
+    """
+
+    strategy: str
+    user: str = "independent"
+    likes: int = 1
+    noise: float = 0.0
+    tells: bool = False
+    on_people: bool = False
+    fused: bool = False
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it is scrolling."""
+        return self.strategy == "original" and not self.tells
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+        said = {
+            "captions in the search": self.fused,
+            "scrolling" if self.is_control else self.strategy: True,
+            "on people": self.on_people,
+            f"{self.user} picks": self.user in CONTROLS and not self.is_control,
+            f"up to {self.likes} picks": self.likes > 1,
+            f"{self.noise:.0%} wrong": self.noise > 0,
+            "tells": self.tells,
+        }
+        return ", ".join(words for words, true in said.items() if true)
+
+
+SCROLLING, POSTERIOR = Run("original", "first"), Run("bayes-captions")
+PEOPLE = replace(POSTERIOR, on_people=True)
+RUNS = {  # by the name of the group
+    "picks": (
+        SCROLLING,
+        *(Run("bayes", on_people=on_people) for on_people in (False, True)),
+        *(
+            replace(POSTERIOR, on_people=on_people, **habit)
+            for on_people in (False, True)
+            for habit in ({}, {"likes": 3}, {"noise": 0.3})
+        ),
+        *(replace(POSTERIOR, user=user) for user in CONTROLS),
+    ),
+    "fused": (
+        SCROLLING,
+        replace(SCROLLING, fused=True),
+        replace(POSTERIOR, fused=True),
+        replace(SCROLLING, fused=True, on_people=True),
+        *(replace(PEOPLE, fused=True, **habit) for habit in ({}, {"likes": 3}, {"noise": 0.3})),
+    ),
+    "words": (
+        SCROLLING,
+        *(Run(name) for name in ("append", "rewrite", "rewrite-anchored")),
+        PEOPLE,
+        replace(PEOPLE, strategy="rewrite-bayes"),
+    ),
+    "tells": (
+        SCROLLING,
+        *(Run(name, tells=True) for name in ("original", "append", "rewrite", "rewrite-anchored")),
+        *(replace(PEOPLE, strategy=name, tells=True) for name in ("bayes-captions", "rewrite-bayes")),
+    ),
+}
 SIDE = 260  # pixels, EfficientNet-lite2's
 MEAN, SPREAD = 0.498, 0.502
 NEAREST = 60  # training pictures whose captions are candidates
 AGREEING = 125  # candidates that a caption should resemble
+DEVELOPMENT = 1000  # COCO's pictures without a query, to calibrate on
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +141,7 @@ class World:
         encoder: Texts into the space of `vectors`.
         compares: The system's sentence encoder.
         judges: The users', of another family.
+        development: Vectors of other pictures, the system's captions and people's, to calibrate on.
     """
 
     images: tuple[Image, ...]
@@ -76,55 +151,99 @@ class World:
     encoder: Any
     compares: SentenceEncoder
     judges: SentenceEncoder
+    development: tuple[np.ndarray, list[str], list[tuple[str, ...]]]
 
 
 def play(
-    world: World, lengths: Sequence[int | None], log: Callable[[str], None]
+    world: World,
+    lengths: Sequence[int | None],
+    log: Callable[[str], None],
+    runs: Sequence[Run],
 ) -> dict[int | None, dict[str, np.ndarray]]:
-    """Runs scrolling, the posteriors and the controls over all queries.
+    """Plays all queries, run by run.
 
     Args:
         world: The collection.
         lengths: Of the queries in words, one after the other; None leaves them whole.
         log: Takes the lines of the tables.
+        runs: Each is compared with the latest scrolling before it.
 
     Returns:
         By length and name, (queries, ROUNDS) booleans: found by then.
     """
-    from feedback.calibration import calibrate
     from feedback.rounds import run_rounds
-    from feedback.simulated_users import SimulatedUsers
-    from feedback.strategies import make_strategy
+    from feedback.strategies import STRATEGIES, make_strategy
     from feedback.strategies.collection import Collection
-    from index.faiss_index import FaissIndex
-    from retriever import Retriever
+    from query_editing import QueryEditing
 
-    ids = [image.id for image in world.images]
-    retriever = Retriever(world.encoder, FaissIndex.build(ids, world.vectors))
     said = encode_captions(world.captions, world.compares)
-    calibration = calibrate(retriever.vectors_of(ids), said, world.captions, retriever.encode_texts)
-    log(f"calibrated without labels: {calibration}")
-    users = SimulatedUsers(retriever, world.images, world.queries, PROTOCOLS["honest"], world.judges)
-    collection = Collection(retriever, None, lambda: said, lambda: calibration)
+    calibrations = {run.on_people: _calibration(world, said, run.on_people) for run in runs}
+    for on_people, calibration in calibrations.items():
+        log(f"calibrated {'on people' if on_people else 'without labels'}: {calibration}")
+    captions = dict(zip((image.id for image in world.images), world.captions, strict=True))
+    rewriter = QueryEditing("smollm2-135m-instruct", "fp32")
     tables: dict[int | None, dict[str, np.ndarray]] = {}
     for words in lengths:
         queries = [replace(query, text=" ".join(query.text.split()[:words])) for query in world.queries]
-        log(f"\n{len(ids)} images, {len(queries)} queries of {words or 'all their'} words")
+        log(f"\n{len(captions)} images, {len(queries)} queries of {words or 'all their'} words")
         found = tables[words] = {}
-        for name, strategy, user, habits in PLAYED:
+        control = np.zeros(0)
+        for run in runs:
+            calibration = calibrations[run.on_people]
+            retriever = _retriever(world, said, calibration.share if run.fused else 0.0)
+            calibration = calibration.fused() if run.fused else calibration
+            collection = Collection(retriever, None, lambda: said, lambda this=calibration: this)
+            protocol = PROTOCOLS["tells" if run.tells else "honest"]
+            users = SimulatedUsers(retriever, world.images, queries, protocol, world.judges)
             records: list[Round] = []
             run_rounds(
                 queries,
                 retriever=retriever,
-                user=users.named(user, **habits),
-                strategy=make_strategy(strategy, None, collection),
-                protocol=PROTOCOLS["honest"],
+                user=users.named(run.user, likes=run.likes, noise=run.noise),
+                strategy=make_strategy(run.strategy, rewriter, collection),
+                protocol=protocol,
+                captions=_Known(captions) if STRATEGIES[run.strategy].needs_captions else None,
                 round_count=ROUNDS,
                 keep=records.extend,
             )
-            found[name] = _found(queries, records)
-            log(_row(name, found[name], found["scrolling"]))
+            found[run.name] = _found(queries, records)
+            if run.is_control:
+                control = found[run.name]
+            log(_row(run.name, found[run.name], control))
     return tables
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The system's captions, as the loop asks for them."""
+
+    captions: Mapping[str, str]
+
+    def captions_of(self, image_ids: Sequence[str]) -> list[str]:
+        return [self.captions[image_id] for image_id in image_ids]
+
+
+def _calibration(world: World, said: np.ndarray, on_people: bool) -> Calibration:
+    retriever = _retriever(world, said, 0.0)
+    if not on_people:
+        vectors = retriever.vectors_of(retriever.index.ids)
+        return calibrate(vectors, said, world.captions, retriever.encode_texts)
+    vectors, captions, people = world.development
+    return calibrate_on_people(
+        unit_rows(vectors, vectors.shape[1], "development pictures"),
+        encode_captions(captions, world.compares),
+        people,
+        retriever.encode_texts,
+        lambda texts: encode_captions(texts, world.compares),
+    )
+
+
+def _retriever(world: World, said: np.ndarray, share: float) -> Retriever:
+    encoder, vectors = world.encoder, world.vectors
+    if share:
+        encoder = FusedEncoder(encoder, world.compares, said.shape[1], share, "captions")
+        vectors = fused_rows(vectors, said, share)
+    return Retriever(encoder, FaissIndex.build([image.id for image in world.images], vectors))
 
 
 def _found(queries: Sequence[Query], records: Sequence[Round]) -> np.ndarray:
@@ -140,7 +259,7 @@ def _row(name: str, found: np.ndarray, control: np.ndarray) -> str:
     shares = " ".join(f"{100 * share:5.1f}" for share in found.mean(axis=0))
     gain = _gain(found, control)
     said = f"{100 * gain.mean:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
-    return f"{name:20} {shares}  {'' if found is control else said}"
+    return f"{name:64} {shares}  {'' if found is control else said}"
 
 
 def _gain(found: np.ndarray, control: np.ndarray) -> Difference:
@@ -158,14 +277,24 @@ def coco_world(path: Path, count: int, seed: int) -> World:
     said = {name: captions for name, captions in said.items() if len(captions) >= 5}
     images = tuple(Image(name, Path(name), tuple(captions[3:5])) for name, captions in said.items())
     minilm, e5 = open_sentence_encoder("all-minilm-l6-v2"), open_sentence_encoder("multilingual-e5-small")
+    queries = _queries({name: captions[2] for name, captions in said.items()}, count, seed)
+    vectors = minilm.encode_texts([captions[0] for captions in said.values()])
+    asked = {query.target for query in queries}
+    others = [row for row, name in enumerate(said) if name not in asked][:DEVELOPMENT]
+    captions = list(said.values())
     return World(
         images,
-        minilm.encode_texts([captions[0] for captions in said.values()]),
-        [captions[1] for captions in said.values()],
-        _queries({name: captions[2] for name, captions in said.items()}, count, seed),
+        vectors,
+        [texts[1] for texts in captions],
+        queries,
         _WordsOnly(minilm),
         minilm,
         e5,
+        (
+            vectors[others],
+            [captions[row][1] for row in others],
+            [tuple(captions[row][3:5]) for row in others],
+        ),
     )
 
 
@@ -363,7 +492,9 @@ def _standard(values: np.ndarray) -> np.ndarray:
     return (values - values.mean()) / (values.std() + 1e-9)
 
 
-def flickr8k_world(folder: Path, split: str, count: int, seed: int) -> World:
+def flickr8k_world(
+    folder: Path, split: str, count: int, seed: int, features_file: Path | None = None
+) -> World:
     """Trains on the training pictures and makes a world of a split, or of all pictures ("all")."""
     from playground.flickr30k import read
 
@@ -371,7 +502,8 @@ def flickr8k_world(folder: Path, split: str, count: int, seed: int) -> World:
     net = Features()
     everything = read(folder, "all").images
     train = [image.id for image in read(folder, "train").images]
-    features = dict(zip([image.id for image in everything], _all_features(net, everything), strict=True))
+    rows = _all_features(net, everything, features_file)
+    features = dict(zip([image.id for image in everything], rows, strict=True))
     texts = {image.id: [text.strip() for text in image.captions[:5]] for image in everything}
     said = minilm.encode_texts([text for name in train for text in texts[name]]).reshape(len(train), 5, -1)
     encoder = PhotographEncoder(net, minilm, np.stack([features[name] for name in train]), said)
@@ -381,6 +513,10 @@ def flickr8k_world(folder: Path, split: str, count: int, seed: int) -> World:
     vectors = encoder.embed_features(np.stack([features[image.id] for image in images]))
     place = {name: row for row, name in enumerate(train)}
     asked = [image.id for image in images if split != "all" or image.id not in place]
+    dev = [image.id for image in read(folder, "dev").images]
+    dev_vectors = encoder.embed_features(np.stack([features[name] for name in dev]))
+    if split == "all":
+        asked = [name for name in asked if name not in set(dev)]
     return World(
         tuple(Image(image.id, image.path, tuple(texts[image.id][:4])) for image in images),
         vectors,
@@ -389,14 +525,20 @@ def flickr8k_world(folder: Path, split: str, count: int, seed: int) -> World:
         encoder,
         minilm,
         e5,
+        (dev_vectors, captioner.describe(dev_vectors), [tuple(texts[name]) for name in dev]),
     )
 
 
-def _all_features(net: Features, images: Sequence[Image]) -> np.ndarray:
+def _all_features(net: Features, images: Sequence[Image], file: Path | None) -> np.ndarray:
+    if file is not None and file.is_file():
+        return np.load(file)
     starts = tqdm(range(0, len(images), 32), desc="features", unit="batch")
-    return np.concatenate(
+    rows = np.concatenate(
         [net([open_image(image.path) for image in images[start : start + 32]]) for start in starts]
     )
+    if file is not None:
+        np.save(file, rows)
+    return rows
 
 
 def main() -> None:
@@ -408,19 +550,26 @@ def main() -> None:
     read.add_argument("--queries", type=int, default=1000)
     read.add_argument("--words", type=int, default=5, help="of a short query")
     read.add_argument("--seed", type=int, default=0, help="of the choice of queries")
+    read.add_argument("--runs", nargs="+", default=["picks"], choices=RUNS, help="groups of runs")
+    read.add_argument("--features", type=Path, help="file that keeps the photographs' features")
     given = read.parse_args()
     if given.data == "coco":
         world = coco_world(given.path, given.queries, given.seed)
     else:
-        world = flickr8k_world(given.path, given.split, given.queries, given.seed)
-    tables = play(world, (given.words, None), log.info)
+        world = flickr8k_world(given.path, given.split, given.queries, given.seed, given.features)
+    runs = [run for group in given.runs for run in RUNS[group]]
+    tables = play(world, (given.words, None), log.info, runs)
     rows = []
     for words, table in tables.items():
-        for name, found in table.items():
-            gain = _gain(found, table["scrolling"])
+        control = np.zeros(0)
+        for run in runs:
+            found = table[run.name]
+            if run.is_control:
+                control = found
+            gain = _gain(found, control)
             shares = {f"search {number}": 100 * share for number, share in enumerate(found.mean(axis=0))}
             gains = {"minus scrolling": 100 * gain.mean, "low": 100 * gain.low, "high": 100 * gain.high}
-            rows.append({"words": words or "all", "run": name.strip(), **shares, **gains})
+            rows.append({"words": words or "all", "run": run.name, **shares, **gains})
     report(f"photographs-{given.data}", given, rows)
 
 

@@ -8,8 +8,8 @@ from conftest import IMAGE_IDS, WordEncoder, caption_of
 from PIL import Image as PILImage
 
 from benchmarks.photographs import (
-    PLAYED,
     ROUNDS,
+    RUNS,
     NearestCaptions,
     PhotographEncoder,
     World,
@@ -67,16 +67,23 @@ def test_a_world_is_played_against_scrolling():
         Query(name, f"a {name.split('-')[0]} something", name, frozenset([name])) for name in IMAGE_IDS[::5]
     )
     lines = []
-    world = World(
-        images, said, list(map(caption_of, IMAGE_IDS)), queries, WordEncoder(), WordEncoder(), WordEncoder()
-    )
-    tables = play(world, (2, None), lines.append)
-    assert list(tables) == [2, None] and list(tables[2]) == [row[0] for row in PLAYED]
+    system = list(map(caption_of, IMAGE_IDS))
+    encoder = WordEncoder()
+    people = [(image_id.replace("-", " "), caption_of(image_id)) for image_id in IMAGE_IDS[::2]]
+    development = (said[::2], system[::2], people)
+    world = World(images, said, system, queries, encoder, encoder, encoder, development)
+    runs = (*RUNS["picks"], *RUNS["fused"][1:], *RUNS["tells"][1:3])
+    tables = play(world, (2, None), lines.append, runs)
+    assert list(tables) == [2, None] and list(tables[2]) == [run.name for run in runs]
     for found in tables[None].values():
         assert found.shape == (30, ROUNDS) and (np.diff(found.astype(int), axis=1) >= 0).all()
     rates = {name: found.mean() for name, found in tables[None].items()}
     assert rates["bayes"] > rates["scrolling"] and rates["bayes-captions"] > rates["scrolling"]
-    assert lines[1] == "\n150 images, 30 queries of 2 words" and "calibrated" in lines[0]
+    assert rates["original, tells"] > rates["scrolling"]
+    assert "calibrated without labels" in lines[0] and "calibrated on people" in lines[1]
+    assert lines[2] == "\n150 images, 30 queries of 2 words"
+    names = [run.name for group in RUNS.values() for run in group]
+    assert "captions in the search, bayes-captions, on people, 30% wrong" in names
 
 
 def test_coco_captions_keep_judge_query_and_system_apart(tmp_path, monkeypatch):
@@ -88,6 +95,10 @@ def test_coco_captions_keep_judge_query_and_system_apart(tmp_path, monkeypatch):
     ]
     (tmp_path / "captions.json").write_text(json.dumps({"annotations": entries}))
     world = coco_world(tmp_path / "captions.json", 2, seed=0)
+    (others,) = {image.id for image in world.images} - {query.target for query in world.queries}
+    assert world.development[1:] == (
+        [f"caption 1 of {others}"], [(f"caption 3 of {others}", f"caption 4 of {others}")],
+    )  # fmt: skip
     assert [image.id for image in world.images] == ["1", "2", "3"] and len(world.queries) == 2
     for image, system in zip(world.images, world.captions, strict=True):
         assert system == f"caption 1 of {image.id}"
