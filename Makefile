@@ -28,9 +28,9 @@ $(READY_TO_TEST): $(READY) requirements/dev.txt requirements/video.txt requireme
 	$(PIP) -r requirements/dev.txt -r requirements/video.txt -r requirements/servers.txt
 	touch $(READY_TO_TEST)
 
-demo: $(READY)  ## draw the demo scenes, embed them, run the feedback loop, write the report
-	$(RUN) embed_image_as_faiss.py --dataset demo
-	$(RUN) multi_modal_query_expansion.py --dataset demo --strategy rewrite-anchored --caption-numbers 4 --queries 200
+demo: $(READY)  ## draw the demo scenes, embed and caption them, compare strategies, write table, plot and report
+	$(RUN) embed_image_as_faiss.py --dataset demo --captions
+	$(RUN) compare.py --dataset demo --caption-numbers 4 --queries 300 --users independent --strategies rewrite bayes-captions
 
 test: $(READY_TO_TEST)  ## run the tests on all cores, one thread each
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile

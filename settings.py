@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 PROJECT = Path(__file__).parent
 DATA_FOLDER = PROJECT / "playground" / "data"
 ALIASES = {"blip": "encoder"}  # what settings were called before
+DEFAULT_SPLITS = {"demo": "test-medium", "msrvtt": "1k-A"}  # the other datasets are used whole
 HUB_SECONDS = 5  # longest wait for a sign of the hub
 DEFAULT_SPLITS = {"demo": "test", "msrvtt": "1k-A"}  # the other datasets are used whole
 
@@ -126,8 +127,8 @@ class DatasetSettings:
     root: Path | None = option(None, "The dataset's folder; playground/data/DATASET when not given.")
     split: str | None = option(
         None,
-        'Part of the dataset; when not given "test" of the demo, "1k-A" of MSR-VTT, "all" of the others. '
-        'Flickr30k and MSCOCO also have Karpathy\'s "test" and more, see docs/datasets.md.',
+        'Part of the dataset; when not given "test-medium" of the demo, "1k-A" of MSR-VTT, "all" of the '
+        'others. Flickr30k and MSCOCO also have Karpathy\'s "test" and more, see docs/datasets.md.',
     )
     preset: PresetName | None = knob(
         None,

@@ -181,6 +181,7 @@ def play(
     for on_people, calibration in calibrations.items():
         log(f"calibrated {'on people' if on_people else 'without labels'}: {calibration}")
     captions = dict(zip((image.id for image in world.images), world.captions, strict=True))
+    judges = _Remembering(world.judges)  # the same captions are judged in every run
     rewriter = QueryEditing("smollm2-135m-instruct", "fp32")
     tables: dict[int | None, dict[str, np.ndarray]] = {}
     for words in lengths:
@@ -194,7 +195,7 @@ def play(
             calibration = calibration.fused() if run.fused else calibration
             collection = Collection(retriever, None, lambda: said, lambda this=calibration: this)
             protocol = PROTOCOLS["tells" if run.tells else "honest"]
-            users = SimulatedUsers(retriever, world.images, queries, protocol, world.judges)
+            users = SimulatedUsers(retriever, world.images, queries, protocol, judges)
             records: list[Round] = []
             run_rounds(
                 queries,
@@ -211,6 +212,20 @@ def play(
                 control = found[run.name]
             log(_row(run.name, found[run.name], control))
     return tables
+
+
+class _Remembering:
+    """A sentence encoder that reads each text once."""
+
+    def __init__(self, encoder: SentenceEncoder) -> None:
+        self._encoder = encoder
+        self._known: dict[str, np.ndarray] = {}
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if new:
+            self._known.update(zip(new, self._encoder.encode_texts(new), strict=True))
+        return np.stack([self._known[text] for text in texts])
 
 
 @dataclass(frozen=True)

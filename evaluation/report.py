@@ -15,13 +15,13 @@ import math
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from evaluation.runs import stream_rounds
-from evaluation.sessions import Session
+from evaluation.sessions import DEPTH, Session
 from evaluation.tables import COLUMNS, COLUMNS_WITHOUT_TARGET, format_value
 from files import read_json, write_bytes
 from records import Round
@@ -32,6 +32,7 @@ THUMBNAIL_PIXELS = 160  # shown at 60 to 150; the rest is for dense screens
 PICTURES_PER_ROUND = 10
 CASES = 4  # of each kind
 LISTED_QUERIES = 200
+NEVER = 1000.0  # searches that a query counts as which none of them answered
 TEMPLATE = "report.html.j2"
 
 
@@ -58,32 +59,60 @@ class Thumbnails:
         return [image_id for image_id, name in self.classes.items() if not name]
 
 
+@dataclass(frozen=True)
+class RunFiles:
+    """What a report is made of.
+
+    Attributes:
+        measures: As ``measures.json``.
+        rounds: Name of the file of the records.
+        plot: Name of the picture of recall and F1.
+        played: Settings of this run, where the folder holds several.
+    """
+
+    measures: Mapping[str, Any]
+    rounds: str = "rounds.jsonl"
+    plot: str = "recall_f1.png"
+    played: Mapping[str, Any] = field(default_factory=dict)
+
+
 def write_report(
     run_folder: Path,
     image_folder: Path,
     sessions: Sequence[Session],
+    control_sessions: Sequence[Session] | None = None,
     title: str = "Interactive image retrieval",
     control: str = "scrolling",
+    files: RunFiles | None = None,
 ) -> Path:
-    """Writes ``report.html`` into a run folder.
+    """Writes ``report.html`` into a run folder, beside ``settings.json``.
 
     Args:
-        run_folder: Holds ``rounds.jsonl``, ``settings.json``, ``measures.json`` and ``recall_f1.png``.
+        run_folder: Holds the run's files.
         image_folder: Image ids are paths relative to it. A picture that is not there becomes a placeholder,
             and the report counts them.
         sessions: The run's records, as `evaluation.sessions.build_sessions` groups them.
+        control_sessions: Those of the run without feedback, of the same queries; the cases are chosen against
+            it, or against each query's first round when not given.
         title: Heading of the report.
-        control: What to call the run without feedback, if ``measures.json`` has one.
+        control: What to call the run without feedback, if the measures have one.
+        files: What lies where in the folder; an experiment's when not given.
     """
     import jinja2
 
-    settings, measures = (read_json(run_folder / name) for name in ("settings.json", "measures.json"))
+    files = files or RunFiles(read_json(run_folder / "measures.json"))
+    settings = read_json(run_folder / "settings.json") | files.played
+    measures = files.measures
     means = measures["means_per_round"]
-    cases = choose_cases(sessions)
+    if control_sessions is None:
+        firsts = [replace(session, rounds=session.rounds[:1]) for session in sessions]
+        cases = choose_cases(sessions, firsts, "the first round")
+    else:
+        cases = choose_cases(sessions, control_sessions, control)
     listed = sessions[:LISTED_QUERIES]
     records: dict[str, list[Round]] = {session.query_id: [] for session in listed}
     records |= {session.query_id: [] for chosen in cases.values() for session in chosen}
-    for record in stream_rounds(run_folder / "rounds.jsonl"):
+    for record in stream_rounds(run_folder / files.rounds):
         if record.query_id in records:
             records[record.query_id].append(record)
     thumbnails = Thumbnails(image_folder)
@@ -104,11 +133,11 @@ def write_report(
     )
     html = environment.get_template(TEMPLATE).render(
         title=title,
-        facts=_facts(settings, (run_folder / "rounds.jsonl").stat().st_mtime),
+        facts=_facts(settings, (run_folder / files.rounds).stat().st_mtime),
         settings=settings,
         measures=measures,
         table=_table(means, measures.get("scrolling"), control),
-        plot=base64.b64encode((run_folder / "recall_f1.png").read_bytes()).decode(),
+        plot=base64.b64encode((run_folder / files.plot).read_bytes()).decode(),
         sections=sections,
         queries=[_describe_query(session, records[session.query_id], round_count) for session in listed],
         query_count=len(sessions),
@@ -124,16 +153,22 @@ def write_report(
     return path
 
 
-def choose_cases(sessions: Sequence[Session], count: int = CASES) -> dict[str, list[Session]]:
+def choose_cases(
+    sessions: Sequence[Session], control: Sequence[Session], name: str = "scrolling", count: int = CASES
+) -> dict[str, list[Session]]:
     """Picks at most `count` queries each that gained most, lost most, or were never found, under headings.
 
-    The gain is log(first rank / last rank) of the target, so that 20 to 2 counts as much as 1,000 to 100;
-    without a target, the growth of the share of relevant images shown. Never found are those of which no
-    round showed the target (or any relevant image); the worst rank comes first. Ties go by query id. No query
-    stands in two groups.
+    Gain and loss are against the control's session of the same query, which is called `name`: the search in
+    which each found the target, or where the target stood in the end; without a target, the share of relevant
+    images shown. Never found are those of which no round showed the target (or any relevant image); the worst
+    rank comes first. Ties go by query id. No query stands in two groups.
     """
-    played = [session for session in sessions if session.rounds]
-    gains = sorted((-_gain(session), session.query_id, place) for place, session in enumerate(played))
+    efforts = {session.query_id: _effort(session) for session in control if session.rounds}
+    played = [session for session in sessions if session.query_id in efforts and session.rounds]
+    gains = sorted(
+        (_effort(session) - efforts[session.query_id], session.query_id, place)
+        for place, session in enumerate(played)
+    )
     gained = [place for loss, _, place in gains[:count] if loss < 0]
     lost = [place for loss, _, place in gains[: -count - 1 : -1] if loss > 0]
     shown = {*gained, *lost}
@@ -143,8 +178,8 @@ def choose_cases(sessions: Sequence[Session], count: int = CASES) -> dict[str, l
         if place not in shown and not _is_found(session)
     )
     chosen = {
-        "Most gained": gained,
-        "Most lost": lost,
+        f"Most gained over {name}": gained,
+        f"Most lost against {name}": lost,
         "Never found": [place for *_, place in hidden[:count]],
     }
     return {heading: [played[place] for place in places] for heading, places in chosen.items()}
@@ -181,14 +216,19 @@ def _joined(words: list[str]) -> str:
     return re.sub(r" ([,.;:!?])", r"\1", " ".join(words))
 
 
-def _gain(session: Session) -> float:
-    ranks = [outcome.target_rank for outcome in session.rounds if outcome.target_rank is not None]
-    if ranks:
-        return math.log(ranks[0] / ranks[-1])
-    first = session.rounds[0]
-    seen = {image for outcome in session.rounds for image in outcome.image_ids[: outcome.shown]}
-    later = (seen - set(first.image_ids[: first.shown])) & session.relevant
-    return len(later) / max(1, len(session.relevant))
+def _effort(session: Session) -> float:
+    """Says how much a query cost, the less the better: the number of the search that found the target.
+
+    Where none did, more than any number and the logarithm of the target's last rank; without a target, minus
+    the share of the relevant images that were shown.
+    """
+    if session.target is None:
+        seen = {image for outcome in session.rounds for image in outcome.image_ids[: outcome.shown]}
+        return -len(seen & session.relevant) / max(1, len(session.relevant))
+    for outcome in session.rounds:
+        if outcome.target_rank is not None and outcome.target_rank <= DEPTH:
+            return outcome.number
+    return NEVER + math.log(session.rounds[-1].target_rank or 1)
 
 
 def _is_found(session: Session) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from evaluation.comparison import Difference, adjusted_by_holm, compare, mean_over_seeds
 from evaluation.measures import Measures, measure_sessions
 from evaluation.plots import plot_differences, plot_recall_f1
+from evaluation.report import RunFiles, write_report
 from evaluation.runs import stream_rounds
 from evaluation.sessions import build_sessions
 from evaluation.tables import as_csv, as_markdown, format_value
@@ -91,8 +92,8 @@ def run_comparison(settings: ComparisonSettings, own: OwnModels | None = None) -
 
     Returns:
         The folder with one ``NAME.rounds.jsonl`` each, ``comparison.md``, ``comparison.csv``,
-        ``comparison.json``, ``comparison.png``, where there is a difference ``differences.png``, and for
-        other tools ``trec/NAME/``.
+        ``comparison.json``, ``comparison.png``, where there is a difference ``differences.png`` and the
+        ``report.html`` of the run that gained most, and for other tools ``trec/NAME/``.
 
     Raises:
         FileNotFoundError: If dataset, checkpoint or index are missing.
@@ -116,7 +117,9 @@ def run_comparison(settings: ComparisonSettings, own: OwnModels | None = None) -
                 setup.play(play.strategy, setup.user(play.user, play.noise, seed), play.file(folder, seed))
             scores[play.name] = _scores(folder, setup, play, measure)
         setup.costs.save()
-        _write(folder, _compare(plays, scores, measure, setup), measure, setup)
+        rows = _compare(plays, scores, measure, setup)
+        _report_best(folder, rows, measure, setup)
+        _write(folder, rows, measure, setup)
     return folder
 
 
@@ -205,14 +208,35 @@ def _write(folder: Path, rows: Sequence[Row], measure: str, setup: Setup) -> Non
     write_bytes(folder / "comparison.md", text.encode())
     write_bytes(folder / "comparison.csv", as_csv(scores).encode())
     write_json(folder / "comparison.json", _json(rows, setup))
-    means = {row.play.name: row.scores.means for row in rows}
-    plot_recall_f1(means, folder / "comparison.png", measure=measure)
     differences = {row.play.name: row.minus_scrolling for row in rows if not row.play.is_control}
     if differences:
         label = f"{measure} of the last round minus the control's"
         plot_differences(differences, folder / "differences.png", label)
-    print(table)  # noqa: T201  the final table is the script's answer
-    log.info("written: %s", folder / "comparison.md")
+    print(as_markdown(_narrow(scores, measure)))  # noqa: T201  the final table is the script's answer
+    log.info("written: %s, comparison.png, differences.png", folder / "comparison.md")
+
+
+def _report_best(folder: Path, rows: Sequence[Row], measure: str, setup: Setup) -> None:
+    """Draws all runs, and reports the one that gained most over its control, case by case."""
+    settings, queries = setup.loop, setup.queries
+    means = {row.play.name: row.scores.means for row in rows}
+    plot_recall_f1(means, folder / "comparison.png", measure=measure)
+    compared = [row for row in rows if not row.play.is_control]
+    if not compared:
+        return
+    best = max(compared, key=lambda row: row.minus_scrolling.mean).play
+    scores = {row.play.name: row.scores for row in rows}
+    control = next(row.play for row in rows if row.play.name == best.control)
+    files = [play.file(folder, play.seeds[0]) for play in (best, control)]
+    sessions, scrolled = (build_sessions(stream_rounds(file), settings.rounds, queries) for file in files)
+    made_of = RunFiles(
+        scores[best.name].written | {"scrolling": scores[control.name].means},
+        files[0].name,
+        "comparison.png",
+        {"strategy": best.strategy, "user": best.user, "user_noise": best.noise},
+    )
+    path = write_report(folder, setup.dataset.folder, sessions, scrolled, control=control.name, files=made_of)
+    log.info("written: %s, of %s", path, best.name)
 
 
 def _score_cells(rows: Sequence[Row], measure: str) -> list[list[str]]:
@@ -247,6 +271,18 @@ def _score_cells(rows: Sequence[Row], measure: str) -> list[list[str]]:
             ]
         )
     return cells
+
+
+def _narrow(cells: list[list[str]], measure: str) -> list[list[str]]:
+    """Shortens a table for a terminal: the rounds' heads, a user that all share, seeds that are all one."""
+    rounds = [place for place, head in enumerate(cells[0]) if head.startswith(f"{measure}, round ")]
+    minus, p_value = rounds[-1] + 1, rounds[-1] + 2
+    kept = [0, *([1] if any(row[1] != "1" for row in cells[1:]) else []), *rounds, minus, p_value]
+    users = {row[0].split(", ", 1)[1] for row in cells[1:] if row[minus]}
+    shared = f", {users.pop()}" if len(users) == 1 else ""
+    header = [f"{measure} in round", "seeds", *map(str, range(len(rounds))), *cells[0][minus:]]
+    rows = [[row[0].removesuffix(shared), *row[1:]] for row in cells[1:]]
+    return [[row[place] for place in kept] for row in (header, *rows)]
 
 
 def _interval(difference: Difference | None) -> str:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from evaluation.measures import evaluate, measure_sessions
+from evaluation.measures import measure_sessions
 from evaluation.plots import plot_recall_f1
 from evaluation.report import write_report
 from evaluation.runs import stream_rounds
@@ -87,7 +87,8 @@ def write_results(folder: Path, setup: Setup) -> Counter[str]:
         How many refined queries there are, by why their rewrite was replaced; under "" those as written.
     """
     settings, queries, image_count = setup.loop, setup.queries, len(setup.retriever.index)
-    control = evaluate(stream_rounds(folder / CONTROL_ROUNDS), settings.rounds, queries, image_count)
+    scrolled = build_sessions(stream_rounds(folder / CONTROL_ROUNDS), settings.rounds, queries)
+    control = measure_sessions(scrolled, settings.rounds, image_count)
     fallbacks: Counter[str] = Counter()
     records = _counted(stream_rounds(folder / "rounds.jsonl"), fallbacks)
     sessions = build_sessions(records, settings.rounds, queries)
@@ -107,7 +108,7 @@ def write_results(folder: Path, setup: Setup) -> Counter[str]:
     name, measure = scrolling_name(settings.protocol), PROTOCOLS[settings.protocol].measure_of(queries)
     curves = {setup.strategies[0]: measures.summary(), name: control.summary()}
     plot_recall_f1(curves, folder / "recall_f1.png", measure=measure)
-    write_report(folder, setup.dataset.folder, sessions, control=name)
+    write_report(folder, setup.dataset.folder, sessions, scrolled, control=name)
     print(format_table(measures.summary()))  # noqa: T201  the final table is the script's answer
     values = " ".join(f"{100 * value:.1f}" for value in control.summary()[measure])
     log.info("%s, the control without feedback: %s %s", name, measure, values)

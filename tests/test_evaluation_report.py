@@ -37,9 +37,9 @@ def run(tmp_path):
     images.mkdir()
     for place, name in enumerate(IMAGES[:-1]):
         Image.new("RGBA", (300, 200), (place * 20, 90, 40, 200)).save(images / name)
-    first = make_round(HOSTILE, 0, IMAGES, IMAGES[4], [IMAGES[4]])
+    first = make_round(HOSTILE, 0, IMAGES, IMAGES[10], [IMAGES[10]])
     second = replace(first, number=1, text=f"words {HOSTILE}", liked=(IMAGES[0],), captions=(HOSTILE,))
-    closer = (*IMAGES[:3], IMAGES[4], IMAGES[3], *IMAGES[5:])
+    closer = (*IMAGES[:3], IMAGES[10], *IMAGES[3:10], IMAGES[11])
     second = replace(second, image_ids=closer, target_rank=4, fallback=HOSTILE, stop=HOSTILE)
     gone = make_round("gone", 0, IMAGES, IMAGES[-1], [IMAGES[-1]], stop="exhausted")
     make_run(tmp_path, [first, second, gone], 2, {"prompt": HOSTILE, "model": {HOSTILE: 1}})
@@ -62,9 +62,9 @@ def test_report_marks_the_picked_the_target_and_the_missing_and_names_every_pict
     assert "1 picture could not be read" in html and ">not found<" in html
     assert re.search(r'class="thumb  target" role="img" aria-label="The target: 11 é.png"', html)
     assert 'aria-label="Place 1 (picked): 0 é.png"' in html
-    assert 'aria-label="Place 5 (target): 4 é.png"' in html
+    assert 'aria-label="Place 11 (target): 10 é.png"' in html
     assert html.count('role="img"') == html.count("aria-label=")
-    assert "Rank 5 → 4" in html
+    assert "Rank 11 → 4" in html
 
 
 def test_report_without_targets_shows_relevant_images(tmp_path):
@@ -74,25 +74,35 @@ def test_report_without_targets_shows_relevant_images(tmp_path):
     assert "Session recall" in html
 
 
-def test_cases_are_the_largest_gains_the_largest_losses_and_what_was_never_found():
-    rounds = []
-    for name, before, after in [
-        ("same", 30, 30), ("gain", 100, 8), ("small", 12, 10), ("loss", 2, 30), ("worse", 3, 9),
-        ("hidden", 90, 80), ("far", 900, 900), ("still", 4, 4),
-    ]:  # fmt: skip
-        for number, rank in enumerate((before, after)):
-            others = [f"other {place}" for place in range(30) if place != rank - 1]
-            images = [*others[: rank - 1], *(["t"] if rank <= 30 else []), *others[rank - 1 :]]
-            rounds.append(make_round(name, number, images, "t", ["t"], rank=rank))
+def test_cases_are_the_largest_gains_and_losses_against_scrolling_and_what_was_never_found():
+    def run(ranks):
+        rounds = []
+        for name, in_rounds in ranks.items():
+            for number, rank in enumerate(in_rounds):
+                others = [f"other {place}" for place in range(30) if place != rank - 1]
+                images = [*others[: rank - 1], *(["t"] if rank <= 30 else []), *others[rank - 1 :]]
+                rounds.append(make_round(name, number, images, "t", ["t"], rank=rank))
+        return rounds
 
-    def chosen(count, given=rounds):
-        cases = choose_cases(build_sessions(given, 2), count)
+    strategy = {
+        "same": (30, 30), "gain": (100, 8), "small": (30, 30), "loss": (20, 30), "worse": (12, 12),
+        "far": (900, 900), "still": (4, 4),
+    }  # fmt: skip
+    scrolling = {
+        "same": (30, 30), "gain": (100, 90), "small": (30, 40), "loss": (20, 10), "worse": (12, 11),
+        "far": (900, 900), "still": (4, 4),
+    }  # fmt: skip
+
+    def chosen(count, given=strategy):
+        sessions, control = build_sessions(run(given), 2), build_sessions(run(scrolling), 2)
+        cases = choose_cases(sessions, control, "scrolling", count)
         return [[session.query_id for session in group] for group in cases.values()]
 
-    assert list(choose_cases((), 1)) == ["Most gained", "Most lost", "Never found"]
+    headings = ["Most gained over scrolling", "Most lost against scrolling", "Never found"]
+    assert list(choose_cases((), (), "scrolling", 1)) == headings
     assert chosen(1) == [["gain"], ["loss"], ["far"]]
-    assert chosen(9) == [["gain", "small", "hidden"], ["loss", "worse"], ["far", "same"]]
-    assert chosen(9, rounds[::-1]) == chosen(9)
+    assert chosen(9) == [["gain", "small"], ["loss", "worse"], ["far", "same"]]
+    assert chosen(9, dict(reversed(strategy.items()))) == chosen(9)
 
 
 def test_a_long_run_has_a_bounded_report_that_says_how_many_queries_there_are(tmp_path):

@@ -75,7 +75,7 @@ def test_presets_and_datasets_fill_what_is_open(dataset, preset):
     name = preset or ("demo" if dataset == "demo" else "rtx3090-int8")
     assert settings.preset == name
     assert {key: getattr(settings, key) for key in PRESETS[name]} == PRESETS[name]
-    assert settings.split == {"demo": "test", "msrvtt": "1k-A"}.get(dataset, "all")
+    assert settings.split == {"demo": "test-medium", "msrvtt": "1k-A"}.get(dataset, "all")
     assert settings.root == DATA_FOLDER / dataset
     assert settings.caption_cache == DATA_FOLDER / "captions.sqlite"
     assert settings.index == DATA_FOLDER / dataset / f"index-{settings.split}"
@@ -94,8 +94,10 @@ def test_a_search_without_words_is_refused():
 
 def test_a_run_is_named_after_what_makes_it():
     settings = ExperimentSettings(dataset="demo", strategy="append", user="random", protocol="reference")
-    assert settings.resolved().output == Path("runs/demo-test-reference-random-append")
-    assert ComparisonSettings(dataset="demo").resolved().output == Path("runs/compare-demo-test-honest")
+    assert settings.resolved().output == Path("runs/demo-test-medium-reference-random-append")
+    assert ComparisonSettings(dataset="demo").resolved().output == Path(
+        "runs/compare-demo-test-medium-honest"
+    )
 
 
 @pytest.mark.parametrize(

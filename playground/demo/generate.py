@@ -41,6 +41,7 @@ SPLITS = {
     "train-large": (100_000, 200_000, 224),
     "dev": (1_000_000, 1_000, 448),
     "test": (2_000_000, 1_000, 448),
+    "test-medium": (6_000_000, 4_000, 224),  # where feedback is worth something, and minutes are enough
     "dev-large": (5_000_000, 10_000, 224),  # as many that vague words fit a hundred pictures
     "test-large": (4_000_000, 10_000, 224),
 }
