@@ -54,7 +54,7 @@ def test_report_escapes_what_others_wrote_and_needs_nothing_outside_itself(run):
     sources = re.findall(r"(?:src=\"|href=\"|url\()([^\")]*)", html)
     assert sources
     assert all(source.startswith("data:image/") for source in sources)
-    assert html.count("data:image/jpeg") == 10, "each thumbnail once"
+    assert html.count("data:image/jpeg") == 11, "each thumbnail once"
 
 
 def test_report_marks_the_picked_the_target_and_the_missing_and_names_every_picture(run):
