@@ -62,7 +62,7 @@ def test_report_marks_the_picked_the_target_and_the_missing_and_names_every_pict
     assert "1 picture could not be read" in html and ">not found<" in html
     assert re.search(r'class="thumb  target" role="img" aria-label="The target: 11 é.png"', html)
     assert 'aria-label="Place 1 (picked): 0 é.png"' in html
-    assert 'aria-label="Place 11 (target): 10 é.png"' in html
+    assert 'aria-label="Place 4 (target): 10 é.png"' in html
     assert html.count('role="img"') == html.count("aria-label=")
     assert "Rank 11 → 4" in html
 

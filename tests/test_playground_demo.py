@@ -119,7 +119,7 @@ def test_every_thing_has_a_picture():
 def test_splits_share_no_scene():
     ranges = sorted((first, first + count) for first, count, _ in SPLITS.values())
     assert all(end <= first for (_, end), (first, _) in itertools.pairwise(ranges))
-    assert set(SPLITS) == {"train", "train-large", "dev", "test", "dev-large", "test-large"}
+    assert set(SPLITS) == {"train", "train-large", "dev", "test", "test-medium", "dev-large", "test-large"}
 
 
 QUARTERS = {
