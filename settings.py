@@ -29,7 +29,6 @@ DATA_FOLDER = PROJECT / "playground" / "data"
 ALIASES = {"blip": "encoder"}  # what settings were called before
 DEFAULT_SPLITS = {"demo": "test-medium", "msrvtt": "1k-A"}  # the other datasets are used whole
 HUB_SECONDS = 5  # longest wait for a sign of the hub
-DEFAULT_SPLITS = {"demo": "test-medium", "msrvtt": "1k-A"}  # the other datasets are used whole
 
 # Strategies that move words or a vector, so that a person can see and edit the query; then all of them.
 MovingStrategyName = Literal[
