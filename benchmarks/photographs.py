@@ -181,7 +181,6 @@ def play(
     for on_people, calibration in calibrations.items():
         log(f"calibrated {'on people' if on_people else 'without labels'}: {calibration}")
     captions = dict(zip((image.id for image in world.images), world.captions, strict=True))
-    judges = _Remembering(world.judges)  # the same captions are judged in every run
     rewriter = QueryEditing("smollm2-135m-instruct", "fp32")
     tables: dict[int | None, dict[str, np.ndarray]] = {}
     for words in lengths:
@@ -195,7 +194,7 @@ def play(
             calibration = calibration.fused() if run.fused else calibration
             collection = Collection(retriever, None, lambda: said, lambda this=calibration: this)
             protocol = PROTOCOLS["tells" if run.tells else "honest"]
-            users = SimulatedUsers(retriever, world.images, queries, protocol, judges)
+            users = SimulatedUsers(retriever, world.images, queries, protocol, world.judges)
             records: list[Round] = []
             run_rounds(
                 queries,
@@ -212,20 +211,6 @@ def play(
                 control = found[run.name]
             log(_row(run.name, found[run.name], control))
     return tables
-
-
-class _Remembering:
-    """A sentence encoder that reads each text once."""
-
-    def __init__(self, encoder: SentenceEncoder) -> None:
-        self._encoder = encoder
-        self._known: dict[str, np.ndarray] = {}
-
-    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        new = [text for text in dict.fromkeys(texts) if text not in self._known]
-        if new:
-            self._known.update(zip(new, self._encoder.encode_texts(new), strict=True))
-        return np.stack([self._known[text] for text in texts])
 
 
 @dataclass(frozen=True)
@@ -281,6 +266,19 @@ def _gain(found: np.ndarray, control: np.ndarray) -> Difference:
     return paired_bootstrap(found[:, -1].astype(float) - control[:, -1])
 
 
+class _Remembering:
+    """A packaged sentence encoder that reads each text once: all runs read the same."""
+
+    def __init__(self, name: str) -> None:
+        self._encoder = open_sentence_encoder(name)
+        self._known: dict[str, np.ndarray] = {}
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        if new := [text for text in dict.fromkeys(texts) if text not in self._known]:
+            self._known.update(zip(new, self._encoder.encode_texts(new), strict=True))
+        return np.stack([self._known[text] for text in texts])
+
+
 # Captions in the place of pictures
 
 
@@ -291,7 +289,7 @@ def coco_world(path: Path, count: int, seed: int) -> World:
         said.setdefault(str(entry["image_id"]), []).append(" ".join(entry["caption"].split()))
     said = {name: captions for name, captions in said.items() if len(captions) >= 5}
     images = tuple(Image(name, Path(name), tuple(captions[3:5])) for name, captions in said.items())
-    minilm, e5 = open_sentence_encoder("all-minilm-l6-v2"), open_sentence_encoder("multilingual-e5-small")
+    minilm, e5 = _Remembering("all-minilm-l6-v2"), _Remembering("multilingual-e5-small")
     queries = _queries({name: captions[2] for name, captions in said.items()}, count, seed)
     vectors = minilm.encode_texts([captions[0] for captions in said.values()])
     asked = {query.target for query in queries}
@@ -513,7 +511,7 @@ def flickr8k_world(
     """Trains on the training pictures and makes a world of a split, or of all pictures ("all")."""
     from playground.flickr30k import read
 
-    minilm, e5 = open_sentence_encoder("all-minilm-l6-v2"), open_sentence_encoder("multilingual-e5-small")
+    minilm, e5 = _Remembering("all-minilm-l6-v2"), _Remembering("multilingual-e5-small")
     net = Features()
     everything = read(folder, "all").images
     train = [image.id for image in read(folder, "train").images]
