@@ -13,7 +13,9 @@ from __future__ import annotations
 from settings import InteractiveSettings, read_settings, run_script
 
 DATASET = "flickr30k"  # or another of docs/datasets.md
-STRATEGY = "rewrite-anchored"  # the first choice; "original", "append", "rewrite" or "rewrite-original"
+STRATEGY = (
+    "auto"  # the first choice: what found most; "rewrite-anchored", "bayes" or another of docs/feedback.md
+)
 SHOWN = 10  # pictures a round
 HOST = "127.0.0.1"  # any other address lets others in who have the token
 PORT = 7860

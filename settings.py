@@ -491,8 +491,10 @@ class DialogueSettings(IndexSettings):
 class InteractiveSettings(SessionSettings):
     """Opens a page on which a person searches, or the same in the terminal."""
 
-    strategy: StrategyName = option(
-        "rewrite-anchored", "How feedback moves the query, until the person chooses another."
+    strategy: StrategyName | Literal["auto"] = option(
+        "auto",
+        'How feedback moves the query, until the person chooses another; "auto": "bayes-captions" over an '
+        'index embedded with --captions, "rewrite-anchored" over a Milvus collection, else "bayes".',
     )
     shown: int = option(10, "Pictures shown a round, until the person chooses another number.", min=1)
     conditions: tuple[StrategyName, ...] = option(
@@ -527,7 +529,15 @@ class InteractiveSettings(SessionSettings):
         """
         if self.text is not None and not self.text.strip():
             raise ValueError(f"text: got {self.text!r}, expected words, such as --text 'a dog on a beach'")
-        return super().resolved()
+        settings = super().resolved()
+        if settings.strategy != "auto":
+            return settings
+        strategy = "rewrite-anchored"
+        if isinstance(settings.index, Path):
+            captioned = (settings.index / "captions.json").is_file()
+            strategy = "bayes-captions" if captioned else "bayes"
+        # From here on the run's name tells which one it is.
+        return dataclasses.replace(self, strategy=strategy).resolved()
 
     def run_name(self) -> str:
         """Returns the name of the find-this-picture study's folder."""

@@ -101,7 +101,7 @@ def write_report(
     import jinja2
 
     files = files or RunFiles(read_json(run_folder / "measures.json"))
-    settings = read_json(run_folder / "settings.json") | files.played
+    settings = {**read_json(run_folder / "settings.json"), **files.played}
     measures = files.measures
     means = measures["means_per_round"]
     if control_sessions is None:

@@ -127,7 +127,7 @@ def test_a_run_with_models_of_ones_own_calibrates_records_it_and_keeps_judge_and
 
 def test_without_captions_the_command_is_named_and_bayes_takes_the_defaults(settings, tmp_path):
     blip = str(model_folder(tmp_path / "blip", "itm.pth"))
-    named = {"encoder": blip, "caption_model": blip, "image_size": 32}
+    named = {"encoder": blip, "caption_model": blip, "image_size": 32, "quantization": "fp32"}
     settings = dataclasses.replace(settings, **named, user="reference").resolved()
     embed_images(open_dataset("image_folder", settings.root, "all"), settings)
     setup = Setup.open(settings)

@@ -138,8 +138,8 @@ def test_the_example_runs_and_ends_as_the_guide_says(capsys):
 
 
 def test_the_demo_writes_its_report_where_the_readmes_say():
-    (flags,) = re.findall(r"multi_modal_query_expansion\.py (--.*)", text_of("Makefile"))
-    run = settings.read_settings(settings.ExperimentSettings, {}, shlex.split(flags)).resolved()
+    (flags,) = re.findall(r"compare\.py (--.*)", text_of("Makefile"))
+    run = settings.read_settings(settings.ComparisonSettings, {}, shlex.split(flags)).resolved()
     for name in READMES:
         assert f"`runs/{run.run_name()}/report.html`" in text_of(name)
 
