@@ -176,6 +176,24 @@ def test_equal_images_have_equal_posteriors():
         assert name == "rrf" or len(set(scores.tolist())) == 1
 
 
+@pytest.mark.parametrize("room", [2**28, 0])
+def test_evidence_that_was_kept_and_evidence_computed_again_are_the_same_bytes(collection, room, monkeypatch):
+    monkeypatch.setattr("feedback.strategies.bayes.KEPT_BYTES", room)
+    monkeypatch.setattr("feedback.strategies.bayes.AT_ONCE", 2)
+    monkeypatch.setattr("feedback.strategies.bayes.IMAGES_AT_ONCE", 40)
+    turns = [turn([A, B, C], [A]), turn([D, E], [], [D]), turn([F, C], [C, F])]
+    told = [History(tuple(turns[:count])) for count in (1, 2, 3)]
+    going_on = make_strategy("bayes-captions", None, collection)
+    rows = []
+    for history in told:
+        several = going_on.next([history, History(history.turns[::-1]), history])
+        assert np.array_equal(several[0].search.scores, several[2].search.scores)
+        rows.append(several[0].search.scores)
+    for history, scores in zip(told, rows, strict=True):
+        (fresh,) = make_strategy("bayes-captions", None, collection).next([history])
+        assert np.array_equal(fresh.search.scores, scores)
+
+
 def test_the_prior_may_come_from_a_rewrite(collection):
     turns = [turn([A, B], [A])]
     (query,) = make_strategy("rewrite-bayes", Merger(), collection).next([History(tuple(turns))])

@@ -27,7 +27,12 @@ import numpy as np
 from feedback.calibration import NOISE
 from feedback.history import History, NextQuery, Strategy, Turn
 from feedback.strategies.collection import Collection
+from index.scores import all_scores
 from retriever import SearchQuery
+
+AT_ONCE = 64  # sessions whose posteriors are in memory, float64
+IMAGES_AT_ONCE = 4096
+KEPT_BYTES = 2**28  # of evidence kept between rounds: 64 sessions over a million images
 
 
 class Bayes:
@@ -50,38 +55,68 @@ class Bayes:
         self._collection = collection
         self._reads_captions = reads_captions
         self.needs_captions = inner.needs_captions
+        self._kept: dict[tuple[tuple[tuple[str, ...], ...], ...], np.ndarray] = {}  # evidence, by turns
 
     def next(self, histories: Sequence[History]) -> list[NextQuery]:
         """Returns the other strategy's texts, each with the log posterior of all images."""
         queries = self._inner.next(histories)
         vectors = self._collection.retriever.query_vectors([query.search for query in queries])
-        return [
-            NextQuery(SearchQuery(query.search.text, scores=self._posterior(row, history)), query.fallback)
-            for query, row, history in zip(queries, vectors, histories, strict=True)
-        ]
+        moved = []
+        for start in range(0, len(queries), AT_ONCE):
+            part = slice(start, start + AT_ONCE)
+            evidence = self._evidence(histories[part])
+            logs = self._collection.similarities(vectors[part]) / self._collection.calibration.prior
+            for query, row, known in zip(queries[part], logs, evidence, strict=True):
+                row += known
+                scores = (row - log_sum(row, axis=0)).astype(np.float32)
+                moved.append(NextQuery(SearchQuery(query.search.text, scores=scores), query.fallback))
+        return moved
 
-    def _posterior(self, query: np.ndarray, history: History) -> np.ndarray:
-        logs = self._collection.similarities(query[None])[0] / self._collection.calibration.prior
-        for turn in history.turns:
-            if turn.liked or turn.disliked:
-                logs += self._evidence(turn)
-        return (logs - log_sum(logs, axis=0)).astype(np.float32)
+    def _evidence(self, histories: Sequence[History]) -> list[np.ndarray]:
+        """Returns the sum of log P(picks | shown, t) over each session's turns, (n,) float32 each.
 
-    def _evidence(self, turn: Turn) -> np.ndarray:
-        shown = list(dict.fromkeys((*turn.shown, *turn.liked, *turn.disliked)))
-        affinity = self._affinity(shown)
-        likes = [shown.index(image_id) for image_id in turn.liked]
-        dislikes = [shown.index(image_id) for image_id in turn.disliked]
-        return log_ranking(affinity, likes) + log_ranking(-affinity, dislikes)
+        What a session's earlier turns told is kept from the last round, where there is room for it; otherwise
+        it is computed again, in the same order and to the same bits.
+        """
+        sums: list[np.ndarray] = []
+        new: list[tuple[int, Turn]] = []  # place of the session, and a turn that its sum lacks
+        for place, history in enumerate(histories):
+            kept = self._kept.pop(_told(history.turns[:-1]), None)
+            sums.append(np.zeros(len(self._collection.ids), np.float32) if kept is None else kept)
+            turns = history.turns if kept is None else history.turns[-1:]
+            new += [(place, turn) for turn in turns if turn.liked or turn.disliked]
+        if new:
+            self._add(sums, new)
+        for history, known in zip(histories, sums, strict=True):
+            self._kept[_told(history.turns)] = known
+        while sum(known.nbytes for known in self._kept.values()) > KEPT_BYTES:
+            del self._kept[next(iter(self._kept))]
+        return sums
 
-    def _affinity(self, ids: Sequence[str]) -> np.ndarray:
-        """Returns u of some images with all images, (m, n) float64."""
+    def _add(self, sums: list[np.ndarray], new: Sequence[tuple[int, Turn]]) -> None:
+        """Adds turns to the sums in place: one product of all that was shown, for a block of images a time."""
+        shown = [tuple(dict.fromkeys((*turn.shown, *turn.liked, *turn.disliked))) for _, turn in new]
+        rows = self._collection.rows([image_id for ids in shown for image_id in ids])
+        ends = np.cumsum([len(ids) for ids in shown])
+        for first in range(0, len(self._collection.ids), IMAGES_AT_ONCE):
+            block = slice(first, first + IMAGES_AT_ONCE)
+            affinities = np.split(self._affinity(rows, block), ends[:-1])
+            for (place, turn), ids, affinity in zip(new, shown, affinities, strict=True):
+                likes = [ids.index(image_id) for image_id in turn.liked]
+                dislikes = [ids.index(image_id) for image_id in turn.disliked]
+                sums[place][block] += log_ranking(affinity, likes) + log_ranking(-affinity, dislikes)
+
+    def _affinity(self, rows: np.ndarray, block: slice) -> np.ndarray:
+        """Returns u of some rows with a block of images, (m, block) float64."""
         collection, weights = self._collection, self._collection.calibration
-        rows = collection.rows(ids)
-        affinity = weights.pictures * collection.similarities(collection.vectors[rows])
+        affinity = weights.pictures * all_scores(collection.vectors[rows], collection.vectors[block])
         if self._reads_captions:
-            affinity += weights.captions * collection.caption_similarities(rows)
+            affinity += weights.captions * all_scores(collection.captions[rows], collection.captions[block])
         return affinity
+
+
+def _told(turns: Sequence[Turn]) -> tuple[tuple[tuple[str, ...], ...], ...]:
+    return tuple((turn.shown, turn.liked, turn.disliked) for turn in turns)
 
 
 def log_ranking(affinity: np.ndarray, picks: Sequence[int]) -> np.ndarray:

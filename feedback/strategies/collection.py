@@ -87,7 +87,3 @@ class Collection:
             (q, n) float64.
         """
         return all_scores(unit_rows(vectors, self.vectors.shape[1], "query vectors"), self.vectors)
-
-    def caption_similarities(self, rows: np.ndarray) -> np.ndarray:
-        """Compares the captions of some rows with all, (q, n) float64; equal captions are equally similar."""
-        return all_scores(self.captions[rows], self.captions)
