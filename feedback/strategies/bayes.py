@@ -94,7 +94,7 @@ class Bayes:
         return sums
 
     def _add(self, sums: list[np.ndarray], new: Sequence[tuple[int, Turn]]) -> None:
-        """Adds turns to the sums in place: one product of all that was shown, for a block of images a time."""
+        """Adds turns to the sums in place: one product of all that was shown, block by block of images."""
         shown = [tuple(dict.fromkeys((*turn.shown, *turn.liked, *turn.disliked))) for _, turn in new]
         rows = self._collection.rows([image_id for ids in shown for image_id in ids])
         ends = np.cumsum([len(ids) for ids in shown])
