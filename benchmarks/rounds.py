@@ -59,6 +59,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         scratch = Path(name)
         settings = ExperimentSettings(
             dataset="demo",
+            split="test",
             protocol=PROTOCOL,
             rewriting="guarded",  # as `benchmarks.sequential`
             strategy=STRATEGY,

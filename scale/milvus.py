@@ -1,6 +1,6 @@
 """Image vectors in a collection of Milvus, a vector database: the lists of `FaissIndex`, from a server.
 
-    python -m scale.milvus playground/data/demo/index-test milvus://HOST:19530/images
+    python -m scale.milvus playground/data/demo/index-test-medium milvus://HOST:19530/images
 
 fills a collection from an index folder; interactive_search.py then takes ``--index milvus://HOST:19530/images``.
 A collection gives no ranks: experiments, which need them in every round, use the folder. pymilvus talks alike
