@@ -25,8 +25,8 @@ from settings import PROJECT, run_script
 COMMANDS = {
     "help": "multi_modal_query_expansion.py --help",
     "search": 'interactive_search.py --dataset demo --text "a dog on a beach"',
-    "demo": "multi_modal_query_expansion.py --dataset demo --split test --strategy rewrite-anchored --caption-numbers 4"
-    " --queries 200",
+    "demo": "multi_modal_query_expansion.py --dataset demo --split test --strategy rewrite-anchored"
+    " --caption-numbers 4 --queries 200",
 }
 GOALS = {"help": 1.0, "search": 3.0}  # seconds, warm
 
