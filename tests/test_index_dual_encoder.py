@@ -2,10 +2,15 @@
 
 import importlib
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from chat_servers import COMMIT, into_hub_cache
 from PIL import Image
 from small_runs import model_folder, picture_folder
 from tiny_encoders import FAMILIES, save_encoder
@@ -15,6 +20,7 @@ from index.dual_encoder import DualEncoder
 from index.faiss_index import FaissIndex
 from settings import run_script
 
+PROJECT = Path(__file__).parent.parent
 TEXTS = ["a red Bus on the beach", "a dog", "狗 海滩", "the the the the the the the the the the the the cat"]
 # As each family's paper or model card says.
 TEXT_OPTIONS = {
@@ -154,3 +160,16 @@ def test_a_model_that_is_no_dual_encoder_is_refused(run, language_model, tmp_pat
     root = picture_folder(tmp_path / "pictures", 3)
     status, said = run("embed_image_as_faiss", dataset="image_folder", root=root, encoder=language_model)
     assert status == 2 and "it is a llama model, expected BLIP, or a dual encoder" in said[-1]
+
+
+def test_an_encoder_of_the_hub_is_known_by_its_commit(siglip, tmp_path):
+    """In a process of its own, which finds the model downloaded and the network gone."""
+    into_hub_cache(tmp_path / "hub", "someone/siglip", siglip)
+    root = picture_folder(tmp_path / "pictures", 3)
+    named = ["--dataset", "image_folder", "--root", str(root), "--encoder", "someone/siglip"]
+    offline = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "embed_image_as_faiss.py", *named]
+    done = subprocess.run(command, cwd=PROJECT, env=offline, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    manifest = read_json(root / "index-all" / "manifest.json")
+    assert manifest["model_fingerprint"].startswith(f"siglip someone/siglip@{COMMIT}")
