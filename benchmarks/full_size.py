@@ -1,7 +1,7 @@
 """What the full-size models cost on a GPU, measured without their weights: real sizes, random weights.
 
     python -m benchmarks.full_size --folder /data/random-models     # needs a GPU, and 32 GB of disk
-    python -m benchmarks.full_size --device cpu --precisions bf16 --batches 1 --max-tokens 8   # slow; 20 GB
+    python -m benchmarks.full_size --device cpu --precisions int8 --batches 1 --max-tokens 2   # without; slow
     python -m benchmarks.full_size --tiny                           # the same steps with tiny sizes, on a CPU
 
 Captioner (LLaVA-1.6 over Mistral 7B) and rewriter (Llama-3.1 8B) are drawn part by part, saved with a
@@ -81,6 +81,7 @@ def main() -> None:
     read.add_argument(
         "--max-tokens", type=int, help="of an answer; captions' 200 and rewrites' 100 otherwise"
     )
+    read.add_argument("--caption-pixels", type=int, help="as the setting; all tiles otherwise")
     read.add_argument("--loop", type=int, default=2, help="queries of the loop at the end")
     arguments = read.parse_args()
     report("full_size", arguments, list(measure(arguments)))
@@ -128,12 +129,14 @@ def measure(arguments: argparse.Namespace) -> Iterator[Row]:
             for batch in arguments.batches:
                 log.info("%s in %s, %d at a time", name, precision, batch)
                 open_model = partial(kind, str(folders[name]), precision, batch)
+                if name == "captioner":
+                    open_model.keywords["pixels"] = arguments.caption_pixels
                 row = {"model": name, "precision": precision}
                 yield row | measure_batch(open_model, use, batch, max_tokens)
         if arguments.loop:
             log.info("a loop in %s", precision)
             yield {"model": "both, in a loop", "precision": precision} | measure_loop(
-                folders, precision, arguments.loop
+                folders, precision, arguments.loop, arguments.caption_pixels
             )
 
 
@@ -236,7 +239,7 @@ def _save_random(make: Callable[..., Any], config: Any, folder: Path) -> None:
     model.generation_config.save_pretrained(folder)
 
 
-def measure_loop(folders: Mapping[str, Path], precision: Any, queries: int) -> Row:
+def measure_loop(folders: Mapping[str, Path], precision: Any, queries: int, pixels: int | None) -> Row:
     """Runs two rounds of the feedback loop, rewriting once for each query, the models taking turns."""
     from experiments.open_index import embed_dataset
     from experiments.run import run_experiment
@@ -256,6 +259,7 @@ def measure_loop(folders: Mapping[str, Path], precision: Any, queries: int) -> R
             ExperimentSettings(
                 "image_folder", root, preset="demo", caption_model=str(folders["captioner"]),
                 rewrite_model=str(folders["rewriter"]), quantization=precision, take_turns=True,
+                caption_pixels=pixels,
                 caption_batch=1, rewrite_batch=1, user="reference", rounds=2, queries=queries,
                 caption_cache=root / "captions.sqlite", output=root / "run",
             )

@@ -10,7 +10,7 @@ from benchmarks.full_size import measure, measure_batch
 
 def test_every_model_and_batch_is_measured(tmp_path, caplog):
     caplog.set_level("INFO")
-    given = {"device": "cuda", "max_tokens": None, "loop": 2}
+    given = {"device": "cuda", "max_tokens": None, "caption_pixels": 28 * 28, "loop": 2}
     arguments = argparse.Namespace(tiny=True, folder=tmp_path, precisions=["fp32"], batches=[2], **given)
     rows = list(measure(arguments))
     measured = [(row["model"], row["precision"], row["batch"]) for row in rows]
