@@ -17,7 +17,7 @@ from interactive.study import Task
 log = logging.getLogger(__name__)
 
 MAX_VISITORS = 64
-MAX_EARLIER = 8  # searches of a visitor that an address leads back to
+MAX_EARLIER = 50  # rounds of a visitor's earlier searches that an address leads back to
 MAX_WAITING = MAX_VISITORS  # visitors' jobs that wait for a thread: a place for each
 QUIET_SECONDS = 2.0  # closing takes longer only with a word
 
@@ -149,8 +149,8 @@ class State:
         """Remembers a search that another one replaces; the oldest ones are forgotten."""
         self.earlier.pop(session.id, None)
         self.earlier[session.id] = session
-        for old in list(self.earlier)[:-MAX_EARLIER]:
-            del self.earlier[old]
+        while sum(len(each.turns) for each in self.earlier.values()) > MAX_EARLIER:
+            del self.earlier[next(iter(self.earlier))]
 
 
 @dataclass

@@ -141,6 +141,7 @@ def test_a_comparison_takes_the_same_models_and_says_what_a_query_costs(mine, ca
     assert costs["seconds"] > 0
     assert runs["append, reference user"]["costs_per_query"]["tokens"] == 0
     table = capsys.readouterr().out
+    assert max(map(len, table.splitlines())) <= 100
     assert run_comparison(settings, OwnModels(mine, mine, mine)) == folder  # nothing is played again
     assert capsys.readouterr().out == table
     assert json.loads((folder / "comparison.json").read_text())["runs"] == runs
