@@ -209,6 +209,8 @@ class Page:
         """What is being done for a visitor, how many are ahead, and the captions there are by now."""
         visitor = self._known(request)
         stage, ahead = visitor.status
+        if visitor.job is not None and visitor.job.worker is self.writing:
+            stage = self.preparing or stage  # what all that use the models wait for
         session = visitor.state.session
         shown = [self._picture(image_id) for image_id in (session.current.shown_ids if session.turns else ())]
         captions = {each["number"]: each["caption"] for each in shown if each["caption"]}

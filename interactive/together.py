@@ -12,6 +12,7 @@ from typing import Generic, Protocol, TypeVar
 from PIL import Image
 
 from feedback.history import History, NextQuery
+from feedback.strategies import STRATEGIES
 from interactive.session import SearchContext
 
 Item = TypeVar("Item")
@@ -46,6 +47,8 @@ class Together(Generic[Item, Result]):
 
     def __call__(self, items: Sequence[Item]) -> list[Result]:
         """Returns the results of these items."""
+        if not items:
+            return []
         asked = (list(items), Future[Sequence[Result]]())
         with self._list:
             self._waiting.append(asked)
@@ -75,11 +78,11 @@ class SharedStrategy:
 
     Attributes:
         needs_captions: As the strategy.
-        next: As the strategy's, of all threads together.
+        next: As the strategy's, of all threads together where a captioner or language model is asked.
     """
 
     needs_captions: bool
-    next: Together[History, NextQuery]
+    next: Callable[[Sequence[History]], list[NextQuery]]
 
 
 class SharedCaptions:
@@ -102,7 +105,14 @@ def shared(context: SearchContext) -> SearchContext:
 
     @cache
     def strategy(name: str) -> SharedStrategy:
-        alone = context.strategy(name)
-        return SharedStrategy(alone.needs_captions, Together(alone.next, turn))
+        alone, entry = context.strategy(name), STRATEGIES[name]
+        together = Together(alone.next, turn)
+
+        def move(histories: Sequence[History]) -> list[NextQuery]:
+            # as `Session.needs_models`: what asks no model must not wait for one that loads
+            asks = entry.needs_captioner or entry.needs_rewriter
+            return (together if asks and any(each.liked for each in histories) else alone.next)(histories)
+
+        return SharedStrategy(alone.needs_captions, move)
 
     return replace(context, captions=SharedCaptions(context.captions, turn), strategy=strategy)

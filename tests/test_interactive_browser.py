@@ -40,7 +40,8 @@ def browser():
 
 
 @pytest.fixture
-def page(context, options, study):  # noqa: F811
+def page(context, options, study, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("interactive.page.REFINING", 1)  # one after the other, so that places can be seen
     return Page(context, options, study, names_shown=True)
 
 

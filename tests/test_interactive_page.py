@@ -413,8 +413,10 @@ def test_a_call_that_is_shared_gives_each_their_own_results_or_its_error():
     assert together(["y"]) == ["yy"]
 
 
-def test_loading_the_models_is_called_by_its_name_and_counts_as_nobody(person, page):
-    page.context.captions.is_open = False
+def test_loading_the_models_is_called_by_its_name_and_counts_as_nobody(person, page, options):  # noqa: F811
+    gate, page.context = page.context.captions, shared(page.context)
+    page.visitors.new_session = lambda: Session(page.context, options)
+    gate.is_open = False
     page.warm_up()
     people = [person(), person()]
     for client in people:
@@ -428,7 +430,7 @@ def test_loading_the_models_is_called_by_its_name_and_counts_as_nobody(person, p
     other = person()  # what needs no model does not wait
     act(other, "/search", text="a dog")
     assert len(numbers(act(other, "/append").text)) == 20 and "data-busy" not in act(other, "/more").text
-    page.context.captions.is_open = True
+    gate.is_open = True
     for client in people:
         assert "a dog, a " in finished(client)
     assert people[0].get("/ready").text == "" and "Ready" in people[0].get("/").text
