@@ -60,6 +60,8 @@ STRATEGY_LABELS = {
     "rocchio": "Move towards liked pictures (Rocchio)",
     "fusion": "Words, captions and pictures combined",
     "slerp": "Turn towards the captions (Slerp)",
+    "bayes": "Weigh all pictures by your picks (Bayes)",
+    "bayes-captions": "Weigh all pictures by your picks and by captions (Bayes)",
 }
 
 # Changes a copy of a visitor's state; returns what the visitor should know of the effect, or nothing.

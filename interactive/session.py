@@ -423,6 +423,8 @@ class Session:
         search = self.context.retriever.prepared([coming.search])[0]
         if added is not None and search.vector is not None:
             search = replace(search, vector=search.vector + added)  # of unit length: equal weights
+        elif added is not None:
+            search = replace(search, scores=self._beside_scores(search, added))
         asked = [NextQuery(search, coming.fallback)]
         record = search_round(
             [query], [past], asked, len(past), self.context.retriever, options.protocol
@@ -436,6 +438,16 @@ class Session:
             if hidden:  # hidden pictures were not seen: later rounds may show them, so nothing is exhausted
                 record = replace(record, shown=record.shown - hidden, stop="")
         return Turn(record, search, options, matches)
+
+    def _beside_scores(self, search: SearchQuery, added: np.ndarray) -> np.ndarray:
+        """Adds what a picture and signed words say to a query's scores, (images,) float32.
+
+        It is as strong beside the scores as it would be beside the cosines of the query's words.
+        """
+        retriever = self.context.retriever
+        vectors, scores = retriever.vectors_of(self.context.ids), np.asarray(search.scores)
+        cosines = vectors @ retriever.encode_texts([search.text or ""])[0]
+        return scores + vectors @ added * (scores.std() / (cosines.std() or 1))
 
     def _search_again(self, options: Options, say: Say) -> None:
         """Searches the round on view by other options; its marks stay, later rounds do not."""

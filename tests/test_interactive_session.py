@@ -259,6 +259,21 @@ def test_words_with_a_sign_steer_every_round(session):
             search("-beach")
 
 
+def test_words_with_a_sign_and_pictures_count_beside_scores_too(context):  # noqa: F811
+    session = Session(replace(context, strategies=("append", "bayes")), Options("bayes"))
+    session.search("a dog -beach", Image.new("RGB", (50, 50), PAINT["blue"]))
+    session.next_round()  # no marks: the posterior is the words' own order
+    vectors = context.retriever.vectors_of(IMAGE_IDS)
+    seen, expected = frozenset(session.turns[0].shown_ids), vectors @ session.turns[0].search.vector
+    order = [IMAGE_IDS[row] for row in np.argsort(-expected, kind="stable") if IMAGE_IDS[row] not in seen]
+    assert session.current.search.scores is not None
+    assert sorted(session.current.matches[:10]) == pytest.approx(
+        sorted((expected[IMAGE_IDS.index(i)] - expected.mean()) / expected.std() for i in order[:10]),
+        abs=2e-3,
+    )
+    assert not any("beach" in image_id for image_id in session.current.shown_ids)
+
+
 @pytest.mark.parametrize(
     ("text", "words", "signed"),
     [
