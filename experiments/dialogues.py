@@ -11,7 +11,6 @@ was held before. Results: runs/chatir-FILE/measures.json with cumulative Hits@10
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,7 +34,7 @@ from experiments.run_folder import run_folder
 from feedback.history import NextQuery
 from feedback.protocols import PROTOCOLS
 from feedback.rounds import search_round
-from files import write_json
+from files import parse_json, write_json
 from playground import open_dataset
 from records import Dataset, Image, Query, Round
 from retriever import Retriever, SearchQuery
@@ -201,9 +200,9 @@ def run_dialogues(settings: DialogueSettings, own: OwnModels | None = None) -> P
 
 def _read_list(path: Path, what: str) -> list[Any]:
     try:
-        entries = json.loads(path.read_bytes())
+        entries = parse_json(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); expected a list of {what}") from error
+        raise ValueError(f"{path}: {error}; expected a list of {what}") from error
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{path}: expected a JSON list of {what}, with at least one")
     return entries

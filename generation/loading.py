@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
+from files import read_json
 from settings import Precision, reach_hub
 
 log = logging.getLogger(__name__)
@@ -242,7 +242,7 @@ def model_type(model_id: str) -> str:
     path = Path(model_id)
     if path.exists():
         config = path / "config.json"
-        stated = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        stated = read_json(config) if config.is_file() else {}
         return stated.get("model_type", "blip")
     from transformers import AutoConfig
 

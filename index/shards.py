@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from files import file_sha256, make_folder, replace_file, write_errors, write_json
+from files import file_sha256, make_folder, parse_json, replace_file, write_errors, write_json
 from index.file_states import FileStates
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class ShardStore:
         shards = {}
         for label in sorted(self.folder.glob("*.json")):
             try:
-                number, values = int(label.stem), json.loads(label.read_text(encoding="utf-8"))
+                number, values = int(label.stem), parse_json(label.read_bytes())
                 vectors, _ = self._files(number)
                 if values.pop("sha256") != _checksum(vectors, values):
                     raise ValueError("damaged")

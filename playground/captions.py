@@ -32,6 +32,7 @@ NOT_TEXT = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff]")
 _OTHER_NAMES = {"image": "image_name", "video_id": "image_name", "caption": "comment", "sentence": "comment"}
 _TOKEN_LINE = re.compile(r"(?P<name>[^\t|,]+)#(?P<number>\d+)\t(?P<comment>.*)")
 _NUL_STAND_IN = "\x1a"  # a control character, too; the csv module of Python 3.10 gives up on NUL itself
+_MAX_LINE = 2**22  # letters of a captions file
 _LISTED = 3
 
 
@@ -178,16 +179,26 @@ def table_lines(path: Path, next_command: str) -> Iterator[Line]:
         raise FileNotFoundError(f"{path}: no such captions file; {next_command}")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            header_line, first = next(((n, line) for n, line in enumerate(file, 1) if line.strip()), (1, ""))
+            lines = _bounded(path, file)
+            header_line, first = next(((n, line) for n, line in enumerate(lines, 1) if line.strip()), (1, ""))
             if _TOKEN_LINE.match(first):
-                yield from _token_lines(first, header_line, file)
+                yield from _token_lines(first, header_line, lines)
             else:
-                yield from _rows(path, first, header_line, file, next_command)
+                yield from _rows(path, first, header_line, lines, next_command)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: got text that is not UTF-8 ({error.reason}); save it as UTF-8") from error
 
 
-def _token_lines(first: str, number: int, file: TextIO) -> Iterator[Line]:
+def _bounded(path: Path, file: TextIO) -> Iterator[str]:
+    while line := file.readline(_MAX_LINE):
+        if len(line) == _MAX_LINE:
+            raise ValueError(
+                f"{path}: got a line of more than {_MAX_LINE} letters, expected a caption a line"
+            )
+        yield line
+
+
+def _token_lines(first: str, number: int, file: Iterator[str]) -> Iterator[Line]:
     for place, text in enumerate((first, *file), number):
         match = _TOKEN_LINE.match(text.rstrip("\r\n"))
         if match:
@@ -196,7 +207,7 @@ def _token_lines(first: str, number: int, file: TextIO) -> Iterator[Line]:
             yield Line(f"line {place}", text.strip()[:80], flaw="not of the form NAME#NUMBER, tab, comment")
 
 
-def _rows(path: Path, first: str, header_line: int, file: TextIO, next_command: str) -> Iterator[Line]:
+def _rows(path: Path, first: str, header_line: int, file: Iterator[str], next_command: str) -> Iterator[Line]:
     piped = first.count("|") > first.count(",")
     dialect: dict[str, Any] = {"delimiter": "|" if piped else ",", "skipinitialspace": not piped}
     header = next(csv.reader([first.strip().replace("\0", _NUL_STAND_IN)], **dialect), [])

@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,12 +14,15 @@ import pytest
 from index_world import ColourEncoder, build, failures, make_images, random_rows, save_index
 from PIL import Image as PILImage
 
-from files import WriteFailed, append_lines, make_folder, write_json
+from experiments.dialogues import _read_list
+from files import WriteFailed, append_lines, make_folder, read_lines, write_json
+from generation.loading import model_type
 from index import decode
 from index.decode import BrokenImage, open_hashed, open_image
 from index.faiss_index import FaissIndex
 from index.folder import finish_swap
 from index.limited import LimitedProcesses
+from playground.captions import table_lines
 from settings import PROJECT
 from tests.flips import KINDS
 from tests.flips import run as run_flips
@@ -211,3 +215,72 @@ def test_who_stops_the_embedding_does_not_wait_for_a_picture_without_an_end(tmp_
         process.send_signal(signal.SIGTERM)
         begun = time.monotonic()
         assert process.wait(30) == 143 and time.monotonic() - begun < 4
+
+
+# Texts
+
+
+def test_nesting_without_an_end_is_one_line_or_a_skip(tmp_path):
+    deep = "[" * 100_000
+    images = make_images(tmp_path / "set", 3)
+    (tmp_path / "index" / ".partial").mkdir(parents=True)
+    for name in ("manifest.json", ".partial/0.json"):
+        (tmp_path / "index" / name).write_text(deep)
+    assert len(build(images, ColourEncoder(), tmp_path / "index")) == 3
+    (tmp_path / "config.json").write_text(deep)
+    with pytest.raises(ValueError, match=r"config.json: not JSON"):
+        model_type(str(tmp_path))
+    with pytest.raises(ValueError, match=r"deep.json: not JSON"):
+        (tmp_path / "deep.json").write_text(deep)
+        list(_read_list(tmp_path / "deep.json", "dialogues"))
+
+
+@pytest.mark.parametrize("letters", [200_000, 2**23])
+def test_a_field_and_a_line_without_an_end_are_one_line(tmp_path, letters):
+    path = tmp_path / "images_captions.csv"
+    path.write_text(f"image_name,comment\na.jpg,{'x' * letters}\n")
+    with pytest.raises(ValueError, match=r"images_captions.csv: .*(larger than|more than)"):
+        list(table_lines(path, "try again"))
+
+
+def test_a_line_of_records_without_an_end_is_refused_in_bounded_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("files.MAX_LINE_BYTES", 2**20)
+    (tmp_path / "rounds.jsonl").write_bytes(b"{" * 2**22)
+    with pytest.raises(ValueError, match=r"rounds.jsonl, line 1: got more than 1 MB in one line"):
+        list(read_lines(tmp_path / "rounds.jsonl"))
+
+
+# Connections
+
+
+def test_silent_connections_are_closed_and_one_address_cannot_take_all(monkeypatch):
+    uvicorn = pytest.importorskip("uvicorn", reason="needs requirements/page.txt")
+    from interactive import connections
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
+    config = uvicorn.Config(
+        app, port=0, http=connections.Connection, limit_concurrency=8, log_config=None, lifespan="off"
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(10)]
+    silent[0].sendall(b"GET / HTTP/1.1\r\n")  # and no more of it
+    until = time.monotonic() + 10
+    status = 503
+    while status != 200 and time.monotonic() < until:
+        time.sleep(0.2)
+        with socket.create_connection(("127.0.0.1", port)) as asking:
+            asking.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            status = int(asking.recv(100).split()[1])
+    assert status == 200
+    assert all(one.recv(100) == b"" for one in silent)  # closed by the server
+    server.should_exit = True
+    thread.join(10)
