@@ -15,6 +15,7 @@ import signal
 import sqlite3
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -194,8 +195,36 @@ def _run(command: list[str], log: Path, die_at: int, watched: Path | None) -> No
     if watched is not None:
         _count_changes(watched, die_at, log.with_name(log.name + ".changes"))
     os.chdir(PROJECT)
+    _count_work(log.with_name("work"))
     sys.argv = list(command)
     runpy.run_path(f"{command[0]}.py", run_name="__main__")
+
+
+def _count_work(counted: Path) -> None:
+    """Notes each batch of pictures that is embedded or captioned, in a line of the file."""
+    from BLIP.captioner import BlipCaptioner
+    from BLIP.model import BlipEncoder
+
+    def noting(what: str, work: Callable) -> Callable:
+        def noted(self, images, *arguments, **options):
+            done = work(self, images, *arguments, **options)
+            with counted.open("a") as file:
+                file.write(f"{what} {len(images)}\n")
+            return done
+
+        return noted
+
+    BlipEncoder.encode_images = noting("embedded", BlipEncoder.encode_images)
+    BlipCaptioner.caption = noting("captioned", BlipCaptioner.caption)
+
+
+def work_done(counted: Path) -> Counter[str]:
+    """Returns how many pictures were embedded and captioned since the file was removed."""
+    done: Counter[str] = Counter()
+    for line in counted.read_text().splitlines() if counted.exists() else ():
+        what, count = line.split()
+        done[what] += int(count)
+    return done
 
 
 def _count_changes(watched: Path, die_at: int, counted: Path) -> None:

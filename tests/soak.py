@@ -21,9 +21,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.faults_world import PLAYED, World, kill, make_pictures, run, start
+from tests.faults_world import PLAYED, SHARD_SIZE, World, kill, make_pictures, run, start, work_done
 
 COMMANDS = ("embed", "caption", "play")
+CAPTIONS_AT_ONCE = 8
 IN_A_ROW = 3  # kills of each command of a lap, at most
 
 
@@ -46,23 +47,38 @@ class Campaign:
         world.clear()
         self._finish("embed")  # until then the libraries are loaded
         world.clear()
+        (world.home / "work").unlink(missing_ok=True)
         for name in COMMANDS:
             begun = time.monotonic()
             self._finish(name)
             self.seconds[name] = time.monotonic() - begun
         self.reference = world.result()
+        self.work = work_done(world.home / "work")  # of a lap without a kill
+        self.twice: Counter[str] = Counter()
         self.end = time.monotonic() + 60 * minutes
 
     def kill_at_random(self, kills: int) -> None:
         """Plays laps until as many processes have been killed."""
         while self.killed.total() < kills and time.monotonic() < self.end:
             self.world.clear()
+            (self.world.home / "work").unlink(missing_ok=True)
+            before = self.killed.total()
             for name in COMMANDS:
                 for _ in range(IN_A_ROW):
                     if not self._killed_once(name):
                         break
                 self._finish(name)
             self._compare("killed at random")
+            self._count_twice(self.killed.total() - before)
+
+    def _count_twice(self, kills: int) -> None:
+        """Counts what was embedded or captioned again; a kill may cost the part or batch under way."""
+        done = work_done(self.world.home / "work")
+        for what, at_once in (("embedded", SHARD_SIZE), ("captioned", CAPTIONS_AT_ONCE)):
+            again = done[what] - self.work[what]
+            self.twice[what] += again
+            if again > kills * at_once:
+                self.laps[f"DIFFERENT: {again} {what} again after {kills} kills"] += 1
 
     def _killed_once(self, name: str) -> bool:
         """Starts a command and kills it after a while; says whether it had not ended before."""
@@ -123,7 +139,7 @@ class Campaign:
             kept = self.world.home / f"different-{self.laps.total()}"
             shutil.copytree(self.world.made, kept)
             sys.stdout.write(f"differing: {', '.join(differing)}; kept in {kept}\n")
-        sys.stdout.write(f"{dict(self.killed)}, laps: {dict(self.laps)}\n")
+        sys.stdout.write(f"{dict(self.killed)}, laps: {dict(self.laps)}, again: {dict(self.twice)}\n")
         sys.stdout.flush()
 
     @property
@@ -138,9 +154,11 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200, help="at random moments (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="end after so many")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rewriter", help="a language model; one of random weights when not given")
     options = parser.parse_args()
     home = Path(tempfile.mkdtemp(prefix="soak-"))
-    rewriter = ("--strategy", "rewrite-anchored", "--rewrite-model", make_language_model(home / "model"))
+    model = options.rewriter or make_language_model(home / "model")
+    rewriter = ("--strategy", "rewrite-anchored", "--rewrite-model", model)
     world = World(home, play_options=(*PLAYED, *rewriter))
     make_pictures(world.pictures, 96, side=112)
     campaign = Campaign(world, options.seed, options.minutes)
