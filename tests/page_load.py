@@ -1,5 +1,6 @@
 """Many people at the demo's page at once: searches a second, and how long a refinement takes.
 
+    python embed_image_as_faiss.py --dataset demo --split test
     python -m tests.page_load --people 1 10 50
 
 Starts the page in a process of its own. Everybody searches; then all like the first picture and refine at
@@ -111,7 +112,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="refinements of each")
     options = parser.parse_args()
     words = iter(dict.fromkeys(query.text for query in open_dataset("demo", None, "test").queries))
-    command = [sys.executable, "interactive_search.py", "--dataset", "demo", "--port", "0", "--no-describe"]
+    command = [sys.executable, "interactive_search.py", "--dataset", "demo", "--split", "test"]
+    command += ["--strategy", "rewrite-anchored", "--port", "0", "--no-describe"]
     with subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE, text=True) as page:
         try:
             assert page.stderr is not None

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from index_world import save_index
 
-from files import file_sha256
+from files import file_sha256, own_sha256
 from index import approximate
 from index.approximate import build_approximate, choose_kind, measure_recall
 from index.faiss_index import FaissIndex
@@ -82,6 +82,7 @@ def test_a_damaged_or_foreign_file_is_refused(pair, tmp_path):
     path.write_bytes((tmp_path / "vectors.faiss").read_bytes())
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     manifest["sha256"]["approximate.faiss"] = file_sha256(path)
+    manifest["own_sha256"] = own_sha256(manifest)
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=r"approximate\.faiss: got a IndexFlatIP of 3000 vectors"):
         FaissIndex.open(tmp_path)
