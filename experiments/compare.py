@@ -280,7 +280,7 @@ def _narrow(cells: list[list[str]], measure: str) -> list[list[str]]:
     kept = [0, *([1] if any(row[1] != "1" for row in cells[1:]) else []), *rounds, minus, p_value]
     users = {row[0].split(", ", 1)[1] for row in cells[1:] if row[minus]}
     shared = f", {users.pop()}" if len(users) == 1 else ""
-    header = [f"{measure} in round", "seeds", *map(str, range(len(rounds))), *cells[0][minus:]]
+    header = [f"{measure} in round", "seeds", *map(str, range(len(rounds))), cells[0][minus], "p"]
     rows = [[row[0].removesuffix(shared), *row[1:]] for row in cells[1:]]
     return [[row[place] for place in kept] for row in (header, *rows)]
 
