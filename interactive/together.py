@@ -89,10 +89,18 @@ class SharedCaptions:
     """Captions that many threads ask for."""
 
     def __init__(self, captions: Captions, turn: threading.Lock) -> None:
-        self.captions_of = Together(captions.captions_of, turn)
+        self._known: dict[str, str] = {}
+        self._made = Together(captions.captions_of, turn)
         self._describe: Together[Image.Image, str] = Together(
             lambda pictures: [captions.describe(one) for one in pictures], turn
         )
+
+    def captions_of(self, image_ids: Sequence[str]) -> list[str]:
+        """Returns one caption an id, in order; for those asked for before, nobody waits."""
+        missing = [image_id for image_id in image_ids if image_id not in self._known]
+        if missing:
+            self._known.update(zip(missing, self._made(missing), strict=True))
+        return [self._known[image_id] for image_id in image_ids]
 
     def describe(self, picture: Image.Image) -> str:
         """Captions a picture that is not of the collection."""

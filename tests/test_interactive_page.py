@@ -388,6 +388,19 @@ def test_many_who_refine_are_served_together(context, options, study):  # noqa: 
     page.writing.close()
 
 
+def test_what_needs_no_model_does_not_wait_for_those_who_do(context):  # noqa: F811
+    turns = shared(context)
+    assert turns.captions.captions_of(IMAGE_IDS[:2]) == KnownCaptions().captions_of(IMAGE_IDS[:2])
+    context.captions.is_open = False
+    busy = threading.Thread(target=turns.captions.captions_of, args=(IMAGE_IDS[5:6],))
+    busy.start()
+    begun = time.monotonic()
+    assert turns.captions.captions_of(IMAGE_IDS[:2]) == KnownCaptions().captions_of(IMAGE_IDS[:2])
+    assert time.monotonic() - begun < 5
+    context.captions.is_open = True
+    busy.join(10)
+
+
 def test_a_call_that_is_shared_gives_each_their_own_results_or_its_error():
     calls, lock = [], threading.Lock()
 
