@@ -181,7 +181,7 @@ def play(
     for on_people, calibration in calibrations.items():
         log(f"calibrated {'on people' if on_people else 'without labels'}: {calibration}")
     captions = dict(zip((image.id for image in world.images), world.captions, strict=True))
-    rewriter = QueryEditing("smollm2-135m-instruct", "fp32")
+    rewriter = QueryEditing("smollm2-135m-instruct", "auto", batch_size=64)
     tables: dict[int | None, dict[str, np.ndarray]] = {}
     for words in lengths:
         queries = [replace(query, text=" ".join(query.text.split()[:words])) for query in world.queries]
@@ -561,7 +561,7 @@ def main() -> None:
     read.add_argument("path", type=Path, help="COCO's caption file, or Flickr8k's folder")
     read.add_argument("--split", default="test", help='of flickr8k: "dev", "test", or "all"')
     read.add_argument("--queries", type=int, default=1000)
-    read.add_argument("--words", type=int, default=5, help="of a short query")
+    read.add_argument("--words", type=int, nargs="+", default=[5, 0], help="of the queries; 0: all")
     read.add_argument("--seed", type=int, default=0, help="of the choice of queries")
     read.add_argument("--runs", nargs="+", default=["picks"], choices=RUNS, help="groups of runs")
     read.add_argument("--features", type=Path, help="file that keeps the photographs' features")
@@ -571,7 +571,7 @@ def main() -> None:
     else:
         world = flickr8k_world(given.path, given.split, given.queries, given.seed, given.features)
     runs = [run for group in given.runs for run in RUNS[group]]
-    tables = play(world, (given.words, None), log.info, runs)
+    tables = play(world, [words or None for words in given.words], log.info, runs)
     rows = []
     for words, table in tables.items():
         control = np.zeros(0)
