@@ -23,7 +23,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image as PILImage
@@ -34,14 +34,13 @@ from evaluation.comparison import Difference, paired_bootstrap
 from feedback.calibration import Calibration, calibrate, calibrate_on_people
 from feedback.protocols import PROTOCOLS
 from feedback.sentence_encoder import SentenceEncoder, encode_captions, open_sentence_encoder
-from feedback.simulated_users import CONTROLS, SimulatedUsers
 from index.decode import open_image
-from index.faiss_index import FaissIndex
-from index.fused import FusedEncoder, fused_rows
 from index.scores import unit_rows
 from records import Image, Query, Round
-from retriever import Retriever
 from settings import run_script
+
+if TYPE_CHECKING:
+    from retriever import Retriever
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +81,7 @@ class Run:
             "captions in the search": self.fused,
             "scrolling" if self.is_control else self.strategy: True,
             "on people": self.on_people,
-            f"{self.user} picks": self.user in CONTROLS and not self.is_control,
+            f"{self.user} picks": self.user != "independent" and not self.is_control,
             f"up to {self.likes} picks": self.likes > 1,
             f"{self.noise:.0%} wrong": self.noise > 0,
             "tells": self.tells,
@@ -101,7 +100,7 @@ RUNS = {  # by the name of the group
             for on_people in (False, True)
             for habit in ({}, {"likes": 3}, {"noise": 0.3})
         ),
-        *(replace(POSTERIOR, user=user) for user in CONTROLS),
+        *(replace(POSTERIOR, user=user) for user in ("random", "first")),
     ),
     "fused": (
         SCROLLING,
@@ -172,6 +171,7 @@ def play(
         By length and name, (queries, ROUNDS) booleans: found by then.
     """
     from feedback.rounds import run_rounds
+    from feedback.simulated_users import SimulatedUsers
     from feedback.strategies import STRATEGIES, make_strategy
     from feedback.strategies.collection import Collection
     from query_editing import QueryEditing
@@ -239,6 +239,10 @@ def _calibration(world: World, said: np.ndarray, on_people: bool) -> Calibration
 
 
 def _retriever(world: World, said: np.ndarray, share: float) -> Retriever:
+    from index.faiss_index import FaissIndex
+    from index.fused import FusedEncoder, fused_rows
+    from retriever import Retriever
+
     encoder, vectors = world.encoder, world.vectors
     if share:
         encoder = FusedEncoder(encoder, world.compares, said.shape[1], share, "captions")
@@ -583,7 +587,7 @@ def main() -> None:
             shares = {f"search {number}": 100 * share for number, share in enumerate(found.mean(axis=0))}
             gains = {"minus scrolling": 100 * gain.mean, "low": 100 * gain.low, "high": 100 * gain.high}
             rows.append({"words": words or "all", "run": run.name, **shares, **gains})
-    report(f"photographs-{given.data}", given, rows)
+    report("photographs", given, rows)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from itertools import permutations
 
 import numpy as np
 
-from experiments.open_index import open_named_dataset, open_retriever
+from benchmarks.timing import parser, report
 from playground.demo.catalogue import SETTINGS, things
 from settings import InteractiveSettings, run_script
 
@@ -22,7 +22,10 @@ MIN_BOTH, MIN_ONE = 2, 4  # pictures with both words, and with the wanted one al
 
 
 def main() -> None:
-    """Prints a table; embed first: python embed_image_as_faiss.py --dataset demo --split dev."""
+    """Reads the command line, measures and reports; embed first: --dataset demo --split dev."""
+    given = parser(__doc__).parse_args()
+    from experiments.open_index import open_named_dataset, open_retriever
+
     settings = InteractiveSettings("demo", split="dev").resolved()
     retriever, dataset = open_retriever(settings), open_named_dataset(settings)
     ids = retriever.index.ids
@@ -43,7 +46,7 @@ def main() -> None:
     wanted, unwanted = (
         retriever.encode_texts([f"a {word}" for word in words]) for words in zip(*pairs, strict=True)
     )
-    print(f"{len(pairs)} pairs\n| Weight | wanted % | unwanted % |\n| ---: | ---: | ---: |")
+    rows = []
     for weight in WEIGHTS:
         rankings = retriever.search(wanted - np.float32(weight) * unwanted, BEST)
         shown = [
@@ -51,7 +54,9 @@ def main() -> None:
             for (one, other), ranking in zip(pairs, rankings, strict=True)
             for image_id in ranking.ids
         ]
-        print("| {} | {:.1f} | {:.1f} |".format(weight, *100 * np.mean(shown, axis=0)))
+        shares = 100 * np.mean(shown, axis=0)
+        rows.append({"weight": weight, "pairs": len(pairs), "wanted %": shares[0], "unwanted %": shares[1]})
+    report("signed_words", given, rows)
 
 
 if __name__ == "__main__":
