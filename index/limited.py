@@ -48,6 +48,7 @@ class LimitedProcesses:
         self._cpu_seconds, self._seconds = cpu_seconds, seconds
         self._idle: list[subprocess.Popen[bytes]] = []
         self._busy: set[subprocess.Popen[bytes]] = set()
+        self._changing = threading.Lock()  # held while a process becomes busy, idle or stopped
         self._large = threading.Lock()
         if hasattr(os, "register_at_fork"):  # a fork must not read the answers to its parent
             os.register_at_fork(after_in_child=self._forget)
@@ -55,22 +56,31 @@ class LimitedProcesses:
     def ask(self, request: bytes) -> bytes:
         """Returns the reply to a request; LimitBroken if there is none. As many are served as threads ask."""
         process = self._take()
-        self._busy.add(process)
+        with self._changing:
+            self._busy.add(process)
         try:
             reply = self._reply(process, request)
         except BaseException:
+            with self._changing:
+                self._busy.discard(process)
             process.kill()
             process.communicate()
             raise
-        finally:
-            self._busy.discard(process)
-        self._idle.append(process)
+        with self._changing:
+            stopped = process not in self._busy
+            if not stopped:
+                self._busy.remove(process)
+                self._idle.append(process)
+        if stopped:  # after it had answered; it must not be asked again
+            process.communicate()
         return reply
 
     def stop(self) -> None:
         """Kills the processes at work, whose requests end with LimitBroken."""
-        for process in list(self._busy):
-            process.kill()
+        with self._changing:
+            for process in self._busy:
+                process.kill()
+            self._busy.clear()
 
     def _take(self) -> subprocess.Popen[bytes]:
         while self._idle:
@@ -121,7 +131,8 @@ class LimitedProcesses:
         return f"ends its process with status {status}"
 
     def _forget(self) -> None:
-        self._idle, self._busy, self._large = [], set(), threading.Lock()
+        self._idle, self._busy = [], set()
+        self._changing, self._large = threading.Lock(), threading.Lock()
 
 
 def serve(module: str, name: str, cpu_seconds: int) -> None:

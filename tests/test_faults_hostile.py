@@ -182,6 +182,24 @@ def test_what_never_comes_is_waited_for_by_the_clock(tmp_path, monkeypatch):
         open_image(tmp_path / "pipe.jpg")
 
 
+def test_a_process_stopped_just_after_it_had_answered_is_not_asked_again(tmp_path, monkeypatch):
+    processes = LimitedProcesses("index.decode:answer")
+    monkeypatch.setattr(decode, "_processes", processes)
+    (image,) = make_images(tmp_path, 1)
+    replies = processes._reply
+
+    def stopped_at_once(process, request):
+        reply = replies(process, request)
+        processes.stop()
+        return reply
+
+    for _ in range(3):
+        monkeypatch.setattr(processes, "_reply", stopped_at_once)
+        open_image(image.path)
+        monkeypatch.setattr(processes, "_reply", replies)
+        open_image(image.path)
+
+
 def test_a_process_that_was_killed_costs_nobody_a_picture(tmp_path, monkeypatch):
     processes = LimitedProcesses("index.decode:answer")
     monkeypatch.setattr(decode, "_processes", processes)
