@@ -49,7 +49,7 @@ def plot_recall_f1(
         axes.set_xlabel("Round")
         axes.set_ylabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         top = max(max(summary[drawn]) for summary in curves.values())
         axes.set_ylim(0, min(1.0, top * 1.15) if top else 1.0)
         axes.margins(x=0.04)
