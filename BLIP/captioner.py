@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,7 +18,24 @@ from BLIP.tokenizer import Tokenizer
 from BLIP.towers import Captioner
 from BLIP.weight_files import content, find_weights
 
+SMALL = 256  # width of a decoder; the demo's has 192, BLIP base 768
 PROMPT = "a picture of "  # what the released captioners were trained to begin with
+
+
+@contextmanager
+def _few_threads(model: Captioner) -> Iterator[None]:
+    """Has a small model compute with one thread, as it was before afterwards.
+
+    Its steps are so short that threads mostly wait for each other, and where another process keeps a core
+    busy, a spinning wait takes many times as long as the step.
+    """
+    before = torch.get_num_threads()
+    if model.text_decoder.config.hidden_size <= SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class BlipCaptioner:
@@ -80,7 +98,8 @@ class BlipCaptioner:
         captions = []
         for start in range(0, len(images), self._batch_size):
             pixels = pictures.to_pixels(images[start : start + self._batch_size], self.image_size)
-            ids = self.generate(pixels, prompt, max_length=max_length, min_length=min_length)
+            with _few_threads(self.model):
+                ids = self.generate(pixels, prompt, max_length=max_length, min_length=min_length)
             captions += [caption.strip() for caption in self.read(ids, prompt)]
         return captions
 

@@ -188,3 +188,22 @@ def test_whatever_changes_a_vector_changes_the_fingerprint(tmp_path, monkeypatch
     assert is_another()
     monkeypatch.setattr("index.fingerprint.VERSION", 99)
     assert is_another()
+
+
+def test_a_small_captioner_computes_with_one_thread_and_leaves_the_others_theirs(monkeypatch):
+    captioner = BlipCaptioner.open(FIXTURES / "captioner.pth", batch_size=2)
+    before, threads, generate = torch.get_num_threads(), [], captioner.generate
+
+    def counted(*given, **more):
+        threads.append(torch.get_num_threads())
+        return generate(*given, **more)
+
+    monkeypatch.setattr(captioner, "generate", counted)
+    torch.set_num_threads(2)
+    try:
+        captioner.caption([Image.new("RGB", (8, 8))])
+        monkeypatch.setattr("BLIP.captioner.SMALL", 0)
+        captioner.caption([Image.new("RGB", (8, 8))])
+        assert threads == [1, 2] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
