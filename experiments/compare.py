@@ -118,8 +118,8 @@ def run_comparison(settings: ComparisonSettings, own: OwnModels | None = None) -
             scores[play.name] = _scores(folder, setup, play, measure)
         setup.costs.save()
         rows = _compare(plays, scores, measure, setup)
-        _report_best(folder, rows, measure, setup)
         _write(folder, rows, measure, setup)
+        _report_best(folder, rows, setup)
     return folder
 
 
@@ -208,6 +208,8 @@ def _write(folder: Path, rows: Sequence[Row], measure: str, setup: Setup) -> Non
     write_bytes(folder / "comparison.md", text.encode())
     write_bytes(folder / "comparison.csv", as_csv(scores).encode())
     write_json(folder / "comparison.json", _json(rows, setup))
+    means = {row.play.name: row.scores.means for row in rows}
+    plot_recall_f1(means, folder / "comparison.png", measure=measure)
     differences = {row.play.name: row.minus_scrolling for row in rows if not row.play.is_control}
     if differences:
         label = f"{measure} of the last round minus the control's"
@@ -216,11 +218,9 @@ def _write(folder: Path, rows: Sequence[Row], measure: str, setup: Setup) -> Non
     log.info("written: %s, comparison.png, differences.png", folder / "comparison.md")
 
 
-def _report_best(folder: Path, rows: Sequence[Row], measure: str, setup: Setup) -> None:
-    """Draws all runs, and reports the one that gained most over its control, case by case."""
+def _report_best(folder: Path, rows: Sequence[Row], setup: Setup) -> None:
+    """Reports the run that gained most over its control, case by case."""
     settings, queries = setup.loop, setup.queries
-    means = {row.play.name: row.scores.means for row in rows}
-    plot_recall_f1(means, folder / "comparison.png", measure=measure)
     compared = [row for row in rows if not row.play.is_control]
     if not compared:
         return

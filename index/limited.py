@@ -56,8 +56,6 @@ class LimitedProcesses:
     def ask(self, request: bytes) -> bytes:
         """Returns the reply to a request; LimitBroken if there is none. As many are served as threads ask."""
         process = self._take()
-        with self._changing:
-            self._busy.add(process)
         try:
             reply = self._reply(process, request)
         except BaseException:
@@ -83,10 +81,14 @@ class LimitedProcesses:
             self._busy.clear()
 
     def _take(self) -> subprocess.Popen[bytes]:
-        while self._idle:
-            process = self._idle.pop()
-            if process.poll() is None:
-                return process
+        with self._changing:
+            idle = [process for process in self._idle if process.poll() is None]
+            process = idle.pop() if idle else self._start()
+            self._idle = idle
+            self._busy.add(process)
+        return process
+
+    def _start(self) -> subprocess.Popen[bytes]:
         module, name = self._function.split(":")
         program = (
             f"import sys; sys.path.insert(0, {str(PROJECT)!r}); "

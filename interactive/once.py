@@ -26,7 +26,12 @@ def search_once(settings: InteractiveSettings, index: ImageIndex | None = None) 
     picture = None if settings.picture is None else open_image(settings.picture.expanduser())
     if not text and picture is None:
         raise ValueError(f"text: got only words with a sign ({settings.text}); say what to look for, too")
-    retriever = open_retriever(settings, index=index)
+    if settings.search_captions:
+        from experiments.setup import Setup
+
+        retriever = Setup.open(settings, index=index).retriever
+    else:
+        retriever = open_retriever(settings, index=index)
     vector = None if picture is None else retriever.encode_images([picture])[0]
     added = beside_words(signed, vector, retriever)
     if text:
