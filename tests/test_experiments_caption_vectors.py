@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import IMAGE_IDS, KnownCaptions, WordEncoder, caption_of
-from small_runs import model_folder, picture_folder
+from small_runs import draw_noise, model_folder, picture_folder
 
-from experiments.caption_vectors import embed_captions
+from evaluation.runs import stream_rounds
+from experiments.caption_vectors import embed_captions, embed_dataset_captions
 from experiments.open_index import embed_images
 from experiments.own_models import OwnModels
 from experiments.run import run_experiment
@@ -142,3 +143,53 @@ def test_one_encoder_for_user_and_system_is_refused_by_name(settings):
     with pytest.raises(ValueError, match="user_model: got all-minilm-l6-v2, by which the system compares"):
         run_experiment(same, OwnModels(Colours(), Colours()))
     assert EmbeddingSettings("demo").caption_encoder != ExperimentSettings("demo").user_model
+
+
+def test_pictures_and_captions_are_searched_together_in_every_round(settings):
+    model = Colours()
+    own = OwnModels(model, model, None, Meaning(), WordEncoder())
+    plain = replace_output(settings, strategy="original", name="plain")
+    fused = replace_output(settings, strategy="original", name="fused", search_captions=True)
+    run_experiment(plain, own)
+    run_experiment(fused, own)
+    scores = [
+        [record.scores for record in stream_rounds(one.output / "rounds.jsonl")] for one in (plain, fused)
+    ]
+    assert len(scores[0]) == len(scores[1]) > 0 and scores[0][0] != scores[1][0]
+    setup = Setup.open(fused.resolved(), own=own)
+    captions = setup.caption_vectors
+    (query,) = setup.retriever.encode_texts(["a picture"])
+    assert captions.calibration["share"] == 0.2
+    assert len(query) == 3 + captions.vectors.shape[1] and np.linalg.norm(query[:3]) == pytest.approx(
+        0.8**0.5, abs=1e-5
+    )
+    assert json.loads((fused.output / "settings.json").read_text())["captions_sha256"]
+    assert fused.run_name() != plain.run_name()
+
+
+def replace_output(settings, name, **changes):
+    return dataclasses.replace(settings, output=settings.output.with_name(name), **changes)
+
+
+def test_calibration_on_another_splits_people_is_kept_and_says_so(tmp_path):
+    names = [f"{number}.jpg" for number in range(24)]
+    draw_noise([tmp_path / "Images" / name for name in names])
+    lines = [f"{name},a picture {number} of {word}\n" for number, name in enumerate(names) for word in "ab"]
+    (tmp_path / "captions.txt").write_text("image,caption\n" + "".join(lines))
+    for split, listed in (("test", names[:12]), ("dev", names[12:])):
+        (tmp_path / f"Flickr_8k.{split}Images.txt").write_text("\n".join(listed))
+    model = Colours()
+    own = OwnModels(model, model, None, Meaning())
+    test = EmbeddingSettings("flickr30k", tmp_path, split="test", captions=True)
+    on_people = dataclasses.replace(test, calibration_split="dev")
+    with pytest.raises(FileNotFoundError, match="--split dev"):
+        embed_dataset_captions(on_people, own)
+    embed_dataset_captions(dataclasses.replace(test, split="dev"), own)
+    alone = embed_dataset_captions(test, own)
+    assert alone.calibrated_on == "the system's captions" and alone.calibration["share"] == 0.2
+    made = embed_dataset_captions(on_people, own)
+    assert made.calibrated_on == "people's captions of split dev"
+    assert np.array_equal(made.vectors, alone.vectors) and made.calibration != alone.calibration
+    assert embed_dataset_captions(test, own).calibration == made.calibration  # not undone by the way
+    with pytest.raises(ValueError, match="calibration_split: got 'test', the split itself"):
+        embed_dataset_captions(dataclasses.replace(test, calibration_split="test"), own)

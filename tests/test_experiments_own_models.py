@@ -104,7 +104,7 @@ def test_a_comparison_takes_the_same_models_and_says_what_a_query_costs(mine, ca
     folder = run_comparison(settings, OwnModels(mine, mine, mine))
     names = {path.name for path in folder.iterdir()}
     assert {"comparison.md", "comparison.csv", "comparison.json", "comparison.png"} <= names
-    assert {"differences.png", "costs.json"} <= names
+    assert {"differences.png", "costs.json", "report.html"} <= names
     played = {path.name.removesuffix(".rounds.jsonl") for path in folder.glob("*.rounds.jsonl")}
     assert {path.name for path in (folder / "trec").iterdir()} == played and len(played) == 13
     hits = {}

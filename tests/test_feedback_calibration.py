@@ -10,6 +10,7 @@ from feedback.calibration import (
     TEMPERATURES,
     WEIGHTS,
     Calibration,
+    _judgements,
     calibrate,
     calibrate_on_people,
     likeliest_weight,
@@ -122,7 +123,7 @@ def test_what_agrees_more_with_people_weighs_more_in_search_and_picks():
     assert good.fused_prior < good.prior  # two views of a thing tell more than one
 
 
-def test_the_query_is_not_what_the_pseudo_user_judges_by():
+def test_queries_are_whole_captions_and_first_words_by_turns():
     pictures, captions, people, encode = random_world(0.5, 0.5)
     read = []
     calibrate_on_people(
@@ -146,3 +147,15 @@ def test_over_fused_rows_the_user_model_is_the_same():
         same, abs=1e-4
     )
     assert fused.prior == 0.04
+
+
+def test_the_pseudo_user_judges_by_all_captions_but_the_query():
+    place = {text: row for row, text in enumerate("abcdef")}
+    people = [("a", "b", "c"), ("d",), ("e", "f")]
+
+    def compare(texts):
+        return np.eye(6, dtype=np.float32)[[place[text] for text in texts]]
+
+    first, last = _judgements(people, [0, 2], compare)  # queries: caption 0 of image 0, caption 1 of image 2
+    assert first == pytest.approx([2 / 3, 0, 0])  # of a, b and c, the mean meets b and c
+    assert last == pytest.approx([0, 0, 1 / 2])

@@ -1,5 +1,6 @@
 """Defaults, constants and the command line; what is wrong is said in one line."""
 
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -123,3 +124,15 @@ def test_mistakes_become_one_line_and_a_status(error, status, words, caplog):
 def test_our_own_mistakes_are_not_hidden():
     with pytest.raises(ZeroDivisionError):
         run_script(lambda: 1 // 0)
+
+
+def test_the_page_starts_with_what_the_index_allows(tmp_path):
+    folder = InteractiveSettings("image_folder", tmp_path, index=tmp_path)
+    assert folder.resolved().strategy == "bayes"
+    (tmp_path / "captions.json").write_text("{}")
+    assert folder.resolved().strategy == "bayes-captions" and "bayes-captions" in str(
+        folder.resolved().output
+    )
+    milvus = dataclasses.replace(folder, index="milvus://localhost:19530/images")
+    assert milvus.resolved().strategy == "rewrite-anchored"
+    assert dataclasses.replace(folder, strategy="append").resolved().strategy == "append"
