@@ -203,8 +203,8 @@ class Retriever:
         return places, rows.reshape(-1, self.index.dimension)
 
     def _scores(self, query: SearchQuery, left_out: np.ndarray) -> np.ndarray:
-        """Returns a query's scores, float64, minus infinity in the rows that are left out."""
-        scores = np.array(query.scores, dtype=np.float64)
+        """Returns a query's scores, float32, minus infinity in the rows that are left out."""
+        scores = np.array(query.scores)
         if len(scores) != len(self.index):
             raise ValueError(
                 f"query: got {len(scores)} scores, expected one for each of {len(self.index)} images"

@@ -176,8 +176,11 @@ class FaissIndex:
         return self._approximate.kind if self._approximate else "flat"
 
     def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
-        """Looks up the vectors of n images, (n, dimension) float32, a copy; an unknown id is a ValueError."""
-        return self.vectors[rows_of(ids, self.row_of)]
+        """Looks up the vectors of n images, (n, dimension) float32; an unknown id is a ValueError.
+
+        A copy, unless `ids` are the index's own: then its read-only vectors.
+        """
+        return self.vectors if ids is self.ids else self.vectors[rows_of(ids, self.row_of)]
 
     def search(self, vectors: np.ndarray, k: int, exclude: Exclusions | None = None) -> list[Ranking]:
         """Lists the nearest images of each query; what does not fit is a ValueError.

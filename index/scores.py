@@ -16,6 +16,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 GRID = np.float32(2**26)
+COARSE = np.float32(2**11)
+COARSE_ONE = float(COARSE**2)
 UNIT_TOLERANCE = 1e-3
 ROWS_AT_ONCE = 2048  # 4 MB of 256-d float64: what the product reads stays in the processor's cache
 QUERIES_AT_ONCE = 256
@@ -55,6 +57,16 @@ def unit_rows(vectors: np.ndarray, dimension: int, what: str) -> np.ndarray:
             "divide each row by its length first"
         )
     return np.ascontiguousarray(np.rint(array * GRID) / GRID)
+
+
+def coarse_rows(rows: np.ndarray) -> np.ndarray:
+    """Rounds unit rows, (n, d) float32, to whole multiples of 1 / COARSE; returns the multiples.
+
+    Their products, `COARSE_ONE` times a cosine, are whole numbers below 2**24 and so exact in float32 too, in
+    half the time of float64. A cosine moves by about 2e-4: enough for likeness, not for a search.
+    """
+    multiples = rows * COARSE
+    return np.rint(multiples, out=multiples)
 
 
 def check_ids(ids: Iterable[str]) -> None:
@@ -138,7 +150,7 @@ def count_places(
 def best_rows(scores: np.ndarray, k: int) -> np.ndarray:
     """Finds the k best rows of one query, int64, in order: the higher score first, then the lower row.
 
-    `scores` are (n,) float64; minus infinity marks a row that may not be listed.
+    `scores` are (n,) floats; minus infinity marks a row that may not be listed.
     """
     if k < 1:
         raise ValueError(f"search: got k={k}, expected at least 1")

@@ -1,9 +1,10 @@
-"""The search benchmark on few vectors: every engine has its row, held against the true lists and ranks."""
+"""The benchmarks of search and strategies on few vectors: who is measured has a row, and finds what is true."""
 
 import argparse
 
 import pytest
 
+from benchmarks import posterior
 from benchmarks.search import measure
 
 
@@ -17,3 +18,10 @@ def test_each_engine_is_measured_and_exact_ones_are_right(tmp_path):
     assert plain["times faiss-flat"] == 1
     assert flat["times faiss-flat"] == pytest.approx(flat["queries/CPU s"] / plain["queries/CPU s"])
     assert not (tmp_path / "flat").exists()
+
+
+def test_each_strategy_is_played_over_several_rounds(tmp_path):
+    arguments = argparse.Namespace(strategies=list(posterior.STRATEGIES), sessions=3, rounds=3)
+    rows = posterior.measure(arguments, 700, tmp_path)
+    assert [row["strategy"] for row in rows] == list(posterior.STRATEGIES)
+    assert all(row["first round"] > 0 and row["last round"] > 0 for row in rows)

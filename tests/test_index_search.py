@@ -93,6 +93,19 @@ def test_rounding_to_the_grid_moves_nothing_that_matters_and_is_stable():
     assert ((rounded.astype(np.float64) * 2**26) % 1 == 0).all()
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 700), st.integers(1, 5))
+def test_products_of_coarse_rows_are_exact_in_float32(seed, dimension, count):
+    vectors = unit_rows(random_rows(seed, count, dimension), dimension, "rows")
+    vectors = np.concatenate([vectors, -vectors, np.eye(1, dimension, dtype=np.float32)])
+    rows = exact.coarse_rows(vectors)
+    products = rows @ rows.T
+    assert rows.dtype == products.dtype == np.float32
+    assert np.array_equal(products, rows.astype(np.float64) @ rows.T.astype(np.float64))
+    cosines = vectors.astype(np.float64) @ vectors.T.astype(np.float64)
+    assert np.abs(products / exact.COARSE_ONE - cosines).max() < dimension**0.5 / exact.COARSE
+
+
 def test_fewer_come_when_fewer_are_left():
     vectors = random_rows(11, 3, 4)
     index = FaissIndex.build(["a", "b", "c"], vectors)

@@ -21,18 +21,19 @@ Source: PicHunter (Cox, Miller, Minka, Papathomas and Yianilos 2000, IEEE Transa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import numpy as np
 
 from feedback.calibration import NOISE
-from feedback.history import History, NextQuery, Strategy, Turn
+from feedback.history import History, NextQuery, Strategy
 from feedback.strategies.collection import Collection
-from index.scores import all_scores
+from feedback.strategies.kept import KeptSums, NewTurn
+from index.scores import COARSE_ONE, coarse_rows, score_blocks, unit_rows
 from retriever import SearchQuery
 
-AT_ONCE = 64  # sessions whose posteriors are in memory, float64
+AT_ONCE = 64  # sessions whose posteriors are computed together
 IMAGES_AT_ONCE = 4096
-KEPT_BYTES = 2**28  # of evidence kept between rounds: 64 sessions over a million images
 
 
 class Bayes:
@@ -55,7 +56,7 @@ class Bayes:
         self._collection = collection
         self._reads_captions = reads_captions
         self.needs_captions = inner.needs_captions
-        self._kept: dict[tuple[tuple[tuple[str, ...], ...], ...], np.ndarray] = {}  # evidence, by turns
+        self._evidence = KeptSums(_told, self._add)
 
     def next(self, histories: Sequence[History]) -> list[NextQuery]:
         """Returns the other strategy's texts, each with the log posterior of all images."""
@@ -64,81 +65,79 @@ class Bayes:
         moved = []
         for start in range(0, len(queries), AT_ONCE):
             part = slice(start, start + AT_ONCE)
-            evidence = self._evidence(histories[part])
-            logs = self._collection.similarities(vectors[part]) / self._collection.calibration.prior
+            logs = self._log_prior(vectors[part])
+            evidence = self._evidence.of(histories[part], len(self._collection.ids))
             for query, row, known in zip(queries[part], logs, evidence, strict=True):
                 row += known
-                scores = (row - log_sum(row, axis=0)).astype(np.float32)
-                moved.append(NextQuery(SearchQuery(query.search.text, scores=scores), query.fallback))
+                row -= log_sum(row)
+                moved.append(NextQuery(SearchQuery(query.search.text, scores=row), query.fallback))
         return moved
 
-    def _evidence(self, histories: Sequence[History]) -> list[np.ndarray]:
-        """Returns the sum of log P(picks | shown, t) over each session's turns, (n,) float32 each.
+    def _log_prior(self, vectors: np.ndarray) -> np.ndarray:
+        """Returns s(query, t) / PRIOR, (q, n) float32, of exact similarities."""
+        queries = unit_rows(vectors, self._collection.vectors.shape[1], "query vectors")
+        logs = np.empty((len(queries), len(self._collection.ids)), np.float32)
+        for some, rows, scores in score_blocks(queries, self._collection.vectors):
+            np.divide(scores, self._collection.calibration.prior, out=logs[some, rows], casting="same_kind")
+        return logs
 
-        What a session's earlier turns told is kept from the last round, where there is room for it; otherwise
-        it is computed again, in the same order and to the same bits.
-        """
-        sums: list[np.ndarray] = []
-        new: list[tuple[int, Turn]] = []  # place of the session, and a turn that its sum lacks
-        for place, history in enumerate(histories):
-            kept = self._kept.pop(_told(history.turns[:-1]), None)
-            sums.append(np.zeros(len(self._collection.ids), np.float32) if kept is None else kept)
-            turns = history.turns if kept is None else history.turns[-1:]
-            new += [(place, turn) for turn in turns if turn.liked or turn.disliked]
-        if new:
-            self._add(sums, new)
-        for history, known in zip(histories, sums, strict=True):
-            self._kept[_told(history.turns)] = known
-        while sum(known.nbytes for known in self._kept.values()) > KEPT_BYTES:
-            del self._kept[next(iter(self._kept))]
-        return sums
-
-    def _add(self, sums: list[np.ndarray], new: Sequence[tuple[int, Turn]]) -> None:
-        """Adds turns to the sums in place: one product of all that was shown, block by block of images."""
-        shown = [tuple(dict.fromkeys((*turn.shown, *turn.liked, *turn.disliked))) for _, turn in new]
+    def _add(self, new: Sequence[NewTurn]) -> None:
+        """Adds log P(picks | shown, t): one product of all that was shown, block by block of images."""
+        told = [(each.sum, each.history.turns[each.number]) for each in new]
+        told = [(total, turn) for total, turn in told if turn.liked or turn.disliked]
+        if not told:
+            return
+        shown = [tuple(dict.fromkeys((*turn.shown, *turn.liked, *turn.disliked))) for _, turn in told]
         rows = self._collection.rows([image_id for ids in shown for image_id in ids])
         ends = np.cumsum([len(ids) for ids in shown])
+        compared = [(coarse_rows(vectors[rows]), vectors, weight) for vectors, weight in self._compared()]
         for first in range(0, len(self._collection.ids), IMAGES_AT_ONCE):
             block = slice(first, first + IMAGES_AT_ONCE)
-            affinities = np.split(self._affinity(rows, block), ends[:-1])
-            for (place, turn), ids, affinity in zip(new, shown, affinities, strict=True):
-                likes = [ids.index(image_id) for image_id in turn.liked]
-                dislikes = [ids.index(image_id) for image_id in turn.disliked]
-                sums[place][block] += log_ranking(affinity, likes) + log_ranking(-affinity, dislikes)
+            alike = [
+                (np.split(some @ coarse_rows(vectors[block]).T, ends[:-1]), np.float32(weight / COARSE_ONE))
+                for some, vectors, weight in compared
+            ]
+            for place, (total, turn) in enumerate(told):
+                affinity = reduce(np.add, [weight * parts[place] for parts, weight in alike])
+                for picks, sign in ((turn.liked, 1), (turn.disliked, -1)):
+                    places = [shown[place].index(image_id) for image_id in picks]
+                    total[block] += log_ranking(affinity, places, sign)
 
-    def _affinity(self, rows: np.ndarray, block: slice) -> np.ndarray:
-        """Returns u of some rows with a block of images, (m, block) float64."""
+    def _compared(self) -> list[tuple[np.ndarray, float]]:
+        """Returns the vectors that the user model compares, (n, d) float32 unit rows, and their weights."""
         collection, weights = self._collection, self._collection.calibration
-        affinity = weights.pictures * all_scores(collection.vectors[rows], collection.vectors[block])
-        if self._reads_captions:
-            affinity += weights.captions * all_scores(collection.captions[rows], collection.captions[block])
-        return affinity
+        compared = [(collection.vectors, weights.pictures)]
+        return compared + ([(collection.captions, weights.captions)] if self._reads_captions else [])
 
 
-def _told(turns: Sequence[Turn]) -> tuple[tuple[tuple[str, ...], ...], ...]:
-    return tuple((turn.shown, turn.liked, turn.disliked) for turn in turns)
+def _told(history: History, count: int) -> tuple[tuple[tuple[str, ...], ...], ...]:
+    return tuple((turn.shown, turn.liked, turn.disliked) for turn in history.turns[:count])
 
 
-def log_ranking(affinity: np.ndarray, picks: Sequence[int]) -> np.ndarray:
+def log_ranking(affinity: np.ndarray, picks: Sequence[int], sign: int = 1) -> np.ndarray | float:
     """Computes log P(picks in this order | shown, t) for all images t.
 
     Args:
-        affinity: (m, n) float64, u of the m shown images with all n images.
+        affinity: (m, n) floats, u of the m shown images with all n images.
         picks: Of the m, each once.
+        sign: -1 for dislikes.
 
     Returns:
-        (n,) float64; zeros without a pick.
+        (n,) of the same dtype; 0 without a pick.
     """
     left = list(range(len(affinity)))
-    logs = np.zeros(affinity.shape[1])
+    logs: np.ndarray | float = 0.0
     for pick in picks:
-        share = np.exp(affinity[pick] - log_sum(affinity[left], axis=0))
-        logs += np.log((1 - NOISE) * share + NOISE / len(left))
+        less = affinity[left] if len(left) < len(affinity) else affinity
+        odds = less - affinity[pick] if sign > 0 else affinity[pick] - less
+        with np.errstate(over="ignore"):  # an infinite sum is a softmax of 0, as it should be
+            one_over_softmax = np.exp(odds, out=odds).sum(axis=0)
+        logs += np.log((1 - NOISE) / one_over_softmax + NOISE / len(left))
         left.remove(pick)
     return logs
 
 
-def log_sum(values: np.ndarray, axis: int) -> np.ndarray:
-    """Returns log(sum(exp(values))) along an axis, without overflow."""
-    top = values.max(axis=axis)
-    return top + np.log(np.exp(values - np.expand_dims(top, axis)).sum(axis=axis))
+def log_sum(values: np.ndarray) -> np.floating:
+    """Returns log(sum(exp(values))), without overflow."""
+    top = values.max()
+    return top + np.log(np.exp(values - top).sum())

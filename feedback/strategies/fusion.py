@@ -27,12 +27,14 @@ and Lee 1997 for CombSUM with its normalisation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from itertools import islice
 
 import numpy as np
 
 from feedback.history import History, NextQuery
 from feedback.strategies.collection import Collection
+from feedback.strategies.kept import KeptSums, NewTurn
 from feedback.strategies.words import appended
 from retriever import SearchQuery
 
@@ -41,6 +43,7 @@ IMAGE = 0.1
 STEP = 0.05
 FEEDBACK = 0.05
 RANK_CONSTANT = 60  # Cormack et al.'s
+LISTS_AT_ONCE = 16  # (16, n) float64 are in memory
 
 
 class Fusion:
@@ -98,21 +101,42 @@ class ListFusion:
         """
         self._collection = collection
         self._credit = credit
+        self._sums = KeptSums(_listed, self._add)
 
     def next(self, histories: Sequence[History]) -> list[NextQuery]:
         """Returns words and captions as text, with the added scores."""
+        sums = self._sums.of(histories, len(self._collection.ids))
         return [
-            NextQuery(SearchQuery(appended(history), scores=self._added(history))) for history in histories
+            NextQuery(SearchQuery(appended(history), scores=added.copy()))
+            for history, added in zip(histories, sums, strict=True)
         ]
 
-    def _added(self, history: History) -> np.ndarray:
-        texts = self._collection.encode([history.words, *history.captions])
-        images = self._collection.vectors_of(tuple(dict.fromkeys(history.liked)))
-        lists = self._collection.similarities(np.concatenate([texts, images]))
-        added = self._credit(lists[0])
-        for scores in lists[1:]:
-            added = added + FEEDBACK * self._credit(scores)
-        return added.astype(np.float32)
+    def _add(self, new: Sequence[NewTurn]) -> None:
+        """Adds the lists that turns bring, in each session in the same order however many come together."""
+        brought = [_brought(each) for each in new]
+        encoded = iter(self._collection.encode([text for texts, _ in brought for text in texts]))
+        lists: list[tuple[np.ndarray, float, np.ndarray]] = []  # the sum that it goes to, weight and query
+        for each, (texts, liked) in zip(new, brought, strict=True):
+            queries = [*islice(encoded, len(texts)), *self._collection.vectors_of(liked)]
+            weights = [1.0 if each.number == place == 0 else FEEDBACK for place in range(len(queries))]
+            lists += [(each.sum, weight, query) for weight, query in zip(weights, queries, strict=True)]
+        for first in range(0, len(lists), LISTS_AT_ONCE):
+            part = lists[first : first + LISTS_AT_ONCE]
+            similarities = self._collection.similarities(np.stack([query for _, _, query in part]))
+            for (added, weight, _), scores in zip(part, similarities, strict=True):
+                added += weight * self._credit(scores)
+
+
+def _listed(history: History, count: int) -> Hashable:
+    return history.words, tuple((turn.captions, turn.liked) for turn in history.turns[:count])
+
+
+def _brought(new: NewTurn) -> tuple[list[str], list[str]]:
+    """Returns captions and liked images new in a turn; the first turn also brings the words."""
+    turn, earlier = new.history.turns[new.number], History(new.history.turns[: new.number])
+    captions = [caption for caption in dict.fromkeys(turn.captions) if caption not in earlier.captions]
+    liked = [image_id for image_id in dict.fromkeys(turn.liked) if image_id not in earlier.liked]
+    return ([] if new.number else [new.history.words]) + captions, liked
 
 
 def slerp(start: np.ndarray, end: np.ndarray, step: float) -> np.ndarray:
@@ -135,8 +159,13 @@ def slerp(start: np.ndarray, end: np.ndarray, step: float) -> np.ndarray:
 
 def rank_credit(scores: np.ndarray) -> np.ndarray:
     """Returns 1 / (60 + rank) of each image; ranks count from 1."""
+    order = np.argsort(-scores)  # the fast kind, which leaves equal scores in any order
+    ordered = scores[order]
+    equal = ordered[1:] == ordered[:-1]
+    tied = np.flatnonzero(np.append(equal, False) | np.append(False, equal))
+    order[tied] = order[tied][np.lexsort((order[tied], -ordered[tied]))]
     credit = np.empty(len(scores))
-    credit[np.argsort(-scores, kind="stable")] = 1 / (RANK_CONSTANT + 1 + np.arange(len(scores)))
+    credit[order] = 1 / (RANK_CONSTANT + 1 + np.arange(len(scores)))
     return credit
 
 
