@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
+import faiss
 import numpy as np
 
 GRID = np.float32(2**26)
@@ -21,6 +22,9 @@ COARSE_ONE = float(COARSE**2)
 UNIT_TOLERANCE = 1e-3
 ROWS_AT_ONCE = 2048  # 4 MB of 256-d float64: what the product reads stays in the processor's cache
 QUERIES_AT_ONCE = 256
+FEW_QUERIES = 6  # of more, turning all vectors into float64 once costs less than FAISS's scan for each
+FEW_LISTED = 2048
+SPARE = 16  # candidates more than asked for, so that rounding seldom matters
 REBUILD = "build the index with: python embed_image_as_faiss.py"  # what errors of a damaged index end with
 
 Exclusions = Sequence[Collection[str] | np.ndarray | None]
@@ -116,6 +120,9 @@ def list_rows(
         excluded: For each query the rows that may not be listed, int64, each once.
     """
     k = min(k, len(vectors))
+    if len(queries) <= FEW_QUERIES:
+        alone = zip(queries, excluded, strict=True)
+        return [_list_alone(query[None], vectors, k, left_out) for query, left_out in alone]
     at_once = max(1, min(QUERIES_AT_ONCE, QUERIES_AT_ONCE * ROWS_AT_ONCE // max(1, k)))  # bounds the pairs
     found: list[tuple[np.ndarray, np.ndarray]] = []
     for first in range(0, len(queries), at_once):
@@ -226,6 +233,23 @@ def _allowed_blocks(
         some = slice(*np.searchsorted(rows, (block.start, block.stop)))
         scores[which[some], rows[some] - block.start] = -np.inf
         yield block.start, scores
+
+
+def _list_alone(
+    query: np.ndarray, vectors: np.ndarray, k: int, excluded: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Has FAISS find candidates in float32, and scores them exactly; in doubt, scores all."""
+    wanted = k + len(excluded) + SPARE
+    if wanted <= min(FEW_LISTED, len(vectors)):
+        rough, found = faiss.knn(query, vectors, wanted, metric=faiss.METRIC_INNER_PRODUCT)
+        rows = np.setdiff1d(found[0], excluded)
+        scores = vectors[rows].astype(np.float64) @ query[0].astype(np.float64)
+        order = np.lexsort((rows, -scores))[:k]
+        rows, scores = rows[order], scores[order]
+        # A float32 sum of d products of unit vectors is off by less than d / 2**24, in whatever order.
+        if scores[-1] > rough[0, -1] + query.shape[1] / 2**24:
+            return rows, scores
+    return _list_part(query, vectors, k, [excluded])[0]
 
 
 def _list_part(

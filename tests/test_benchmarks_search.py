@@ -1,4 +1,4 @@
-"""The benchmarks of search and strategies on few vectors: who is measured has a row, and finds what is true."""
+"""The benchmarks of search and strategies, on few vectors: each way has a row, held against what is true."""
 
 import argparse
 

@@ -28,7 +28,7 @@ def by_fractions(vectors, query, left_out=()):
     return order, scores
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     count=st.integers(1, 30),
@@ -37,9 +37,13 @@ def by_fractions(vectors, query, left_out=()):
     queries=st.integers(1, 4),
     k=st.integers(1, 35),
     block=st.integers(1, 31),
+    few=st.sampled_from([0, 4]),
+    spare=st.integers(0, 3),
     data=st.data(),
 )
-def test_search_and_rank_match_brute_force(seed, count, dimension, distinct, queries, k, block, data):
+def test_search_and_rank_match_brute_force(
+    seed, count, dimension, distinct, queries, k, block, few, spare, data
+):
     vectors = random_rows(seed, count, dimension, distinct)
     asked = random_rows(seed + 1, queries, dimension)
     asked[0] = vectors[0]
@@ -49,6 +53,8 @@ def test_search_and_rank_match_brute_force(seed, count, dimension, distinct, que
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exact, "ROWS_AT_ONCE", block)
         patch.setattr(exact, "QUERIES_AT_ONCE", 2)
+        patch.setattr(exact, "FEW_QUERIES", few)
+        patch.setattr(exact, "SPARE", spare)
         found = index.search(asked, k, exclude=[{ids[row] for row in rows} for rows in rows_left_out])
         same = index.search(asked, k, exclude=[np.array(sorted(rows), dtype=int) for rows in rows_left_out])
         assert found == same
@@ -76,6 +82,14 @@ def test_a_thousand_equal_vectors_come_in_the_order_of_their_rows(monkeypatch):
         assert list(near.ids[:1000]) == twins[:k] and len(near.ids) == len(far.ids) == k
     ranks = index.rank_of(np.repeat(query[:1], 1000, axis=0), twins)
     assert ranks.tolist() == list(range(1, 1001))
+
+
+def test_a_query_alone_finds_what_differs_by_less_than_float32_tells():
+    vectors = np.repeat(unit_rows(np.abs(random_rows(3, 1, 64)), 64, "rows"), 40, axis=0)
+    vectors[30:, 7] += 2.0**-26  # one step of the grid, which a sum in float32 cannot hold
+    index = FaissIndex.build(names(40), vectors)
+    (alone,) = index.search(vectors[:1], 8)
+    assert alone.ids == tuple(names(38)[30:])
 
 
 def test_scores_do_not_depend_on_the_batch():
