@@ -1,4 +1,4 @@
-"""Lists and ranks over many vectors, against FAISS's own flat index.
+"""Lists and ranks over many vectors, against FAISS's own flat index and another graph.
 
     python -m benchmarks.search --sizes 31783 1000000
 
@@ -6,13 +6,14 @@ The vectors are made up: clusters on the unit sphere, each spread in 32 directio
 same clusters; all lies in the folder of TMPDIR. Every engine builds and searches in a process of its own,
 with one thread and with two. What it finds is held against float64 products over all vectors. FAISS has no
 ranks: its flat index sorts all vectors, for a few queries, as code does that looks a target up in the whole
-list.
+list. ``--engines usearch`` is the HNSW graph of USearch (pip install usearch), which has no ranks at all.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -26,7 +27,8 @@ from settings import run_script
 
 log = logging.getLogger(__name__)
 
-ENGINES = ("flat", "hnsw", "ivf", "faiss-flat")  # the last is FAISS's own
+ENGINES = ("flat", "hnsw", "ivf", "faiss-flat", "usearch")
+OWN = ENGINES[:3]  # this project's
 LISTED = 10
 CLUSTER = 500  # vectors in a cluster, on average
 DIMENSION = 256
@@ -34,6 +36,7 @@ DIRECTIONS = 32
 BLOCK = 65_536
 SORTED = 4  # queries for which FAISS sorts all vectors
 ALONE = 10  # queries asked one at a time
+USEARCH = {"connectivity": 32, "expansion_add": 128, "expansion_search": 512}  # links as `index.approximate`
 REPEATS = 3
 GRID = 2.0**26  # the index keeps numbers rounded to this grid; so do these vectors
 Search = Callable[[np.ndarray], list[list[int]]]
@@ -44,7 +47,9 @@ def main() -> None:
     """Runs from the command line."""
     read = parser(__doc__)
     read.add_argument("--sizes", type=int, nargs="+", default=[31_783, 1_000_000], help="numbers of vectors")
-    read.add_argument("--engines", nargs="+", default=list(ENGINES), choices=ENGINES, help="which to measure")
+    read.add_argument(
+        "--engines", nargs="+", default=list(ENGINES[:-1]), choices=ENGINES, help="which to measure"
+    )
     read.add_argument("--queries", type=int, default=256, help="queries asked together, as in a round")
     read.add_argument(
         "--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads to search with"
@@ -119,13 +124,7 @@ def _build(engine: str, folder: Path) -> dict[str, float]:
     vectors = np.load(folder / "vectors.npy", mmap_mode="r")
     (folder / engine).mkdir()
     watch = Watch()
-    if engine == "faiss-flat":
-        import faiss
-
-        store = faiss.IndexFlatIP(vectors.shape[1])
-        store.add(np.ascontiguousarray(vectors))  # type: ignore[call-arg]  # faiss types its own wrapper wrongly
-        faiss.write_index(store, str(folder / engine / "index"))
-    else:
+    if engine in OWN:
         from index.folder import write_folder
 
         write_folder(
@@ -139,9 +138,31 @@ def _build(engine: str, folder: Path) -> dict[str, float]:
             image_folder=Path("/synthetic"),
             kind=engine,  # type: ignore[arg-type]
         )
+    elif engine == "usearch":
+        graph = _usearch()
+        graph.add(np.arange(len(vectors)), np.ascontiguousarray(vectors), threads=_threads())
+        graph.save(str(folder / engine / "index"))
+    else:
+        import faiss
+
+        store = faiss.IndexFlatIP(vectors.shape[1])
+        store.add(np.ascontiguousarray(vectors))  # type: ignore[call-arg]  # faiss types its own wrapper wrongly
+        faiss.write_index(store, str(folder / engine / "index"))
     seconds = watch.wall()
     disk = sum(path.stat().st_size for path in (folder / engine).iterdir())
     return {"build, s": seconds, "disk, MB": disk / 1e6}
+
+
+def _usearch() -> Any:
+    try:
+        from usearch.index import Index  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise ValueError("engine usearch: got no usearch; install it with: pip install usearch") from error
+    return Index(ndim=DIMENSION, metric="ip", dtype="f32", **USEARCH)
+
+
+def _threads() -> int:
+    return int(os.environ["OMP_NUM_THREADS"])  # `in_a_process` sets it
 
 
 def _search(engine: str, folder: Path) -> dict[str, Any]:
@@ -154,28 +175,45 @@ def _search(engine: str, folder: Path) -> dict[str, Any]:
     ways: dict[str, Callable[[], list[Any]]] = {
         "together": lambda: search(asked),
         "alone": lambda: [search(query[None]) for query in asked[:ALONE]],
-        "ranks": lambda: rank(asked[some], targets[some]),
     }
+    if rank is not None:
+        ways["ranks"] = lambda: rank(asked[some], targets[some])
     timed = in_turns(ways, REPEATS)
     found = zip(told["best"].tolist(), timed["together"].result, strict=True)
-    ranks = np.asarray(timed["ranks"].result)
-    return {
+    row = {
         "queries/s": len(asked) / timed["together"].wall,
         "queries/CPU s": len(asked) / timed["together"].cpu,
         "one query alone, CPU ms": 1000 * timed["alone"].cpu / len(asked[:ALONE]),
         "recall@10": float(np.mean([len({*true} & {*got}) / LISTED for true, got in found])),
-        "ranks/CPU s": len(ranks) / timed["ranks"].cpu,
-        "right ranks": float(np.mean(ranks == told["ranks"][some])),
+        "ranks/CPU s": None,
+        "right ranks": None,
         "memory, MB": anonymous_mb() - before,
     }
+    if rank is not None:
+        ranks = np.asarray(timed["ranks"].result)
+        row |= {
+            "ranks/CPU s": len(ranks) / timed["ranks"].cpu,
+            "right ranks": float(np.mean(ranks == told["ranks"][some])),
+        }
+    return row
 
 
-def _open(engine: str, folder: Path) -> tuple[Search, Rank]:
+def _open(engine: str, folder: Path) -> tuple[Search, Rank | None]:
     """Opens an engine: a search for the 10 best rows of queries, and one for the rank of a row each."""
+    path = str(folder / engine / "index")
+    if engine == "usearch":
+        graph = _usearch()
+        graph.load(path)
+        threads = _threads()
+        # USearch leaves out an axis when there is one query.
+        return (
+            lambda queries: graph.search(queries, LISTED, threads=threads).keys.reshape(-1, LISTED).tolist(),
+            None,
+        )
     if engine == "faiss-flat":
         import faiss
 
-        store = faiss.read_index(str(folder / engine / "index"))
+        store = faiss.read_index(path)
 
         def look_up(queries: np.ndarray, rows: np.ndarray) -> list[int]:
             _, sorted_rows = store.search(queries, store.ntotal)
