@@ -1,12 +1,14 @@
 """How close building an index comes to the encoder alone, and how much memory it takes.
 
     python -m benchmarks.index_build --root ~/Pictures --blip BLIP/chatir_weights.ckpt
+    python -m benchmarks.index_build --photographs 200 --blip random-base
     python -m benchmarks.index_build --memory 100000
 
 The first times the pictures of a folder (the demo's if none is given) through one encoder: the model alone on
-pixels that lie ready, and `index.build`. On CPUs decoding takes time from the model; on a GPU it does not.
-The second builds indexes of that many images, and of a tenth, with an encoder that costs nothing, and
-compares their memory.
+pixels that lie ready, `index.build`, and loading as clip-retrieval does it: torch's DataLoader, whose workers
+decode whole pictures without limits. On CPUs decoding takes time from the model; on a GPU it does not. The
+second does it with made-up photographs of 12 megapixels and a BLIP base of random weights. The third builds
+indexes of so many images, and of a tenth, with an encoder that costs nothing, and compares their memory.
 """
 
 from __future__ import annotations
@@ -27,16 +29,21 @@ from records import Image
 from settings import PROJECT, run_script
 
 DIMENSION = 256
+RANDOM_BASE = "random-base"
+PHOTOGRAPH = (4000, 3000)  # pixels: 12 megapixels
 
 
 def main() -> None:
     """Runs from the command line."""
     read = parser(__doc__)
     read.add_argument("--root", type=Path, help="folder of pictures; the demo's if not given")
-    read.add_argument("--blip", default="BLIP/weights/demo", help="checkpoint of the encoder")
+    read.add_argument(
+        "--blip", default="BLIP/weights/demo", help=f"checkpoint of the encoder, or {RANDOM_BASE}"
+    )
+    read.add_argument("--photographs", type=int, help="make so many of 12 megapixels, and take these")
     read.add_argument("--images", type=int, default=1000, help="at most so many of the pictures")
     read.add_argument("--batch", type=int, default=64, help="pictures encoded at a time")
-    read.add_argument("--workers", type=int, default=4, help="threads that decode")
+    read.add_argument("--workers", type=int, default=4, help="threads or processes that decode")
     read.add_argument("--repeats", type=int, default=3, help="turns of each way; their median counts")
     read.add_argument("--memory", type=int, help="instead: build over so many costless images, report memory")
     arguments = read.parse_args()
@@ -53,28 +60,45 @@ def time_ways(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     from index.decode import open_image
     from playground import open_dataset
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoder = BlipEncoder.open(PROJECT / arguments.blip, None, device, batch_size=arguments.batch)
-    if arguments.root is None:
-        dataset = open_dataset("demo", None, "test")
-    else:
-        dataset = open_dataset("image_folder", arguments.root, "all")
-    images = dataset.images[: arguments.images]
-    ready = [open_image(image.path, side=encoder.image_size) for image in images[: arguments.batch]]
-    pixels = to_pixels(ready, encoder.image_size).to(encoder.model.device)
-    encoder.encode_images(ready)  # so that nothing is set up on the clock
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        checkpoint = PROJECT / arguments.blip
+        if arguments.blip == RANDOM_BASE:
+            checkpoint = save_random_base(scratch / "base")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        encoder = BlipEncoder.open(checkpoint, None, device, batch_size=arguments.batch)
+        if arguments.photographs:
+            images = take_photographs(scratch / "photographs", arguments.photographs)
+        elif arguments.root is None:
+            images = open_dataset("demo", None, "test").images[: arguments.images]
+        else:
+            images = open_dataset("image_folder", arguments.root, "all").images[: arguments.images]
+        ready = [open_image(image.path, side=encoder.image_size) for image in images[: arguments.batch]]
+        pixels = to_pixels(ready, encoder.image_size).to(encoder.model.device)
+        encoder.encode_images(ready)  # so that nothing is set up on the clock
 
-    def model_alone() -> None:
-        for first in range(0, len(images), len(ready)):
-            batch = pixels[: len(images) - first]
-            encoder.image_features(encoder.image_hidden(batch)).cpu()
+        def model_alone() -> None:
+            for first in range(0, len(images), len(ready)):
+                batch = pixels[: len(images) - first]
+                encoder.image_features(encoder.image_hidden(batch)).cpu()
 
-    def ours() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            _build(images, encoder, Path(folder), arguments.batch, arguments.workers)
+        def ours() -> None:
+            with tempfile.TemporaryDirectory() as index:
+                _build(images, encoder, Path(index), arguments.batch, arguments.workers)
 
-    ways = {"the model alone": model_alone, "index.build": ours}
-    timed = in_turns(ways, arguments.repeats)
+        def loader() -> None:
+            """Source: clip-retrieval's FilesReader, whose workers and batches are those of a DataLoader."""
+            batches = torch.utils.data.DataLoader(
+                _Files([image.path for image in images], encoder.image_size),  # type: ignore[arg-type]
+                batch_size=arguments.batch,
+                num_workers=arguments.workers,
+                prefetch_factor=2,
+            )
+            for batch in batches:
+                encoder.image_features(encoder.image_hidden(batch)).cpu()
+
+        ways = {"the model alone": model_alone, "index.build": ours, "DataLoader": loader}
+        timed = in_turns(ways, arguments.repeats)
     alone = timed["the model alone"].wall
     return [
         {
@@ -86,6 +110,50 @@ def time_ways(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         }
         for way, one in timed.items()
     ]
+
+
+class _Files:
+    """Pictures for a DataLoader: decoded whole, resized, normalised."""
+
+    def __init__(self, paths: Sequence[Path], side: int) -> None:
+        self._paths, self._side = paths, side
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, place: int) -> Any:
+        from BLIP.images import to_pixels
+
+        with PILImage.open(self._paths[place]) as picture:
+            return to_pixels([picture.convert("RGB")], self._side)[0]
+
+
+def take_photographs(folder: Path, count: int) -> list[Image]:
+    """Makes JPEG files of the size and the detail of a telephone's photographs, about 4 MB each."""
+    folder.mkdir()
+    images = []
+    for number in range(count):
+        random = np.random.default_rng(number)
+        shapes = PILImage.fromarray(random.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+        picture = np.asarray(shapes.resize(PHOTOGRAPH, PILImage.Resampling.BICUBIC), dtype=np.int16)
+        grain = random.integers(-12, 13, picture.shape, dtype=np.int16)
+        path = folder / f"{number}.jpg"
+        PILImage.fromarray(np.clip(picture + grain, 0, 255).astype(np.uint8)).save(path, quality=90)
+        images.append(Image(path.name, path))
+    return images
+
+
+def save_random_base(folder: Path) -> Path:
+    """Saves a BLIP base of random weights, with the demo's vocabulary; returns the folder."""
+    from transformers import BlipConfig, BlipForImageTextRetrieval
+
+    vocabulary = (PROJECT / "BLIP/weights/demo/vocab.txt").read_text()
+    config = BlipConfig(
+        text_config={"vocab_size": len(vocabulary.splitlines())}
+    )  # the defaults are BLIP base
+    BlipForImageTextRetrieval(config).save_pretrained(folder)
+    (folder / "vocab.txt").write_text(vocabulary)
+    return folder
 
 
 class _Costless:
