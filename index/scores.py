@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-import faiss
 import numpy as np
 
 GRID = np.float32(2**26)
@@ -239,6 +238,8 @@ def _list_alone(
     query: np.ndarray, vectors: np.ndarray, k: int, excluded: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Has FAISS find candidates in float32, and scores them exactly; in doubt, scores all."""
+    import faiss  # not needed by those who only compare vectors
+
     wanted = k + len(excluded) + SPARE
     if wanted <= min(FEW_LISTED, len(vectors)):
         rough, found = faiss.knn(query, vectors, wanted, metric=faiss.METRIC_INNER_PRODUCT)
