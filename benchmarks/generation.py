@@ -1,20 +1,25 @@
 """How fast rewrites are written: this project's `TextModel` in its engines against transformers' `generate`.
 
     python -m benchmarks.generation
+    python -m benchmarks.generation --busy --ways auto
 
 Rewrites the demo's vague queries with captions of other scenes, by SmolLM2-135M; the ways take turns in one
-process. Only tokens of the answers count; what a batch goes on writing after an answer's end does not.
+process. Only tokens of the answers count; what a batch goes on writing after an answer's end does not. How
+long opening a model and its first rewrite take is measured in a fresh process each, imports included: cold,
+with the packages' files dropped from memory first (Linux only), and warm. ``--busy`` keeps one core busy
+meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from benchmarks.timing import in_turns, parser, report
+from benchmarks.timing import Watch, busy_core, drop_files, in_a_process, in_turns, parser, report
 from settings import PROJECT, run_script
 
 log = logging.getLogger(__name__)
@@ -39,8 +44,10 @@ def main() -> None:
         "--ways", nargs="+", default=list(WAYS), choices=WAYS, help="generate, or TextModel's precision"
     )
     read.add_argument("--repeats", type=int, default=3, help="turns of each way; their median counts")
+    read.add_argument("--busy", action="store_true", help="measure beside a process that keeps a core busy")
     arguments = read.parse_args()
-    report("generation", arguments, measure(arguments))
+    with busy_core(arguments.busy):
+        report("generation", arguments, measure(arguments))
 
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -51,6 +58,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     if "auto" in ways and not is_installed():
         log.warning("OpenVINO is left out: it is not installed; pip install openvino-genai")
         ways = [way for way in ways if way != "auto"]
+    openings = {way: _openings(way, prompts[0], max(arguments.batches)) for way in ways}
     opened = {way: _open(way, max(arguments.batches)) for way in ways}
     for write in opened.values():
         write(prompts[:1], 1)  # so that nothing is set up on the clock
@@ -65,7 +73,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     base, rows = timed[ways[0], arguments.batches[0]], []
     for way, batch in sorted(timed, key=lambda key: ways.index(key[0])):
         one, alone = timed[way, batch], timed[way, arguments.batches[0]]
-        same = sum(a.strip() == b.strip() for a, b in zip(one.result[0], alone.result[0], strict=True))
+        same = _share_equal(one.result[0], alone.result[0])
         rows.append(
             {
                 "way": WAYS[way],
@@ -75,10 +83,34 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 "CPU s": one.cpu,
                 "times as fast": base.wall / one.wall,
                 "times less CPU": base.cpu / one.cpu,
-                "same answers": same / len(prompts),
+                "same answers": same,
+                "as float32": _share_equal(one.result[0], base.result[0]) if GENERATE in ways else None,
+                **(openings[way] if batch == arguments.batches[0] else dict.fromkeys(openings[way])),
             }
         )
     return rows
+
+
+def _share_equal(answers: Sequence[str], others: Sequence[str]) -> float:
+    return sum(a.strip() == b.strip() for a, b in zip(answers, others, strict=True)) / len(answers)
+
+
+def _openings(way: str, prompt: str, max_batch: int) -> dict[str, float]:
+    """Opens a way in fresh processes, files in memory and not; returns seconds."""
+    threads = os.cpu_count() or 1
+    in_a_process(threads, _open_and_write, way, prompt, max_batch)  # whatever is made once is made
+    drop_files()
+    cold = sum(in_a_process(threads, _open_and_write, way, prompt, max_batch))
+    warm, first = in_a_process(threads, _open_and_write, way, prompt, max_batch)
+    return {"to the first rewrite, cold, s": cold, "opening, s": warm, "first rewrite, s": first}
+
+
+def _open_and_write(way: str, prompt: str, max_batch: int) -> tuple[float, float]:
+    watch = Watch()
+    write = _open(way, max_batch)
+    opened = watch.wall()
+    write([prompt], 1)
+    return opened, watch.wall() - opened
 
 
 def vague_prompts(count: int) -> list[str]:
@@ -136,6 +168,7 @@ def _text_model(precision: Any, max_batch: int) -> Write:
     from query_editing import MAX_TOKENS
 
     model = TextModel(MODEL, precision, max_batch)
+    model.load()
 
     def write(prompts: Sequence[str], batch: int) -> Answers:
         before, answers = model.tokens_written, []

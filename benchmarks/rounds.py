@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.timing import Watch, parser, report
+from benchmarks.timing import Watch, busy_core, parser, report
 from records import Query
 from settings import ExperimentSettings, run_script
 
@@ -47,8 +47,10 @@ def main() -> None:
     read.add_argument("--queries", type=int, default=500, help="queries of the demo's test split")
     read.add_argument("--sequential-queries", type=int, default=500, help="how many of them one at a time")
     read.add_argument("--rounds", type=int, default=4, help="rounds, the first search included")
+    read.add_argument("--busy", action="store_true", help="measure beside a process that keeps a core busy")
     arguments = read.parse_args()
-    report("rounds", arguments, measure(arguments))
+    with busy_core(arguments.busy):
+        report("rounds", arguments, measure(arguments))
 
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:

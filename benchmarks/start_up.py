@@ -17,14 +17,12 @@ import socket
 import statistics
 import subprocess
 import sys
-import sysconfig
 import time
 from contextlib import closing, suppress
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from benchmarks.timing import Watch, parser, report
+from benchmarks.timing import Watch, drop_files, parser, report
 from settings import PROJECT, run_script
 
 COMMANDS = {
@@ -70,18 +68,6 @@ def measure(names: list[str], runs: int) -> list[dict[str, Any]]:
         }
         for name, taken in warm.items()
     ]
-
-
-def drop_files() -> None:
-    """Drops the project's, Python's and its packages' files from memory, where the system can."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    for folder in {PROJECT, Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("purelib"))}:
-        for path in folder.rglob("*"):
-            if path.is_file() and not path.is_symlink():
-                descriptor = os.open(path, os.O_RDONLY)
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-                os.close(descriptor)
 
 
 def _run(name: str) -> tuple[float, float]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import multiprocessing
 import os
 import platform
 import resource
 import statistics
 import sys
+import sysconfig
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -20,6 +22,7 @@ from typing import Any, Generic, TypeVar
 
 from evaluation.tables import as_markdown
 from files import write_json
+from settings import PROJECT
 
 RESULTS = Path("runs/benchmarks")
 Result = TypeVar("Result")
@@ -76,6 +79,37 @@ def in_a_process(threads: int, work: Callable[..., Result], *arguments: Any) -> 
     finally:
         os.environ.clear()
         os.environ |= before
+
+
+@contextlib.contextmanager
+def busy_core(wanted: bool = True) -> Iterator[None]:
+    """Keeps one core busy meanwhile, if wanted, with a process of the same priority that only counts."""
+    process = multiprocessing.get_context("spawn").Process(target=_count, daemon=True)
+    if wanted:
+        process.start()
+    try:
+        yield
+    finally:
+        if wanted:
+            process.terminate()
+            process.join()
+
+
+def _count() -> None:
+    for _ in itertools.count():
+        pass
+
+
+def drop_files() -> None:
+    """Drops the project's, Python's and its packages' files from memory, where the system can."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for folder in {PROJECT, Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("purelib"))}:
+        for path in folder.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                descriptor = os.open(path, os.O_RDONLY)
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.close(descriptor)
 
 
 def anonymous_mb() -> float:
