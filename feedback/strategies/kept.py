@@ -9,7 +9,7 @@ import numpy as np
 
 from feedback.history import History
 
-KEPT_BYTES = 2**28  # 64 sessions over a million images
+KEPT_BYTES = 2**30  # the 256 sessions of a batch over a million images
 TURNS_AT_ONCE = 64
 
 
