@@ -41,6 +41,7 @@ def main() -> None:
         "--blip", default="BLIP/weights/demo", help=f"checkpoint of the encoder, or {RANDOM_BASE}"
     )
     read.add_argument("--photographs", type=int, help="make so many of 12 megapixels, and take these")
+    read.add_argument("--split", default="test", help="of the demo")
     read.add_argument("--images", type=int, default=1000, help="at most so many of the pictures")
     read.add_argument("--batch", type=int, default=64, help="pictures encoded at a time")
     read.add_argument("--workers", type=int, default=4, help="threads or processes that decode")
@@ -70,7 +71,7 @@ def time_ways(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         if arguments.photographs:
             images = take_photographs(scratch / "photographs", arguments.photographs)
         elif arguments.root is None:
-            images = open_dataset("demo", None, "test").images[: arguments.images]
+            images = open_dataset("demo", None, arguments.split).images[: arguments.images]
         else:
             images = open_dataset("image_folder", arguments.root, "all").images[: arguments.images]
         ready = [open_image(image.path, side=encoder.image_size) for image in images[: arguments.batch]]
