@@ -16,6 +16,8 @@ IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
 def resize(image: Image.Image, size: int) -> Image.Image:
     """Resizes a picture of any mode to RGB of ``size`` x ``size``; see `index.decode.squared`."""
+    if image.mode == "RGB" and image.size == (size, size) and not image.info:  # as `open_image` gives it
+        return image
     return squared(to_rgb(image), size)
 
 

@@ -149,9 +149,8 @@ def save_random_base(folder: Path) -> Path:
     from transformers import BlipConfig, BlipForImageTextRetrieval
 
     vocabulary = (PROJECT / "BLIP/weights/demo/vocab.txt").read_text()
-    config = BlipConfig(
-        text_config={"vocab_size": len(vocabulary.splitlines())}
-    )  # the defaults are BLIP base
+    size = len(vocabulary.splitlines()) + 2  # [DEC] and [ENC] come with the tokenizer
+    config = BlipConfig(text_config={"vocab_size": size})  # all else is BLIP base
     BlipForImageTextRetrieval(config).save_pretrained(folder)
     (folder / "vocab.txt").write_text(vocabulary)
     return folder
