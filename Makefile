@@ -40,6 +40,7 @@ bench: $(READY_TO_TEST)  ## time rounds, rewriting, index build and search again
 	$(RUN) -m benchmarks.generation
 	$(RUN) -m benchmarks.index_build
 	$(RUN) -m benchmarks.search
+	$(RUN) -m benchmarks.posterior
 	$(RUN) -m benchmarks.start_up
 
 check-weights: $(READY)  ## caption a known picture and rewrite a query with a preset's models: PRESET=rtx3090-int8
