@@ -71,11 +71,18 @@ def run_interactive(settings: InteractiveSettings, index: ImageIndex | None = No
             limit_concurrency=MAX_CONNECTIONS,
             timeout_graceful_shutdown=2,
         )
+        place = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+
+        class Server(uvicorn.Server):
+            """Names its address when it has taken over the signals; stopped before, asyncio complains."""
+
+            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().startup(sockets)
+                log.info("open %s (stop with Ctrl-C)", f"{place}?{TOKEN}={token}" if token else place)
+
         try:
             page.warm_up()
-            place = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
-            log.info("open %s (stop with Ctrl-C)", f"{place}?{TOKEN}={token}" if token else place)
-            uvicorn.Server(config).run(sockets=[listening])
+            Server(config).run(sockets=[listening])
         finally:
             page.close()
 

@@ -20,6 +20,13 @@ def test_each_engine_is_measured_and_exact_ones_are_right(tmp_path):
     assert not (tmp_path / "flat").exists()
 
 
+def test_a_graph_has_no_ranks(tmp_path):
+    pytest.importorskip("usearch", reason="needs requirements/dev.txt, Python 3.11")
+    arguments = argparse.Namespace(engines=["usearch"], queries=20, threads=[1])
+    (row,) = measure(arguments, 700, tmp_path)
+    assert row["recall@10"] > 0.9 and row["ranks/CPU s"] is None
+
+
 def test_each_strategy_is_played_over_several_rounds(tmp_path):
     arguments = argparse.Namespace(strategies=list(posterior.STRATEGIES), sessions=3, rounds=3)
     rows = posterior.measure(arguments, 700, tmp_path)
