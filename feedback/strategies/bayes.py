@@ -31,7 +31,7 @@ import numpy as np
 from feedback.calibration import NOISE
 from feedback.history import History, NextQuery, Strategy
 from feedback.strategies.collection import Collection
-from feedback.strategies.kept import KeptSums, NewTurn
+from feedback.strategies.kept import KeptArrays, KeptSums, NewTurn
 from index.scores import COARSE_ONE, coarse_rows, score_blocks, unit_rows
 from retriever import SearchQuery
 
@@ -59,6 +59,7 @@ class Bayes:
         self._collection = collection
         self._reads_captions = reads_captions
         self.needs_captions = inner.needs_captions
+        self._priors = KeptArrays()
         self._evidence = KeptSums(_told, self._add)
 
     def next(self, histories: Sequence[History]) -> list[NextQuery]:
@@ -68,21 +69,30 @@ class Bayes:
         moved = []
         for start in range(0, len(queries), AT_ONCE):
             part = slice(start, start + AT_ONCE)
-            logs = self._log_prior(vectors[part])
+            priors = self._log_priors(vectors[part])
             evidence = self._evidence.of(histories[part], len(self._collection.ids))
-            for query, row, known in zip(queries[part], logs, evidence, strict=True):
-                row += known
+            for query, prior, known in zip(queries[part], priors, evidence, strict=True):
+                row = prior + known
                 row -= log_sum(row)
                 moved.append(NextQuery(SearchQuery(query.search.text, scores=row), query.fallback))
         return moved
 
-    def _log_prior(self, vectors: np.ndarray) -> np.ndarray:
-        """Returns s(query, t) / PRIOR, (q, n) float32, of exact similarities."""
-        queries = unit_rows(vectors, self._collection.vectors.shape[1], "query vectors")
-        logs = np.empty((len(queries), len(self._collection.ids)), np.float32)
-        for some, rows, scores in score_blocks(queries, self._collection.vectors):
-            np.divide(scores, self._collection.calibration.prior, out=logs[some, rows], casting="same_kind")
-        return logs
+    def _log_priors(self, vectors: np.ndarray) -> list[np.ndarray]:
+        """Returns s(query, t) / PRIOR of each query, (n,) float32; kept, since most ask the same again."""
+        asked = {vector.tobytes(): vector for vector in vectors}
+        kept = {key: self._priors.take(key) for key in asked}
+        known = {key: row for key, row in kept.items() if row is not None}
+        new = [key for key in asked if key not in known]
+        if new:
+            rows = np.empty((len(new), len(self._collection.ids)), np.float32)
+            queries = unit_rows(np.stack([asked[key] for key in new]), vectors.shape[1], "query vectors")
+            for some, images, scores in score_blocks(queries, self._collection.vectors):
+                temperature = self._collection.calibration.prior
+                np.divide(scores, temperature, out=rows[some, images], casting="same_kind")
+            known |= zip(new, rows, strict=True)
+        for key, row in known.items():
+            self._priors.keep(key, row)
+        return [known[vector.tobytes()] for vector in vectors]
 
     def _add(self, new: Sequence[NewTurn]) -> None:
         """Adds log P(picks | shown, t): one product of all that was shown, block by block of images."""

@@ -1,4 +1,4 @@
-"""Sums over all images that grow by a turn a round, kept from round to round."""
+"""What strategies keep from round to round: arrays over all images, and sums that grow by a turn a round."""
 
 from __future__ import annotations
 
@@ -11,6 +11,23 @@ from feedback.history import History
 
 KEPT_BYTES = 2**30  # the 256 sessions of a batch over a million images
 TURNS_AT_ONCE = 64
+
+
+class KeptArrays:
+    """Arrays by what they were made of, as long as there is room; the oldest go first."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[Hashable, np.ndarray] = {}
+
+    def take(self, made_of: Hashable) -> np.ndarray | None:
+        """Returns an array, which is no longer kept."""
+        return self._arrays.pop(made_of, None)
+
+    def keep(self, made_of: Hashable, array: np.ndarray) -> None:
+        """Keeps an array."""
+        self._arrays[made_of] = array
+        while sum(each.nbytes for each in self._arrays.values()) > KEPT_BYTES:
+            del self._arrays[next(iter(self._arrays))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +63,7 @@ class KeptSums:
         """
         self._told = told
         self._add = add
-        self._kept: dict[Hashable, np.ndarray] = {}
+        self._kept = KeptArrays()
 
     def of(self, histories: Sequence[History], images: int) -> list[np.ndarray]:
         """Returns each session's sum, (images,) float32; not to be changed."""
@@ -54,14 +71,12 @@ class KeptSums:
         new: list[NewTurn] = []
         for history in histories:
             count = len(history.turns)
-            known = self._kept.pop(self._told(history, count - 1), None)
+            known = self._kept.take(self._told(history, count - 1))
             begin = 0 if known is None else count - 1
             sums.append(np.zeros(images, np.float32) if known is None else known)
             new += [NewTurn(sums[-1], history, number) for number in range(begin, count)]
         for first in range(0, len(new), TURNS_AT_ONCE):
             self._add(new[first : first + TURNS_AT_ONCE])
         for history, known in zip(histories, sums, strict=True):
-            self._kept[self._told(history, len(history.turns))] = known
-        while sum(known.nbytes for known in self._kept.values()) > KEPT_BYTES:
-            del self._kept[next(iter(self._kept))]
+            self._kept.keep(self._told(history, len(history.turns)), known)
         return sums
