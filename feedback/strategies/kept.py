@@ -9,12 +9,12 @@ import numpy as np
 
 from feedback.history import History
 
-KEPT_BYTES = 2**30  # the 256 sessions of a batch over a million images
+KEPT = 256  # arrays, one a session: those of a batch (`query_batch`)
 TURNS_AT_ONCE = 64
 
 
 class KeptArrays:
-    """Arrays by what they were made of, as long as there is room; the oldest go first."""
+    """Arrays by what they were made of, the latest `KEPT` of them."""
 
     def __init__(self) -> None:
         self._arrays: dict[Hashable, np.ndarray] = {}
@@ -26,7 +26,7 @@ class KeptArrays:
     def keep(self, made_of: Hashable, array: np.ndarray) -> None:
         """Keeps an array."""
         self._arrays[made_of] = array
-        while sum(each.nbytes for each in self._arrays.values()) > KEPT_BYTES:
+        while len(self._arrays) > KEPT:
             del self._arrays[next(iter(self._arrays))]
 
 
@@ -48,8 +48,8 @@ class NewTurn:
 class KeptSums:
     """A sum for each session, of what each of its turns says of all images.
 
-    A sum is kept under the turns that it holds until the next round, where there is room. Otherwise its turns
-    are added again, in the same order and so to the same bits.
+    A sum is kept under the turns that it holds until the next round. Where it is kept no more its turns are
+    added again, in the same order and so to the same bits.
     """
 
     def __init__(
