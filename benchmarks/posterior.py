@@ -4,8 +4,8 @@
 
 The vectors are those of `benchmarks.search`, in an index on the disk. Every session has a target, begins with
 a vector near it in the place of words, and points at the picture shown that is nearest to it, round after
-round; none ends. Encoding texts is not measured. All sessions move together, as in a run. Each strategy has a
-process of its own.
+round; none ends. Encoding texts is not measured. The captions' vectors are others of the same width. All
+sessions move together, as in a run. Each strategy has a process of its own.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.search import CLUSTER, DIMENSION, clustered
+from benchmarks.search import BLOCK, CLUSTER, DIMENSION, clustered
 from benchmarks.timing import Watch, anonymous_mb, in_a_process, parser, report
 from settings import run_script
 
 log = logging.getLogger(__name__)
 
-STRATEGIES = ("bayes", "rrf", "score-fusion", "rocchio")
+STRATEGIES = ("bayes", "bayes-captions", "rrf", "score-fusion", "rocchio")
 SHOWN = 10
+CAPTIONS = "captions.npy"
 
 
 def main() -> None:
     """Runs from the command line."""
     read = parser(__doc__)
     read.add_argument("--sizes", type=int, nargs="+", default=[100_000, 1_000_000], help="numbers of images")
-    read.add_argument("--strategies", nargs="+", default=["bayes", "rrf"], choices=STRATEGIES)
+    read.add_argument("--strategies", nargs="+", default=list(STRATEGIES[:-1]), choices=STRATEGIES)
     read.add_argument("--sessions", type=int, default=64, help="queries that move together")
     read.add_argument("--rounds", type=int, default=10, help="of each, the first search included")
     arguments = read.parse_args()
@@ -76,10 +77,15 @@ class VectorEncoder:
 def _write_index(folder: Path, count: int) -> None:
     from index.folder import write_folder
 
+    clusters = max(1, count // CLUSTER)
+    captions = np.lib.format.open_memmap(folder / CAPTIONS, "w+", np.float32, (count, DIMENSION))
+    for number, block in enumerate(clustered(count, 3, clusters)):
+        captions[number * BLOCK : number * BLOCK + len(block)] = block
+    captions.flush()
     write_folder(
-        folder,
+        folder / "index",
         [f"{number}.jpg" for number in range(count)],
-        clustered(count, 1, max(1, count // CLUSTER)),
+        clustered(count, 1, clusters),
         dimension=DIMENSION,
         model_name="synthetic",
         model_fingerprint="synthetic",
@@ -90,18 +96,22 @@ def _write_index(folder: Path, count: int) -> None:
 
 
 def _play(name: str, folder: Path, sessions: int, rounds: int) -> dict[str, float]:
+    from feedback.calibration import Calibration
     from feedback.history import History, Turn
     from feedback.strategies import make_strategy
     from feedback.strategies.collection import Collection
     from index.faiss_index import FaissIndex
     from retriever import Retriever
 
-    index = FaissIndex.open(folder)
+    index = FaissIndex.open(folder / "index")
+    calibration = Calibration(captions=2.0)  # as on COCO; without a weight captions would be compared in vain
     clusters = max(1, len(index) // CLUSTER)
     words = np.concatenate(list(clustered(sessions * (rounds + 1), 2, clusters)))
     retriever = Retriever(VectorEncoder(words), index)
     before = anonymous_mb()
-    strategy = make_strategy(name, None, Collection(retriever))
+    said = np.load(folder / CAPTIONS, mmap_mode="r")
+    collection = Collection(retriever, None, lambda: said, lambda: calibration)
+    strategy = make_strategy(name, None, collection)
     targets = index.vectors[np.linspace(0, len(index) - 1, sessions, dtype=int)].astype(np.float64)
     turns: list[tuple[Turn, ...]] = [()] * sessions
     moved, searched, most = [], [], 0.0
@@ -121,8 +131,8 @@ def _play(name: str, folder: Path, sessions: int, rounds: int) -> dict[str, floa
             picked = {image_id for turn in turns[place] for image_id in turn.liked}
             left = [image_id for image_id in ranking.ids if image_id not in picked] or [*ranking.ids]
             best = left[int(np.argmax(retriever.vectors_of(left) @ targets[place]))]
-            said = str(sessions * (number + 1) + place)
-            turns[place] += (Turn(str(place), ranking.ids, (best,), (), (said,)),)
+            caption = str(sessions * (number + 1) + place)
+            turns[place] += (Turn(str(place), ranking.ids, (best,), (), (caption,)),)
     return {
         "first round": moved[0],
         "last round": moved[-1],
