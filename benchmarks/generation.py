@@ -71,6 +71,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         arguments.repeats,
     )
     base, rows = timed[ways[0], arguments.batches[0]], []
+    plain = timed.get((GENERATE, arguments.batches[0]))
     for way, batch in sorted(timed, key=lambda key: ways.index(key[0])):
         one, alone = timed[way, batch], timed[way, arguments.batches[0]]
         same = _share_equal(one.result[0], alone.result[0])
@@ -84,7 +85,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 "times as fast": base.wall / one.wall,
                 "times less CPU": base.cpu / one.cpu,
                 "same answers": same,
-                "as float32": _share_equal(one.result[0], base.result[0]) if GENERATE in ways else None,
+                "as generate": None if plain is None else _share_equal(one.result[0], plain.result[0]),
                 **(openings[way] if batch == arguments.batches[0] else dict.fromkeys(openings[way])),
             }
         )

@@ -148,11 +148,11 @@ def save_random_base(folder: Path) -> Path:
     """Saves a BLIP base of random weights, with the demo's vocabulary; returns the folder."""
     from transformers import BlipConfig, BlipForImageTextRetrieval
 
-    vocabulary = (PROJECT / "BLIP/weights/demo/vocab.txt").read_text()
+    vocabulary = (PROJECT / "BLIP/weights/demo/vocab.txt").read_text(encoding="utf-8")
     size = len(vocabulary.splitlines()) + 2  # [DEC] and [ENC] come with the tokenizer
     config = BlipConfig(text_config={"vocab_size": size})  # all else is BLIP base
     BlipForImageTextRetrieval(config).save_pretrained(folder)
-    (folder / "vocab.txt").write_text(vocabulary)
+    (folder / "vocab.txt").write_text(vocabulary, encoding="utf-8")
     return folder
 
 

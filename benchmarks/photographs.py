@@ -34,6 +34,7 @@ from evaluation.comparison import Difference, paired_bootstrap
 from feedback.calibration import Calibration, calibrate, calibrate_on_people
 from feedback.protocols import PROTOCOLS
 from feedback.sentence_encoder import SentenceEncoder, encode_captions, open_sentence_encoder
+from feedback.users import CONTROLS
 from index.decode import open_image
 from index.scores import unit_rows
 from records import Image, Query, Round
@@ -81,7 +82,7 @@ class Run:
             "captions in the search": self.fused,
             "scrolling" if self.is_control else self.strategy: True,
             "on people": self.on_people,
-            f"{self.user} picks": self.user != "independent" and not self.is_control,
+            f"{self.user} picks": self.user in CONTROLS and not self.is_control,
             f"up to {self.likes} picks": self.likes > 1,
             f"{self.noise:.0%} wrong": self.noise > 0,
             "tells": self.tells,
@@ -100,7 +101,7 @@ RUNS = {  # by the name of the group
             for on_people in (False, True)
             for habit in ({}, {"likes": 3}, {"noise": 0.3})
         ),
-        *(replace(POSTERIOR, user=user) for user in ("random", "first")),
+        *(replace(POSTERIOR, user=user) for user in CONTROLS),
     ),
     "fused": (
         SCROLLING,

@@ -12,11 +12,12 @@ list. USearch's HNSW graph (requirements/dev.txt) has none; it is built in 10 mi
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +31,14 @@ log = logging.getLogger(__name__)
 ENGINES = ("flat", "hnsw", "ivf", "faiss-flat", "usearch")
 OWN = ENGINES[:3]  # this project's
 LISTED = 10
+MADE_UP = "synthetic"
 CLUSTER = 500  # vectors in a cluster, on average
 DIMENSION = 256
 DIRECTIONS = 32
 BLOCK = 65_536
 SORTED = 4  # queries for which FAISS sorts all vectors
 ALONE = 10  # queries asked one at a time
-USEARCH: dict[str, Any] = {
-    "connectivity": 32,
-    "expansion_add": 128,
-    "expansion_search": 512,
-}  # links as `index.approximate`
+LINKS = 32  # of a vector in USearch's graph, as in `index.approximate`
 REPEATS = 3
 GRID = 2.0**26  # the index keeps numbers rounded to this grid; so do these vectors
 Search = Callable[[np.ndarray], list[list[int]]]
@@ -57,6 +55,9 @@ def main() -> None:
         "--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads to search with"
     )
     arguments = read.parse_args()
+    if "usearch" in arguments.engines and importlib.util.find_spec("usearch") is None:
+        log.warning("USearch is left out: it is not installed; pip install -r requirements/dev.txt")
+        arguments.engines.remove("usearch")
     rows = []
     for size in arguments.sizes:
         with tempfile.TemporaryDirectory() as folder:
@@ -127,19 +128,8 @@ def _build(engine: str, folder: Path) -> dict[str, float]:
     (folder / engine).mkdir()
     watch = Watch()
     if engine in OWN:
-        from index.folder import write_folder
-
-        write_folder(
-            folder / engine,
-            [f"{number}.jpg" for number in range(len(vectors))],
-            (vectors[first : first + BLOCK] for first in range(0, len(vectors), BLOCK)),
-            dimension=vectors.shape[1],
-            model_name="synthetic",
-            model_fingerprint="synthetic",
-            dataset="synthetic",
-            image_folder=Path("/synthetic"),
-            kind=engine,  # type: ignore[arg-type]
-        )
+        blocks = (vectors[first : first + BLOCK] for first in range(0, len(vectors), BLOCK))
+        write_index(folder / engine, len(vectors), blocks, engine)
     elif engine == "usearch":
         graph = _usearch()
         graph.add(np.arange(len(vectors)), np.ascontiguousarray(vectors), threads=_threads())
@@ -155,14 +145,29 @@ def _build(engine: str, folder: Path) -> dict[str, float]:
     return {"build, s": seconds, "disk, MB": disk / 1e6}
 
 
+def write_index(folder: Path, count: int, blocks: Iterable[np.ndarray], kind: str) -> None:
+    """Writes an index of made-up vectors, of the pictures ``0.jpg``, ``1.jpg`` and so on."""
+    from index.folder import write_folder
+
+    write_folder(
+        folder,
+        [f"{number}.jpg" for number in range(count)],
+        blocks,
+        dimension=DIMENSION,
+        model_name=MADE_UP,
+        model_fingerprint=MADE_UP,
+        dataset=MADE_UP,
+        image_folder=Path("/", MADE_UP),
+        kind=kind,  # type: ignore[arg-type]
+    )
+
+
 def _usearch() -> Any:
-    try:
-        from usearch.index import Index
-    except ImportError as error:
-        raise ValueError(
-            "engine usearch: got no usearch; run: pip install -r requirements/dev.txt"
-        ) from error
-    return Index(ndim=DIMENSION, metric="ip", dtype="f32", **USEARCH)
+    from usearch.index import Index
+
+    return Index(
+        ndim=DIMENSION, metric="ip", dtype="f32", connectivity=LINKS, expansion_add=128, expansion_search=512
+    )
 
 
 def _threads() -> int:

@@ -82,17 +82,18 @@ def in_a_process(threads: int, work: Callable[..., Result], *arguments: Any) -> 
 
 
 @contextlib.contextmanager
-def busy_core(wanted: bool = True) -> Iterator[None]:
+def busy_core(wanted: bool) -> Iterator[None]:
     """Keeps one core busy meanwhile, if wanted, with a process of the same priority that only counts."""
+    if not wanted:
+        yield
+        return
     process = multiprocessing.get_context("spawn").Process(target=_count, daemon=True)
-    if wanted:
-        process.start()
+    process.start()
     try:
         yield
     finally:
-        if wanted:
-            process.terminate()
-            process.join()
+        process.terminate()
+        process.join()
 
 
 def _count() -> None:

@@ -23,8 +23,8 @@ from experiments.run import scrolling_name
 from experiments.run_folder import check_run_folder, run_folder
 from experiments.setup import Setup
 from feedback.protocols import PROTOCOLS
-from feedback.simulated_users import CONTROLS
 from feedback.strategies import STRATEGIES
+from feedback.users import CONTROLS
 from files import write_bytes, write_json
 from settings import ComparisonSettings
 

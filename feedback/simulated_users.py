@@ -28,7 +28,6 @@ from records import Image, Query
 from retriever import Retriever
 from settings import UserName
 
-CONTROLS = ("random", "first")  # they judge nothing, so they neither err nor lose patience
 CAPTION_READERS = frozenset(("independent", "caption"))  # they judge with a sentence encoder
 
 
@@ -127,19 +126,21 @@ class SimulatedUsers:
         return {query.id: phrases_unsaid(query.text, captions[goals[query.id]]) for query in self._queries}
 
     @cached_property
-    def _encode(self) -> Callable[[Sequence[str]], np.ndarray]:
+    def _encoder(self) -> SentenceEncoder:
+        """Opened when somebody judges: a run that has ended needs none."""
         encoder = self._sentence_encoder
-        if isinstance(encoder, str):
-            check_installed(encoder)
-        opened: list[SentenceEncoder] = []  # when somebody judges: a run that has ended needs none
+        return open_sentence_encoder(encoder) if isinstance(encoder, str) else encoder
+
+    @cached_property
+    def _encode(self) -> Callable[[Sequence[str]], np.ndarray]:
+        if isinstance(self._sentence_encoder, str):
+            check_installed(self._sentence_encoder)
         encoded: dict[str, np.ndarray] = {}  # users share captions, and so do all frames of a video
 
         def encode(texts: Sequence[str]) -> np.ndarray:
             new = [text for text in dict.fromkeys(texts) if text not in encoded]
             if new:
-                if not opened:
-                    opened.append(open_sentence_encoder(encoder) if isinstance(encoder, str) else encoder)
-                encoded.update(zip(new, opened[0].encode_texts(new), strict=True))
+                encoded.update(zip(new, self._encoder.encode_texts(new), strict=True))
             return np.stack([encoded[text] for text in texts])
 
         return encode

@@ -23,6 +23,8 @@ from records import Feedback, Image
 
 Encode = Callable[[Sequence[str]], np.ndarray]  # texts, or image ids, to (n, d) float32 unit rows
 
+CONTROLS = ("random", "first")  # users who judge nothing, so that they neither err nor lose patience
+
 
 @dataclass(frozen=True)
 class View:

@@ -16,13 +16,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 GRID = np.float32(2**26)
-COARSE = np.float32(2**11)
-COARSE_ONE = float(COARSE**2)
+COARSE = np.float32(2**11)  # steps of a coarse row in 1
+COARSE_ONE = float(COARSE**2)  # a cosine of 1, as a product of coarse rows
 UNIT_TOLERANCE = 1e-3
 ROWS_AT_ONCE = 2048  # 4 MB of 256-d float64: what the product reads stays in the processor's cache
 QUERIES_AT_ONCE = 256
-FEW_QUERIES = 6  # of more, turning all vectors into float64 once costs less than FAISS's scan for each
-FEW_LISTED = 2048
+FEW_QUERIES = 6  # for more, turning all vectors into float64 once costs less than a scan by FAISS for each
+FEW_LISTED = 2048  # candidates that FAISS is asked for, at most
 SPARE = 16  # candidates more than asked for, so that rounding seldom matters
 REBUILD = "build the index with: python embed_image_as_faiss.py"  # what errors of a damaged index end with
 
@@ -247,8 +247,8 @@ def _list_alone(
         scores = vectors[rows].astype(np.float64) @ query[0].astype(np.float64)
         order = np.lexsort((rows, -scores))[:k]
         rows, scores = rows[order], scores[order]
-        # A float32 sum of d products of unit vectors is off by less than d / 2**24, in whatever order.
-        if scores[-1] > rough[0, -1] + query.shape[1] / 2**24:
+        # A float32 sum of d products of unit vectors is off by little more than d / 2**24, in whatever order.
+        if scores[-1] > rough[0, -1] + query.shape[1] / 2**23:
             return rows, scores
     return _list_part(query, vectors, k, [excluded])[0]
 

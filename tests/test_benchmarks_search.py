@@ -31,4 +31,4 @@ def test_each_strategy_is_played_over_several_rounds(tmp_path):
     arguments = argparse.Namespace(strategies=list(posterior.STRATEGIES), sessions=3, rounds=3)
     rows = posterior.measure(arguments, 700, tmp_path)
     assert [row["strategy"] for row in rows] == list(posterior.STRATEGIES)
-    assert all(row["first round"] > 0 and row["last round"] > 0 for row in rows)
+    assert all(row["second round"] > 0 and row["last round"] > 0 for row in rows)

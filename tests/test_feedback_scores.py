@@ -213,6 +213,17 @@ def test_a_round_looks_at_what_is_new_in_it_only(collection, name, monkeypatch):
     assert asked[3:] == [[0], [1], [2]]
 
 
+def test_each_query_has_its_own_prior_in_every_round(collection):
+    going_on = make_strategy("bayes", None, collection)
+    told = [[turn([A, B, C], [A], words=words) for _ in range(3)] for words in ("red dog", "cat", "red dog")]
+    for count in (1, 2, 3):
+        moved = going_on.next([History(tuple(turns[:count])) for turns in reversed(told)])
+        for query, turns in zip(moved, reversed(told), strict=True):
+            alone = scores_of(collection, "bayes", *turns[:count])
+            assert np.array_equal(query.search.scores, alone.scores)
+    assert not np.array_equal(moved[0].search.scores, moved[1].search.scores)
+
+
 def test_words_said_later_begin_the_lists_anew(collection):
     strategy = make_strategy("rrf", None, collection)
     first = turn([A, B], [A])

@@ -86,8 +86,8 @@ class Bayes:
         if new:
             rows = np.empty((len(new), len(self._collection.ids)), np.float32)
             queries = unit_rows(np.stack([asked[key] for key in new]), vectors.shape[1], "query vectors")
+            temperature = self._collection.calibration.prior
             for some, images, scores in score_blocks(queries, self._collection.vectors):
-                temperature = self._collection.calibration.prior
                 np.divide(scores, temperature, out=rows[some, images], casting="same_kind")
             known |= zip(new, rows, strict=True)
         for key, row in known.items():
@@ -107,14 +107,18 @@ class Bayes:
         for first in range(0, len(self._collection.ids), IMAGES_AT_ONCE):
             block = slice(first, first + IMAGES_AT_ONCE)
             alike = [
-                (np.split(some @ coarse_rows(vectors[block]).T, ends[:-1]), np.float32(weight / COARSE_ONE))
+                (np.split(some @ coarse_rows(vectors[block]).T, ends[:-1]), weight / COARSE_ONE)
                 for some, vectors, weight in compared
             ]
             for place, (total, turn) in enumerate(told):
                 affinity = reduce(np.add, [weight * parts[place] for parts, weight in alike])
-                for picks, sign in ((turn.liked, 1), (turn.disliked, -1)):
-                    places = [shown[place].index(image_id) for image_id in picks]
-                    total[block] += log_ranking(affinity, places, sign)
+                likes, dislikes = (
+                    [shown[place].index(image_id) for image_id in ids] for ids in (turn.liked, turn.disliked)
+                )
+                if likes:
+                    total[block] += log_ranking(affinity, likes)
+                if dislikes:
+                    total[block] += log_ranking(-affinity, dislikes)
 
     def _compared(self) -> list[tuple[np.ndarray, float]]:
         """Returns the vectors that the user model compares, (n, d) float32 unit rows, and their weights."""
@@ -127,22 +131,21 @@ def _told(history: History, count: int) -> tuple[tuple[tuple[str, ...], ...], ..
     return tuple((turn.shown, turn.liked, turn.disliked) for turn in history.turns[:count])
 
 
-def log_ranking(affinity: np.ndarray, picks: Sequence[int], sign: int = 1) -> np.ndarray | float:
+def log_ranking(affinity: np.ndarray, picks: Sequence[int]) -> np.ndarray:
     """Computes log P(picks in this order | shown, t) for all images t.
 
     Args:
         affinity: (m, n) floats, u of the m shown images with all n images.
         picks: Of the m, each once.
-        sign: -1 for dislikes.
 
     Returns:
-        (n,) of the same dtype; 0 without a pick.
+        (n,) of the same dtype; zeros without a pick.
     """
     left = list(range(len(affinity)))
-    logs: np.ndarray | float = 0.0
-    for pick in picks:
-        less = affinity[left] if len(left) < len(affinity) else affinity
-        odds = less - affinity[pick] if sign > 0 else affinity[pick] - less
+    logs = np.zeros(affinity.shape[1], affinity.dtype)
+    for number, pick in enumerate(picks):
+        rest = affinity[left] if number else affinity  # the first is picked from all: no copy
+        odds = rest - affinity[pick]
         with np.errstate(over="ignore"):  # an infinite sum is a softmax of 0, as it should be
             one_over_softmax = np.exp(odds, out=odds).sum(axis=0)
         logs += np.log((1 - NOISE) / one_over_softmax + NOISE / len(left))

@@ -162,6 +162,7 @@ def rank_credit(scores: np.ndarray) -> np.ndarray:
     order = np.argsort(-scores)  # the fast kind, which leaves equal scores in any order
     ordered = scores[order]
     equal = ordered[1:] == ordered[:-1]
+    # What stands beside its equal is put in order of its row; that is little, so this costs little.
     tied = np.flatnonzero(np.append(equal, False) | np.append(False, equal))
     order[tied] = order[tied][np.lexsort((order[tied], -ordered[tied]))]
     credit = np.empty(len(scores))
